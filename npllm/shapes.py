@@ -1,0 +1,92 @@
+"""The glossary: what the letters in every shape mean, and the names of all weights.
+
+    T  query tokens: the positions computed in this pass          N  query heads
+    S  key tokens: those in the KV cache and the new ones         K  key/value heads
+    C  capacity of the KV cache, in tokens                        G  N / K: query heads that share a key/value head
+    D  model width (config.json: hidden_size)                     H  head width (head_dim)
+    F  feed-forward width (intermediate_size); in a weight        R  rotated pairs of a head: H / 2, or fewer
+       [F D] any width that comes out                             L  layers, that is Transformer blocks
+    V  vocabulary                                                 ...  leading axes: none, or [B] for a batch
+
+`Float[Array, "... T D"]` reads: an array of floating-point numbers whose last two axes are T and D. The tests execute
+these annotations (jaxtyping); in normal use they are only read.
+"""
+
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import array_api_compat
+from jaxtyping import Bool, Float, Int
+
+# Any array of an array-API namespace: NumPy, CuPy, torch, array-api-strict. Functions ask the array which one it is.
+Array: TypeAlias = Any
+
+NAMESPACES: dict[type, Any] = {}
+
+
+def array_namespace(x: Array) -> Any:
+    """The library that x belongs to, as a module `xp` with the array API's functions: xp.exp, xp.sum, ...
+
+    It is array-api-compat's function of that name, asked once for each type of array: a block wants to know it 14
+    times, and would spend a tenth of a small model's time on it.
+
+    >>> import numpy as np
+    >>> array_namespace(np.zeros(3)).__name__
+    'array_api_compat.numpy'
+    """
+    kind = type(x)
+    if kind not in NAMESPACES:
+        NAMESPACES[kind] = array_api_compat.array_namespace(x)
+    return NAMESPACES[kind]
+
+
+@runtime_checkable
+class Packed(Protocol):
+    """A weight matrix kept in a storage of its own (16, 8 or 4 bits), which knows how to multiply.
+
+    `linear` and `embed` are the only functions that ask for one; everything else passes it on.
+    """
+
+    shape: tuple[int, int]  # [F, D]
+    dtype: Any  # of the storage
+
+    def matmul(self, x2d: Float[Array, "T D"]) -> Float[Array, "T F"]:
+        """x2d @ W.T"""
+        ...
+
+    def rows(self, ids: Int[Array, " T"]) -> Float[Array, "T D"]:
+        """W[ids]"""
+        ...
+
+
+Weight: TypeAlias = Float[Array, "F D"] | Packed
+
+
+class BlockWeights(NamedTuple):
+    """The weights of one Transformer block, by their names in a Phi-3 checkpoint.
+
+    A weight [out, in] maps a vector x to x @ W.T. `qkv_proj` holds the query, key and value projections one below the
+    other; `gate_up_proj` the gate and up projections. Checkpoints that keep them apart (Llama) are joined when loaded.
+    """
+
+    input_layernorm: Float[Array, " D"]
+    qkv_proj: Weight  # [(N + 2K)·H, D]
+    o_proj: Weight  # [D, N·H]
+    post_attention_layernorm: Float[Array, " D"]  # its name; it stands before the feed-forward network
+    gate_up_proj: Weight  # [2F, D]
+    down_proj: Weight  # [D, F]
+    qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None  # biases: Qwen2's queries, keys and values; some Llamas
+    o_proj_bias: Float[Array, " D"] | None = None
+    gate_up_proj_bias: Float[Array, " 2F"] | None = None
+    down_proj_bias: Float[Array, " D"] | None = None
+
+
+class Weights(NamedTuple):
+    """The weights of the whole model. With tied embeddings `lm_head` is `embed_tokens`, the same object."""
+
+    embed_tokens: Weight  # [V, D]
+    layers: tuple[BlockWeights, ...]  # L of them
+    norm: Float[Array, " D"]
+    lm_head: Weight  # [V, D]
+
+
+__all__ = ["Array", "BlockWeights", "Bool", "Float", "Int", "Packed", "Weight", "Weights", "array_namespace"]

@@ -1,0 +1,74 @@
+"""Looking at a value as it passes.
+
+Inside the pass a value is named where it arises: `weights = tap("weights", softmax(scores))`. The default tap,
+`untapped`, returns its value and costs a function call. A recorder keeps the value; any function of the same
+signature may also return another one, which the pass then goes on with.
+"""
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+from array_api_compat import device
+
+from .shapes import Array, array_namespace
+
+Tap = Callable[[str, Array], Array]
+
+
+def untapped(name: str, value: Array) -> Array:
+    """Return the value: nobody is looking."""
+    return value
+
+
+def under(tap: Tap, prefix: str) -> Tap:
+    """The same tap for an inner part: a value named "q" there is "layers.7.attention.q" here."""
+    if tap is untapped:
+        return untapped
+    return lambda name, value: tap(f"{prefix}.{name}", value)
+
+
+def record(into: dict[str, Array], only: str = "*") -> Tap:
+    """A tap that keeps values in the dict `into`, under their full names.
+
+    Parameters
+    ----------
+    into : filled as the pass goes on, in the order of execution
+    only : a pattern as for file names: "*.weights", "layers.7.*", or several, separated by commas
+
+    A name that comes again (a prompt computed in chunks) is joined along T. The keys that a chunk sees grow from
+    chunk to chunk: earlier rows of "scores" are filled up with -inf, of "weights" with 0, as a mask would.
+
+    >>> import numpy as np
+    >>> seen = {}
+    >>> tap = record(seen, "*.scores")
+    >>> _ = tap("layers.0.attention.scores", np.ones((1, 2, 2))), tap("layers.0.attention.weights", np.ones((1, 2, 2)))
+    >>> _ = tap("layers.0.attention.scores", np.ones((1, 1, 3)))
+    >>> list(seen), seen["layers.0.attention.scores"][0]
+    (['layers.0.attention.scores'], array([[  1.,   1., -inf],
+           [  1.,   1., -inf],
+           [  1.,   1.,   1.]]))
+    """
+    patterns = only.split(",")
+
+    def recorder(name: str, value: Array) -> Array:
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            into[name] = join(name, into[name], value) if name in into else value
+        return value
+
+    return recorder
+
+
+def join(name: str, earlier: Array, later: Array) -> Array:
+    """Two chunks of one tapped value as one, along T: the second axis from the right of every tap."""
+    xp = array_namespace(later)
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("scores", "weights"):  # [..., N, T, S]: S has grown
+        shape = (*earlier.shape[:-1], later.shape[-1] - earlier.shape[-1])
+        unseen = xp.full(
+            shape,
+            float("-inf") if leaf == "scores" else 0.0,
+            dtype=earlier.dtype,
+            device=device(earlier),
+        )
+        earlier = xp.concat([earlier, unseen], axis=-1)
+    return xp.concat([earlier, later], axis=-2)
