@@ -1,0 +1,95 @@
+"""Attention: each token takes in what is relevant of the tokens before it.
+
+Two steps: score how relevant each earlier token is, then combine their information by these scores. It is done by many
+heads at once, each with queries, keys and values of its own.
+
+Source: "The attention layer at a glance", "How attention is calculated" (Figures 3-14 to 3-21), "Multi-query and
+grouped-query attention" (Figures 3-25 to 3-28); Vaswani et al. 2017, "Attention is all you need"; Shazeer 2019;
+Ainslie et al. 2023, "GQA".
+"""
+
+import math
+
+from .config import Config
+from .linear import linear
+from .shapes import Array, BlockWeights, Bool, Float, array_namespace
+from .tap import Tap, untapped
+
+
+def split_heads(x: Float[Array, "... T NH"], heads: int) -> Float[Array, "... N T H"]:
+    """One vector per token as one vector per head and token."""
+    xp = array_namespace(x)
+    return xp.moveaxis(xp.reshape(x, (*x.shape[:-1], heads, -1)), -2, -3)
+
+
+def merge_heads(x: Float[Array, "... N T H"]) -> Float[Array, "... T NH"]:
+    """The heads' vectors side by side again: the inverse of `split_heads`."""
+    xp = array_namespace(x)
+    x = xp.moveaxis(x, -3, -2)
+    return xp.reshape(x, (*x.shape[:-2], -1))
+
+
+def queries_keys_values(
+    x: Float[Array, "... T D"], weights: BlockWeights, config: Config
+) -> tuple[Float[Array, "... N T H"], Float[Array, "... K T H"], Float[Array, "... K T H"]]:
+    """Three projections of the same vectors, in one product: the rows of `qkv_proj` make queries, keys, then values."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    qkv = linear(x, weights.qkv_proj, weights.qkv_proj_bias)
+    heads_of_all = split_heads(qkv, heads + 2 * kv_heads)
+    q = heads_of_all[..., :heads, :, :]
+    k = heads_of_all[..., heads : heads + kv_heads, :, :]
+    v = heads_of_all[..., heads + kv_heads :, :, :]
+    return q, k, v
+
+
+def relevance_scores(q: Float[Array, "... N T H"], k: Float[Array, "... K S H"]) -> Float[Array, "... N T S"]:
+    """Relevance scoring: q · k / sqrt(H), for every query with every key.
+
+    With K = N each head has its own keys (multi-head attention); with K < N, G = N / K query heads in a row share a
+    key head (grouped-query); with K = 1 all of them (multi-query). The division keeps the softmax from saturating: a
+    product of two random vectors grows as sqrt(H).
+    """
+    xp = array_namespace(q)
+    *batch, heads, new, width = q.shape
+    kv_heads, length = k.shape[-3], k.shape[-2]
+    # The queries that share a key head, one below the other: a product with the keys as they are, never a copy of them.
+    grouped = xp.reshape(q / math.sqrt(width), (*batch, kv_heads, heads // kv_heads * new, width))
+    return xp.reshape(grouped @ k.mT, (*batch, heads, new, length))
+
+
+def attention_weights(
+    scores: Float[Array, "... N T S"], visible: Bool[Array, "... T S"] | None = None
+) -> Float[Array, "... N T S"]:
+    """Masked softmax: the scores of the visible tokens as shares that sum to 1.
+
+    A query that may see no key at all gets zeros, not NaN. None for `visible` hides nothing.
+    """
+    xp = array_namespace(scores)
+    if visible is not None:
+        scores = xp.where(visible[..., None, :, :], scores, -math.inf)
+    largest = xp.max(scores, axis=-1, keepdims=True)  # taken away so that no exp overflows
+    shares = xp.exp(scores - xp.maximum(largest, -1e38))  # -inf - -inf would be NaN
+    total = xp.sum(shares, axis=-1, keepdims=True)  # at least exp(0) = 1, or 0 where all is hidden
+    return shares / xp.maximum(total, 1.0)
+
+
+def combine(weights: Float[Array, "... N T S"], v: Float[Array, "... K S H"]) -> Float[Array, "... N T H"]:
+    """Combining information: the sum of the value vectors, each times its token's weight."""
+    xp = array_namespace(weights)
+    *batch, heads, new, length = weights.shape
+    kv_heads, width = v.shape[-3], v.shape[-1]
+    grouped = xp.reshape(weights, (*batch, kv_heads, heads // kv_heads * new, length))
+    return xp.reshape(grouped @ v, (*batch, heads, new, width))
+
+
+def attention(
+    q: Float[Array, "... N T H"],
+    k: Float[Array, "... K S H"],
+    v: Float[Array, "... K S H"],
+    visible: Bool[Array, "... T S"] | None = None,
+    *,
+    tap: Tap = untapped,
+) -> Float[Array, "... N T H"]:
+    """softmax(q kᵀ / sqrt(H)) v: score, normalize, combine."""
+    weights = tap("weights", attention_weights(tap("scores", relevance_scores(q, k)), visible))
+    return tap("mixed", combine(weights, v))

@@ -1,0 +1,77 @@
+"""The Transformer block: attention, then the feed-forward network, each added to what was there.
+
+Source: "Inside the Transformer Block" (Figures 3-11, 3-12), "The Transformer Block" (Figure 3-30).
+"""
+
+from collections.abc import Callable
+
+from .attention import attention, merge_heads, queries_keys_values
+from .cache import Cache, append
+from .config import Config
+from .feedforward import feedforward
+from .linear import linear
+from .norm import rms_norm
+from .rope import apply_rope
+from .shapes import Array, BlockWeights, Bool, Float
+from .tap import Tap, under, untapped
+
+
+def self_attention(
+    x: Float[Array, "... T D"],
+    weights: BlockWeights,
+    config: Config,
+    cos: Float[Array, "... T R"],
+    sin: Float[Array, "... T R"],
+    visible: Bool[Array, "... T S"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> Float[Array, "... T D"]:
+    """The attention layer: project, rotate by position, remember, attend, project back.
+
+    Only queries and keys are rotated; keys enter the cache rotated, so a cached key is never touched again.
+    """
+    q, k, v = queries_keys_values(x, weights, config)
+    q, k, v = tap("q", q), tap("k", k), tap("v", v)
+    q, k = tap("q_rotated", apply_rope(q, cos, sin)), tap("k_rotated", apply_rope(k, cos, sin))
+    if cache is not None:
+        k, v = append(cache, layer, k, v)
+    mixed = attention(q, k, v, visible, tap=tap)
+    return tap("output", linear(merge_heads(mixed), weights.o_proj, weights.o_proj_bias))
+
+
+def block(
+    x: Float[Array, "... T D"],
+    weights: BlockWeights,
+    config: Config,
+    cos: Float[Array, "... T R"],
+    sin: Float[Array, "... T R"],
+    visible: Bool[Array, "... T S"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> Float[Array, "... T D"]:
+    """The modern, pre-norm block: x + attention(norm(x)), then x + feedforward(norm(x)).
+
+    The norms stand before each layer and not after it, so the residual stream x itself is never normalized: it runs
+    from the embedding to the final norm, and every layer only adds to it.
+
+    Parameters
+    ----------
+    cos, sin : from `rope_tables`, for the positions of the T new tokens
+    visible : which of the S tokens, cached and new, each new token may see; None for all
+    cache, layer : the KV cache, and which of its layers belongs to this block
+    attention : another way to compute the same, such as tile by tile
+    """
+    normed = tap("input_layernorm", rms_norm(x, weights.input_layernorm, config.rms_norm_eps))
+    x = x + self_attention(
+        normed, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=under(tap, "attention")
+    )
+    x = tap("residual_after_attention", x)
+    normed = tap("post_attention_layernorm", rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
+    x = x + feedforward(normed, weights, tap=under(tap, "feedforward"))
+    return tap("residual_after_feedforward", x)

@@ -1,0 +1,63 @@
+"""The KV cache: the keys and values of tokens already computed, so that a new token is the only work of a step.
+
+A cache is a dict that anybody can look into:
+
+    {"keys":   [L arrays [..., K, C, H]],   after RoPE, ready for scoring
+     "values": [L arrays [..., K, C, H]],
+     "length": tokens held so far}          slots 0..length-1 of C are filled
+
+The blocks write slots length..length+T-1; `transform` moves `length` on only after the last block, so a pass that is
+interrupted leaves the cache as it was. Lowering `length` forgets the last tokens.
+
+Source: "Speeding Up Generation by Caching Keys and Values" (Figure 3-10).
+"""
+
+from typing import Any
+
+from array_api_compat import device
+
+from .config import Config
+from .shapes import Array, Float, array_namespace
+
+Cache = dict[str, Any]
+
+
+def empty_cache(config: Config, capacity: int, batch: tuple[int, ...] = (), *, like: Array) -> Cache:
+    """A cache with room for `capacity` tokens, in float32, on the device of the array `like`.
+
+    It takes 2 (keys, values) · L · K · H · 4 bytes for each token.
+    """
+    xp = array_namespace(like)
+    shape = (*batch, config.num_key_value_heads, capacity, config.head_dim)
+
+    def rooms() -> list[Array]:
+        return [xp.zeros(shape, dtype=xp.float32, device=device(like)) for _ in range(config.num_hidden_layers)]
+
+    return {"keys": rooms(), "values": rooms(), "length": 0}
+
+
+def append(
+    cache: Cache, layer: int, k: Float[Array, "... K T H"], v: Float[Array, "... K T H"]
+) -> tuple[Float[Array, "... K S H"], Float[Array, "... K S H"]]:
+    """Write the new keys and values of a layer behind the cached ones; return all of them, as views, not copies.
+
+    Raises ValueError when the cache has no room for them (see `grow`).
+    """
+    keys, values = cache["keys"][layer], cache["values"][layer]
+    past, total = cache["length"], cache["length"] + k.shape[-2]
+    if total > keys.shape[-2]:
+        raise ValueError(f"KV cache: expected room for {total} tokens, got {keys.shape[-2]}; see cache.grow")
+    keys[..., past:total, :] = k
+    values[..., past:total, :] = v
+    return keys[..., :total, :], values[..., :total, :]
+
+
+def grow(cache: Cache, capacity: int) -> None:
+    """Give the cache room for `capacity` tokens, keeping what it holds. Copies it: double, rather than add a little."""
+    for name in ("keys", "values"):
+        for layer, old in enumerate(cache[name]):
+            if capacity > old.shape[-2]:
+                xp = array_namespace(old)
+                new = xp.zeros((*old.shape[:-2], capacity, old.shape[-1]), dtype=old.dtype, device=device(old))
+                new[..., : cache["length"], :] = old[..., : cache["length"], :]
+                cache[name][layer] = new

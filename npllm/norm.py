@@ -1,0 +1,21 @@
+"""Normalization: keep the numbers of the residual stream in a range that the next layer can work with.
+
+Source: "The Transformer Block" (Figure 3-30); Zhang and Sennrich 2019, "Root mean square layer normalization".
+"""
+
+from .shapes import Array, Float, array_namespace
+
+
+def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
+    """x / sqrt(mean(x²) + eps) · weight: each vector brought to length about sqrt(D), then scaled by learned weights.
+
+    Simpler than the original Transformer's LayerNorm: no mean is subtracted and no bias added.
+
+    >>> import numpy as np
+    >>> rms_norm(np.array([[3.0, 4.0]], dtype=np.float32), np.ones(2, dtype=np.float32), eps=0.0)
+    array([[0.8485281, 1.1313709]], dtype=float32)
+    """
+    xp = array_namespace(x)
+    x32 = xp.astype(x, xp.float32, copy=False)  # squares of float16 overflow
+    mean_square = xp.mean(x32 * x32, axis=-1, keepdims=True)  # [..., 1]
+    return xp.astype(x32 / xp.sqrt(mean_square + eps), x.dtype, copy=False) * weight
