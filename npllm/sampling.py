@@ -1,0 +1,107 @@
+"""Choosing a single token from the probability distribution: the decoding strategy.
+
+Each filter takes logits and returns logits; what it rules out becomes -inf. `choose` applies them in the order that
+transformers does: repetition penalty, temperature, top-k, top-p, min-p.
+
+Source: "Choosing a Single Token from the Probability Distribution" (Figure 3-7); Holtzman et al. 2020 (top-p);
+Nguyen et al. 2024 (min-p); Keskar et al. 2019 (repetition penalty).
+"""
+
+import math
+
+from .shapes import Array, Bool, Float, Int, array_namespace
+
+
+def softmax(logits: Float[Array, "... V"]) -> Float[Array, "... V"]:
+    """Probabilities: positive, and summing to 1."""
+    xp = array_namespace(logits)
+    shares = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    return shares / xp.sum(shares, axis=-1, keepdims=True)
+
+
+def penalize_repetition(logits: Float[Array, " V"], seen: Bool[Array, " V"], penalty: float) -> Float[Array, " V"]:
+    """Make tokens that are in the text already less likely: a positive logit is divided by the penalty, a negative one
+    multiplied with it. 1 changes nothing."""
+    xp = array_namespace(logits)
+    return xp.where(seen, xp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def scale_by_temperature(logits: Float[Array, " V"], temperature: float) -> Float[Array, " V"]:
+    """Below 1 the likely tokens become likelier still; above 1 the unlikely ones get a better chance."""
+    return logits / temperature
+
+
+def keep_top_k(logits: Float[Array, " V"], k: int) -> Float[Array, " V"]:
+    """Keep the k most likely tokens, and those that tie with the last of them."""
+    xp = array_namespace(logits)
+    least = xp.sort(logits, descending=True)[min(k, logits.shape[-1]) - 1]
+    return xp.where(logits < least, -math.inf, logits)
+
+
+def keep_top_p(logits: Float[Array, " V"], p: float) -> Float[Array, " V"]:
+    """Nucleus sampling: keep the fewest tokens, from the likeliest on, whose probabilities sum to at least p.
+
+    A token stays when those before it sum to less than p, so the likeliest always stays. Ties stay together.
+    """
+    xp = array_namespace(logits)
+    ordered = xp.sort(logits, descending=True)
+    probabilities = softmax(ordered)
+    sum_before = xp.cumulative_sum(probabilities) - probabilities
+    least = xp.min(xp.where(sum_before < p, ordered, math.inf))
+    return xp.where(logits < least, -math.inf, logits)
+
+
+def keep_min_p(logits: Float[Array, " V"], p: float) -> Float[Array, " V"]:
+    """Keep the tokens at least p times as likely as the likeliest."""
+    xp = array_namespace(logits)
+    return xp.where(logits < xp.max(logits) + math.log(p), -math.inf, logits)
+
+
+def draw(logits: Float[Array, " V"], uniform: float) -> Int[Array, ""]:
+    """The token at which the cumulated probabilities pass `uniform`, a random number from [0, 1).
+
+    A token with a probability of 40 % takes up 40 % of that range, so that is how often it is drawn.
+    """
+    xp = array_namespace(logits)
+    cumulated = xp.cumulative_sum(softmax(logits))
+    target = cumulated[-1] * min(uniform, 1 - 2**-23)  # nearer to 1, float32 could round it up to the whole sum
+    return xp.sum(xp.astype(cumulated <= target, xp.int32))
+
+
+def choose(
+    logits: Float[Array, " V"],
+    *,
+    uniform: float = 0.0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seen: Bool[Array, " V"] | None = None,
+) -> Int[Array, ""]:
+    """The next token's id. Temperature 0 is greedy decoding: always the likeliest token.
+
+    Parameters
+    ----------
+    uniform : the random number of this draw, from [0, 1); greedy decoding does not use it
+    top_k, top_p, min_p, repetition_penalty : switched off by 0, 1, 0 and 1
+    seen : which tokens are in the text so far, for the repetition penalty
+
+    >>> import numpy as np
+    >>> logits = np.log(np.array([0.4, 0.5, 0.1], dtype=np.float32))
+    >>> int(choose(logits)), int(choose(logits, temperature=1.0, uniform=0.3))
+    (1, 0)
+    """
+    xp = array_namespace(logits)
+    if seen is not None and repetition_penalty != 1.0:
+        logits = penalize_repetition(logits, seen, repetition_penalty)
+    if temperature == 0.0:
+        return xp.argmax(logits)
+    logits = scale_by_temperature(logits, temperature)
+    if top_k > 0:
+        logits = keep_top_k(logits, top_k)
+    if top_p < 1.0:
+        logits = keep_top_p(logits, top_p)
+    if min_p > 0.0:
+        logits = keep_min_p(logits, min_p)
+    return draw(logits, uniform)
