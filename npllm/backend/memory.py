@@ -1,0 +1,112 @@
+"""How much memory there is, and refusing before it runs out.
+
+Linux grants memory that it does not have, and later kills the process that uses it. So the sizes are added up and
+compared first, and nothing is allocated if they do not fit.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..errors import NotEnoughMemoryError
+
+if sys.platform != "win32":
+    import resource
+
+
+def check_memory(parts: Mapping[str, int], available: int | None = None) -> None:
+    """Raise NotEnoughMemoryError with the arithmetic if the parts together are more than what is available.
+
+    parts : what is to be allocated, by name, in bytes
+    available : bytes; by default those of `available_bytes`. Where nobody can tell, nothing is refused
+
+    >>> check_memory({"weights": 15_300_000_000, "KV cache": 500_000_000}, 7_900_000_000)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    npllm.errors.NotEnoughMemoryError: 15.3 GB weights + 500 MB KV cache = 15.8 GB, available 7.9 GB; ...
+    """
+    available = available_bytes() if available is None else available
+    total = sum(parts.values())
+    if available is not None and total > available:
+        arithmetic = " + ".join(f"{format_bytes(size)} {name}" for name, size in parts.items())
+        raise NotEnoughMemoryError(
+            f"{arithmetic} = {format_bytes(total)}, available {format_bytes(available)};"
+            " free memory, or take a smaller model or fewer tokens"
+        )
+
+
+def available_bytes() -> int | None:
+    """The memory that this process may still allocate, in bytes: the least of all limits. None where unknown.
+
+    The limits are the machine's free memory, the control groups that the process is in (a container's limit), and its
+    own address space (`ulimit -v`). Memory that only caches files counts as free.
+    """
+    limits = [limit for limit in (machine_bytes(), *control_group_bytes(), address_space_bytes()) if limit is not None]
+    return max(0, min(limits)) if limits else None
+
+
+def machine_bytes() -> int | None:
+    """What the kernel can hand out without swapping (Linux), or all of the machine's memory (other Unix)."""
+    meminfo = read_numbers("/proc/meminfo")
+    if "MemAvailable:" in meminfo:
+        return meminfo["MemAvailable:"] * 1024
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def control_group_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Limit minus usage for each control group of the process, from its own one up to the root; versions 1 and 2."""
+    lines = own.read_text().splitlines() if own.exists() else []
+    for number, controllers, path in (line.split(":", 2) for line in lines):
+        if number == "0":
+            top, limit_name, usage_name, prefix = root, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            top, limit_name, usage_name = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            prefix = "total_"
+        else:
+            continue
+        group = top / path.strip("/")  # a container may see its group as "/", or by a path that only the host has
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top) and (folder / limit_name).exists():
+                limit = (folder / limit_name).read_text().strip()
+                if limit != "max":
+                    cached = read_numbers(folder / "memory.stat")
+                    files = cached.get(f"{prefix}inactive_file", 0) + cached.get(f"{prefix}active_file", 0)
+                    yield int(limit) - int((folder / usage_name).read_text()) + files
+
+
+def address_space_bytes() -> int | None:
+    """What `ulimit -v` leaves to this process."""
+    statm = Path("/proc/self/statm")
+    if sys.platform == "win32" or not statm.exists():
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return limit - int(statm.read_text().split()[0]) * resource.getpagesize()
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process has held so far, in bytes; None on Windows."""
+    status = read_numbers("/proc/self/status")
+    if "VmHWM:" in status:  # Linux: getrusage there begins with the peak of the process that started this one
+        return status["VmHWM:"] * 1024
+    if sys.platform == "win32":
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def read_numbers(path: str | Path) -> dict[str, int]:
+    """The lines "name number" of a file, as /proc and the control groups have them; none where there is no file."""
+    path = Path(path)
+    lines = (line.split() for line in path.read_text().splitlines()) if path.exists() else ()
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+
+
+def format_bytes(count: int) -> str:
+    """A number of bytes for people: 15.3 GB, 500 MB. 1 GB is 10**9 bytes."""
+    if count >= 10**9:
+        return f"{count / 10**9:.1f} GB"
+    return f"{count / 10**6:.0f} MB" if count >= 10**6 else f"{count / 10**3:.1f} kB"
