@@ -1,0 +1,209 @@
+"""The tokenizer of a .gguf file, from its metadata.
+
+A .gguf file has no tokenizer.json: it has the pieces, their types and scores or merges, a few ids, and the name of the
+rule that cuts a text into words. Two kinds are read, by tokenizer.ggml.model:
+
+gpt2    byte-level BPE: text is cut into words, their bytes are written as letters, and merges join them in order
+llama   SentencePiece BPE: spaces become ▁, and the pair that makes the piece of the highest score is joined first
+
+Where the file does not say something, this follows llama.cpp, which made the format (src/llama-vocab.cpp).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from ..errors import ModelFileError
+from ..tokenizer import Tokenizer
+from .chat_template import chat_renderer
+from .folder_tokenizer import add_bos_and_eos
+
+NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6  # the numbers in tokenizer.ggml.token_type that matter here
+
+# How a text is cut into words before the merges, by tokenizer.ggml.pre, as the models' own tokenizer.json have it.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{SUFFIX}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WORDS = {
+    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo"), (GPT2,)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", GPT2)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "dbrx", "smaug-bpe"), (LLAMA3,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), (QWEN2,)),
+    "tekken": (TEKKEN,),
+    "gpt-4o": (GPT4O,),
+    "deepseek-coder": ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"),
+}
+# A word that is a piece is taken as it is, without merges; and BOS is added where the file does not say.
+WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
+
+# The names of tokens that end a text or a turn. A file names one such id; a model can have been trained to use several.
+END_TOKENS = (
+    *("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>"),
+    *("<|im_end|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<EOT>"),
+)
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a .gguf file's metadata describe.
+
+    Its end_ids are the file's eos, eot and eom ids and, because files name only one where the model was trained with
+    several, every control token that has one of the names in END_TOKENS. SmolLM2's are <|im_end|> and <|endoftext|>.
+
+    Parameters
+    ----------
+    metadata : the keys and values of the file, arrays as lists
+
+    Raises
+    ------
+    ModelFileError : a value is missing, of the wrong type or out of range, or names a rule that is not known here
+    """
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise refuse("model", "'gpt2' or 'llama'", kind)
+    # Ids are positions in this list. As in llama.cpp, a piece without text gets one that no text has.
+    texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(read_list(metadata, "tokens", str))]
+    types = read_list(metadata, "token_type", int, len(texts))
+    vocabulary = {text: i for i, text in enumerate(texts)}
+    if len(vocabulary) < len(texts):
+        raise refuse("tokens", f"{len(texts)} different pieces", f"{len(vocabulary)}")
+    llama = kind == "llama"
+    bos = read_id(metadata, "bos_token_id", texts, 1 if llama else None)
+    eos = read_id(metadata, "eos_token_id", texts, 2 if llama else None)
+    unknown = read_id(metadata, "unknown_token_id", texts, 0 if llama else None)
+    padding = read_id(metadata, "padding_token_id", texts)
+    try:
+        backend = llama_backend(metadata, texts, types, unknown) if llama else gpt2_backend(metadata, texts)
+    except ModelFileError:
+        raise
+    except Exception as error:  # the library has no class of its own for it
+        raise refuse("merges", "merges of pieces of the vocabulary", error) from error
+
+    added = [i for i, type_ in enumerate(types) if type_ in (CONTROL, USER_DEFINED) or i == unknown]
+    # Phi-3's control tokens take the white space after them along. The file does not say so; llama.cpp knows it too.
+    phi3 = llama and metadata.get("general.architecture") == "phi3" and "<|assistant|>" in vocabulary
+    backend.add_tokens(
+        [
+            AddedToken(
+                texts[i],
+                special=types[i] != USER_DEFINED,
+                normalized=False,
+                rstrip=phi3 and texts[i] not in ("<unk>", "<s>", "<|endoftext|>"),
+            )
+            for i in added
+        ]
+    )
+    pre = metadata.get("tokenizer.ggml.pre")
+    add_bos = read_flag(metadata, "add_bos_token", llama or pre in WHOLE_WORDS)
+    add_eos = read_flag(metadata, "add_eos_token", False)
+    names = {"bos_token": bos, "eos_token": eos, "unk_token": unknown, "pad_token": padding}
+    special = {name: texts[i] for name, i in names.items() if i is not None}
+    add_bos_and_eos(
+        backend, special.get("bos_token") if add_bos else None, special.get("eos_token") if add_eos else None
+    )
+
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise ModelFileError(f"tokenizer.chat_template: expected a text, got {type(template).__name__}")
+    ends = (eos, read_id(metadata, "eot_token_id", texts), read_id(metadata, "eom_token_id", texts))
+    return Tokenizer(
+        backend,
+        end_ids=[i for i in ends if i is not None] + [i for i in added if texts[i] in END_TOKENS],
+        chat_template=template,
+        render=None if template is None else chat_renderer(template, special),
+    )
+
+
+def gpt2_backend(metadata: Mapping[str, Any], texts: list[str]) -> tokenizers.Tokenizer:
+    """Byte-level BPE, with the merges of the file."""
+    pre = metadata.get("tokenizer.ggml.pre")
+    if pre not in WORDS:
+        raise refuse("pre", f"one of {', '.join(WORDS)}", f"{pre!r}, whose way to cut words is not known here")
+    merges = [tuple(merge.split(" ")) for merge in read_list(metadata, "merges", str)]
+    wrong = [i for i, merge in enumerate(merges) if len(merge) != 2]
+    if wrong:
+        raise refuse("merges", "two pieces and one space between them", f"{' '.join(merges[wrong[0]])!r} at {wrong[0]}")
+    vocabulary = {text: i for i, text in enumerate(texts)}
+    backend = tokenizers.Tokenizer(BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS))
+    cuts = [pre_tokenizers.Split(Regex(words), "isolated") for words in WORDS[pre]]
+    byte_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_letters])
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def llama_backend(
+    metadata: Mapping[str, Any], texts: list[str], types: list[int], unknown: int | None
+) -> tokenizers.Tokenizer:
+    """SentencePiece BPE: what the scores mean, written as merges.
+
+    SentencePiece joins the two neighbours that make the piece of the highest score. So every way to cut a piece into
+    two pieces is a merge, and they are done in the order of the scores.
+    """
+    scores = read_list(metadata, "scores", float, len(texts))
+    vocabulary = {text: i for i, text in enumerate(texts)}
+    normal = {text for text, type_ in zip(texts, types, strict=True) if type_ == NORMAL}
+    cuts = [(text, cut) for text in texts if text in normal for cut in range(1, len(text))]
+    merges = [(text[:cut], text[cut:]) for text, cut in cuts if text[:cut] in normal and text[cut:] in normal]
+    merges.sort(key=lambda merge: -scores[vocabulary[merge[0] + merge[1]]])
+    backend = tokenizers.Tokenizer(
+        BPE(
+            vocabulary,
+            merges,
+            unk_token=None if unknown is None else texts[unknown],
+            fuse_unk=True,
+            byte_fallback=BYTE in types,
+        )
+    )
+    prefix = read_flag(metadata, "add_space_prefix", True)
+    to_pieces = [normalizers.Prepend("▁")] if prefix else []
+    backend.normalizer = normalizers.Sequence([*to_pieces, normalizers.Replace(" ", "▁")])
+    to_text = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*to_text, decoders.Strip(" ", 1, 0)] if prefix else to_text)
+    return backend
+
+
+def refuse(key: str, expected: str, got: Any) -> ModelFileError:
+    return ModelFileError(f"tokenizer.ggml.{key}: expected {expected}, got {got}; get the file again, or a newer one")
+
+
+def read_list(metadata: Mapping[str, Any], key: str, element: type, length: int | None = None) -> list[Any]:
+    """A list of the metadata whose elements have this type; of this length, if one is given."""
+    value = metadata.get(f"tokenizer.ggml.{key}")
+    if not isinstance(value, list) or not all(type(x) is element for x in value):
+        raise refuse(key, f"a list of {element.__name__}", "none" if value is None else "other values")
+    if length not in (None, len(value)):
+        raise refuse(key, f"{length}, one for each token", len(value))
+    return value
+
+
+def read_id(metadata: Mapping[str, Any], key: str, texts: list[str], default: int | None = None) -> int | None:
+    """A token id of the metadata, None where there is none."""
+    value = metadata.get(f"tokenizer.ggml.{key}")
+    if value is None:
+        return default if default is not None and default < len(texts) else None
+    if type(value) is not int or not 0 <= value < len(texts):
+        raise refuse(key, f"an id from 0 to {len(texts) - 1}", repr(value))
+    return value
+
+
+def read_flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = metadata.get(f"tokenizer.ggml.{key}", default)
+    if not isinstance(value, bool):
+        raise refuse(key, "true or false", repr(value))
+    return value
