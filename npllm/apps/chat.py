@@ -1,0 +1,102 @@
+"""A conversation: the loop of `generate.steps`, turn by turn, over one KV cache.
+
+A model has no memory of its own. With every turn it is given the whole conversation as one text, in the chat format of
+its checkpoint; what makes that cheap is the KV cache, which still holds all but the new turn.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from ..backend.memory import check_memory
+from ..cache import empty_cache, grow
+from ..errors import ModelFileError, UsageError
+from ..generate import Step, kv_cache_bytes, steps
+from ..model import LM
+
+
+class Chat:
+    """A conversation with a model.
+
+    lm : its tokenizer has the chat format
+    messages : the turns so far, {"role": "system", "user" or "assistant", "content": text}
+    cache : the KV cache; it grows with the conversation, at least by doubling
+    cached_ids : the tokens whose keys and values the cache holds
+
+    >>> import npllm
+    >>> from npllm.apps.chat import Chat
+    >>> chat = Chat(npllm.load())
+    >>> "".join(step.text for step in chat.reply("What is the capital of France?"))
+    'The capital of France is Paris.'
+    >>> chat.messages[-1]
+    {'role': 'assistant', 'content': 'The capital of France is Paris.'}
+    """
+
+    def __init__(self, lm: LM, system: str | None = None) -> None:
+        if lm.tokenizer is None:
+            raise ModelFileError("the model has no tokenizer.json: expected one, which a chat needs")
+        if lm.tokenizer.chat_template is None:
+            raise UsageError(
+                "the model has no chat template: expected one; it can only continue a text (npllm generate)"
+            )
+        self.lm, self.tokenizer = lm, lm.tokenizer
+        self.system = [] if system is None else [{"role": "system", "content": system}]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns but the system's."""
+        self.messages = list(self.system)
+        self.cache = empty_cache(self.lm.config, 0, like=self.lm.weights.norm)
+        self.cached_ids: list[int] = []
+
+    def ids_with(self, text: str) -> list[int]:
+        """The conversation's tokens with a new turn of the user, up to where the model's answer begins."""
+        return self.tokenizer.chat_ids([*self.messages, {"role": "user", "content": text}])
+
+    def reply(self, text: str, *, max_new_tokens: int = 1000, **options: Any) -> Generator[Step, None, None]:
+        """Answer the user's turn, step by step; options as in `steps`.
+
+        A reply that is not read to its end (by closing the iterator, or an interrupt) is remembered as far as it was
+        made. If nothing of it was made, the turn is as if it had not been.
+
+        Raises
+        ------
+        UsageError : the conversation has become longer than the model's context
+        """
+        config, cache = self.lm.config, self.cache
+        ids, context = self.ids_with(text), config.max_position_embeddings
+        if len(ids) >= context:
+            raise UsageError(
+                f"the conversation is full: it would be {len(ids)} tokens, and the model's context is {context} tokens;"
+                " /reset begins a new one"
+            )
+        # The last token is always computed anew: its hidden vector, which no cache keeps, predicts the next one.
+        cache["length"] = min(common_prefix(self.cached_ids, ids), len(ids) - 1)
+        room, said, finish_reason = context - len(ids), "", None
+        try:
+            self.make_room(len(ids))
+            for step in steps(self.lm, ids, max_new_tokens=min(max_new_tokens, room), cache=cache, **options):
+                ids.append(step.id)
+                said, finish_reason = said + step.text, step.finish_reason
+                self.make_room(len(ids))
+                yield step
+        finally:
+            self.cached_ids = ids[: cache["length"]]
+            if said or finish_reason:
+                self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": said}]
+
+    def make_room(self, tokens: int) -> None:
+        """Let the KV cache hold so many tokens."""
+        capacity = self.cache["values"][-1].shape[-2]  # the last that `grow` replaces, should it be interrupted
+        if tokens > capacity:
+            larger = min(max(tokens, 2 * capacity), self.lm.config.max_position_embeddings)
+            check_memory({"KV cache": kv_cache_bytes(self.lm.config, larger)})
+            grow(self.cache, larger)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common.
+
+    >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

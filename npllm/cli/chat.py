@@ -1,0 +1,101 @@
+"""npllm chat: talk with a model."""
+
+import argparse
+import importlib
+import io
+import sys
+from contextlib import closing, suppress
+from typing import Any
+
+from ..apps.chat import Chat
+from ..errors import UsageError
+from . import options, report
+
+DESCRIPTION = """\
+Talk with a model. The KV cache keeps the conversation: only what is new is
+computed.
+
+/reset forgets the conversation, /exit or Ctrl-D leaves; Ctrl-C stops a reply,
+and at the prompt it leaves. From a pipe or a file, each line is a turn.
+"""
+EXAMPLES = """\
+examples:
+  npllm chat
+  npllm chat --system "Answer in one sentence." --temperature 0.7
+  printf 'My name is Ada.\\nWhat is my name?\\n' | npllm chat
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("--system", metavar="TEXT", help="how the model shall answer")
+    options.add_sampling_flags(parser, max_new_tokens=1000)
+    options.add_model_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Talk until /exit or the end of the input; return the exit code."""
+    options.check_utf8("--system", args.system or "")
+    how = options.sampling(args)
+    if not isinstance(sys.stdin, io.TextIOWrapper):
+        raise UsageError("stdin is closed: expected what you have to say")
+    chat = Chat(options.load_model(args), args.system)
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a line that is no text is no end: see below
+    interactive = sys.stdin.isatty()
+    if interactive:
+        report.note("/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a reply")
+        with suppress(ImportError):  # Windows has none
+            importlib.import_module("readline")  # gives input() its line editing
+    while True:
+        line = read_line(interactive)
+        if line is None or line == "/exit":
+            return 0
+        if line == "/reset":
+            chat.reset()
+        elif line.strip():
+            # Every turn draws anew; with a given seed the conversation is still the same one each time.
+            seed = None if args.seed is None else args.seed + len(chat.messages)
+            try:
+                options.check_utf8("stdin", line)
+                answer(chat, line, how | {"seed": seed})
+            except KeyboardInterrupt:
+                if not interactive:
+                    raise
+            except UsageError as error:
+                if not interactive:
+                    raise
+                report.error(str(error))
+
+
+def read_line(interactive: bool) -> str | None:
+    """The next line of stdin, or None at its end. At a terminal it is asked for; on stdout only if that is one too."""
+    if interactive and sys.stdout is not None and sys.stdout.isatty():
+        try:
+            return input("> ")
+        except EOFError:
+            report.write("\n")
+            return None
+    if interactive:
+        report.note("> ", end="")
+    line = sys.stdin.readline()
+    return line.removesuffix("\n") if line else None
+
+
+def answer(chat: Chat, line: str, how: dict[str, Any]) -> None:
+    """Print the reply to a turn as it is made."""
+    said, finish_reason = "", None
+    try:
+        with closing(chat.reply(line, **how)) as reply:
+            for step in reply:
+                said, finish_reason = said + step.text, step.finish_reason
+                report.write(step.text)
+    finally:
+        if said and not said.endswith("\n"):
+            report.write("\n")
+    if finish_reason == "length":
+        full = len(chat.cached_ids) + 1 >= chat.lm.config.max_position_embeddings
+        report.note(
+            "npllm: the model's context is full: /reset begins a new conversation"
+            if full
+            else f"npllm: the reply was cut off after {how['max_new_tokens']} tokens; -n sets how many it may have"
+        )

@@ -1,0 +1,80 @@
+"""npllm generate: continue a prompt."""
+
+import argparse
+import json
+import time
+
+from ..apps.chat import Chat
+from ..backend.memory import peak_bytes
+from ..errors import UsageError
+from ..generate import as_ids, kv_cache_bytes, steps
+from . import options, report
+
+DESCRIPTION = "Continue PROMPT. The text goes to stdout as it is made, all else to stderr."
+EXAMPLES = """\
+examples:
+  npllm generate "The capital of France is"
+  npllm generate --chat "What is the capital of France?" --stats
+  npllm generate --temperature 0.8 --top-p 0.95 --seed 1 "Once upon a time"
+  npllm generate -n 200 < letter.txt > continued.txt
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    options.add_text(parser, "PROMPT")
+    parser.add_argument("--chat", action="store_true", help="PROMPT is said to the model, in its chat format")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: how the model shall answer")
+    parser.add_argument("--no-cache", action="store_true", help="compute the whole text again for each token")
+    parser.add_argument("--stats", action="store_true", help="at the end, show counts, speed and memory")
+    parser.add_argument(
+        "--json", action="store_true", help="print an object: text, prompt_ids, ids, finish_reason, stats"
+    )
+    options.add_sampling_flags(parser, max_new_tokens=100)
+    options.add_model_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate, print, and return the exit code."""
+    prompt = options.read_prompt(args.text)
+    if args.system is not None and not args.chat:
+        raise UsageError("--system: expected together with --chat: a raw prompt has no place for it")
+    options.check_utf8("--system", args.system or "")
+    how = options.sampling(args)
+
+    started = time.perf_counter()
+    lm = options.load_model(args)
+    load_time = time.perf_counter() - started
+
+    ids = Chat(lm, args.system).ids_with(prompt) if args.chat else as_ids(lm, prompt)
+    text, made, times = "", [], [time.perf_counter()]
+    new_tokens = steps(lm, ids, use_cache=not args.no_cache, **how)
+    try:
+        for step in new_tokens:
+            times.append(time.perf_counter())
+            made.append(step.id)
+            text += step.text
+            finish_reason = step.finish_reason
+            if not args.json:
+                report.write(step.text)
+    except KeyboardInterrupt:
+        finish_reason = "interrupted"
+    finally:
+        if made and not args.json and not text.endswith("\n"):
+            report.write("\n")
+
+    capacity = min(len(ids) + args.max_new_tokens, lm.config.max_position_embeddings)
+    stats = {
+        **report.speed(len(ids), times),
+        "load_time_seconds": load_time,
+        "peak_memory_bytes": peak_bytes(),
+        "kv_cache_bytes": kv_cache_bytes(lm.config, capacity),
+        "seed": how["seed"],
+        "finish_reason": finish_reason,
+    }
+    if args.json:
+        result = {"text": text, "prompt_ids": ids, "ids": made, "finish_reason": finish_reason, "stats": stats}
+        report.write(json.dumps(result, ensure_ascii=False) + "\n")
+    if args.stats:
+        report.stats(stats)
+    return 130 if finish_reason == "interrupted" else 0

@@ -1,0 +1,109 @@
+"""The command npllm: reads the arguments, runs one command, turns every error into one line and an exit code."""
+
+import argparse
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ..errors import NpllmError, UsageError
+from ..version import __version__
+from . import report
+
+COMMANDS = ("generate", "chat", "tokenize", "show", "trace")
+DESCRIPTION = """\
+Run a transformer LLM in plain array functions, and look at every number on the
+way.
+
+commands, each with its own --help:
+  generate    continue a prompt
+  chat        talk with a model
+  tokenize    show the tokens of a text
+  show        show the model's structure
+  trace       write every value of one forward pass to a file
+"""
+EXAMPLES = """\
+examples:
+  npllm generate "The capital of France is"
+  npllm chat --model microsoft/Phi-3-mini-4k-instruct
+
+environment:
+  NPLLM_MODEL, NPLLM_DEVICE    stand in for --model and --device
+  NPLLM_DEBUG=1                adds the traceback to an error
+
+exit codes:
+  0    done
+  1    a comparison found a difference
+  2    wrong usage, or an output that cannot be written
+  3    model or device not available
+  4    model files rejected
+  5    not enough memory
+  70   a bug of npllm
+  130  interrupted (Ctrl-C)
+  141  the reader of the output is gone, as in npllm ... | head -1
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes no abbreviated flags, and whose errors are one line as all others are."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def print_help(self, file: object = None) -> None:
+        """To stdout, by `report.write`, because argparse ignores when that fails."""
+        report.write(self.format_help())
+
+    def error(self, message: str) -> NoReturn:
+        """Instead of printing the usage and leaving."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command line `argv`; return its exit code."""
+    parser = Parser("npllm", DESCRIPTION, EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"npllm {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")
+    name = parser.parse_args(argv[:1]).command
+    command: Any = importlib.import_module(f"{__package__}.{name}")  # only now: what it imports takes its time
+    parser = Parser(f"npllm {name}", command.DESCRIPTION, command.EXAMPLES)
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(argv[1:]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line, by default the process's own. Every error becomes one line on stderr and an exit code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = report.warning
+        try:
+            report.open_output()
+            try:
+                return run(sys.argv[1:] if argv is None else argv)
+            except SystemExit:  # argparse has printed the help, or the version, which may still be on its way
+                report.write("")
+                return 0
+        except KeyboardInterrupt:
+            report.note("")  # the next line begins at its left end
+            return 130
+        except BrokenPipeError:  # nobody reads on: no error, and nothing to say
+            report.abandon_output()
+            return 141
+        except NpllmError as error:
+            report.error(str(error))
+            return error.exit_code
+        except MemoryError as error:
+            report.error(
+                f"not enough memory: {str(error) or 'an allocation failed'}; free some, or take a smaller model"
+            )
+            return 5
+        except Exception as error:  # noqa: BLE001 - what nobody foresaw is reported as a bug
+            report.error(f"a bug of npllm: {type(error).__name__}: {error}; please report it, with NPLLM_DEBUG=1")
+            return 70

@@ -1,0 +1,38 @@
+"""npllm tokenize: the tokens of a text."""
+
+import argparse
+import json
+
+from . import options, report
+
+DESCRIPTION = """\
+Show the tokens of TEXT, one a line: its id, and how it stands in the vocabulary.
+
+Special tokens in TEXT, such as <|end|>, become those tokens, as they do in the
+prompt of generate.
+"""
+EXAMPLES = """\
+examples:
+  npllm tokenize "Have the bards who preceded me left any theme unsung?"
+  npllm tokenize --json < letter.txt
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    options.add_text(parser, "TEXT")
+    parser.add_argument("--json", action="store_true", help='print one object: {"ids": [...], "pieces": [...]}')
+    options.add_model_flags(parser, weights=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tokenize, print, and return the exit code."""
+    text = options.read_text(args.text, "TEXT")
+    tokenizer = options.load_tokenizer(args)
+    ids = tokenizer.encode(text)
+    pieces = tokenizer.pieces(ids)
+    if args.json:
+        report.write(json.dumps({"ids": ids, "pieces": pieces}, ensure_ascii=False) + "\n")
+    else:
+        report.write("".join(f"{token:6}  {piece!r}\n" for token, piece in zip(ids, pieces, strict=True)))
+    return 0
