@@ -79,14 +79,15 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
 
     def number(key: str, default: float | None = None, source: Mapping[str, Any] = keys) -> float:
         value = default if source.get(key) is None else source[key]
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e300:
             raise refuse(key, "a positive number")
         return float(value)
 
     def boolean(key: str) -> bool:
-        if not isinstance(keys.get(key, False), bool):
+        value = False if keys.get(key) is None else keys[key]
+        if not isinstance(value, bool):
             raise refuse(key, "true or false")
-        return keys.get(key, False)
+        return value
 
     model_type = keys.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -95,7 +96,8 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
         raise refuse("hidden_act", "'silu'", "npllm computes SwiGLU networks")
 
     layers, heads = integer("num_hidden_layers"), integer("num_attention_heads")
-    kv_heads = integer("num_key_value_heads", default=8 if model_type == "mistral" else heads)
+    absent = 8 if model_type == "mistral" and "num_key_value_heads" not in keys else heads
+    kv_heads = integer("num_key_value_heads", default=absent)
     if heads % kv_heads:
         raise refuse("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
     hidden = integer("hidden_size")
@@ -108,26 +110,29 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
     scaling = keys.get("rope_scaling") or rope
     if not isinstance(rope, Mapping) or not isinstance(scaling, Mapping):
         raise refuse("rope_scaling", "an object")
-    partial = number("partial_rotary_factor", number("partial_rotary_factor", 1.0), source=rope)
+    partial = 1.0
+    if model_type == "phi3":  # the others rotate the whole head
+        partial = number("partial_rotary_factor", number("partial_rotary_factor", 1.0), source=rope)
     if partial > 1 or int(head_dim * partial) % 2 or int(head_dim * partial) == 0:
         raise ModelFileError(
             f"{where}: head_dim, partial_rotary_factor: expected an even number of rotated dimensions up to head_dim,"
             f" got {head_dim} x {partial}; RoPE turns dimensions in pairs"
         )
 
-    window = keys.get("sliding_window")
+    window = keys.get("sliding_window", 4096 if model_type == "mistral" else None)
     if model_type == "llama" or (model_type == "qwen2" and keys.get("use_sliding_window") is not True):
         window = None
     if window is not None:
-        window = integer("sliding_window")
+        window = integer("sliding_window", default=4096)
     first_sliding = integer("max_window_layers", default=28, least=0) if model_type == "qwen2" else 0
     layer_types = tuple(
         "sliding_attention" if window and layer >= first_sliding else "full_attention" for layer in range(layers)
     )
     if model_type == "qwen2" and keys.get("layer_types") is not None:
-        layer_types = tuple(keys["layer_types"])
-        if len(layer_types) != layers or not set(layer_types) <= {"full_attention", "sliding_attention"}:
+        given, known = keys["layer_types"], ("full_attention", "sliding_attention")
+        if not isinstance(given, list) or len(given) != layers or not all(kind in known for kind in given):
             raise refuse("layer_types", f"{layers} of 'full_attention' and 'sliding_attention'")
+        layer_types = tuple(given)
 
     return Config(
         model_type=model_type,
@@ -162,7 +167,7 @@ def read_rope_scaling(scaling: Mapping[str, Any], where: str) -> Mapping[str, An
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return None
-    needed = ROPE_SCALING_KEYS.get(kind)
+    needed = ROPE_SCALING_KEYS.get(kind) if isinstance(kind, str) else None
     if needed is None:
         raise ModelFileError(
             f"{where}: rope_scaling: expected one of default, {', '.join(ROPE_SCALING_KEYS)}, got {kind!r};"
@@ -170,7 +175,7 @@ def read_rope_scaling(scaling: Mapping[str, Any], where: str) -> Mapping[str, An
         )
     for key in needed:
         value = scaling.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e300:
             raise ModelFileError(f"{where}: rope_scaling.{key}: expected a positive number, got {value!r}")
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise ModelFileError(

@@ -20,4 +20,4 @@ def embed(ids: Int[Array, "... T"], embed_tokens: Weight) -> Float[Array, "... T
     xp = array_namespace(ids)
     flat = xp.reshape(ids, (-1,))
     vectors = embed_tokens.rows(flat) if hasattr(embed_tokens, "rows") else xp.take(embed_tokens, flat, axis=0)
-    return xp.reshape(xp.astype(vectors, xp.float32, copy=False), (*ids.shape, -1))
+    return xp.reshape(xp.astype(vectors, xp.float32, copy=False), (*ids.shape, embed_tokens.shape[1]))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device
 
-from .backend.devices import to_host
+from .backend.devices import free_bytes, to_host
 from .backend.memory import check_memory
 from .cache import Cache, empty_cache
 from .config import Config, read_token_ids
@@ -70,7 +70,7 @@ def next_logits(lm: LM, ids: Sequence[int], cache: Cache) -> Float[Array, " V"]:
     xp = array_namespace(like)
     for start in range(cache["length"], len(ids), PREFILL_CHUNK):
         chunk = xp.asarray(ids[start : start + PREFILL_CHUNK], dtype=xp.int64, device=device(like))
-        hidden, cache = transform(chunk, lm.weights, lm.config, cache)
+        hidden, _ = transform(chunk, lm.weights, lm.config, cache)
     return lm_head(hidden[-1:, :], lm.weights)[0, :]
 
 
@@ -103,6 +103,7 @@ def check_options(
     min_p: float,
     repetition_penalty: float,
     stop: Sequence[str],
+    seed: int | None = None,
 ) -> None:
     """Refuse sampling values that mean nothing. `not 0 <= x` also refuses NaN."""
     for name, value, valid, expected in [
@@ -113,6 +114,7 @@ def check_options(
         ("min_p", min_p, 0 <= min_p <= 1, "from 0 (off) to 1"),
         ("repetition_penalty", repetition_penalty, 0 < repetition_penalty < math.inf, "more than 0 (1: off)"),
         ("stop", list(stop), all(stop), "strings that are not empty"),
+        ("seed", seed, seed is None or seed >= 0, "a whole number from 0 on, or None"),
     ]:
         if not valid:
             raise UsageError(f"{name}: expected {expected}, got {value}")
@@ -152,7 +154,7 @@ def steps(
     ModelFileError : the logits are not finite
     """
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    check_options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop)
+    check_options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
     context = lm.config.max_position_embeddings
     if len(ids) == 0:
         raise UsageError("the prompt is empty: expected at least one token")
@@ -167,11 +169,14 @@ def steps(
         )
         max_new_tokens = context - len(ids)
     capacity = len(ids) + max_new_tokens
+    rows = min(len(ids), PREFILL_CHUNK)
+    needed = {"attention scores": 3 * lm.config.num_attention_heads * rows * capacity * 4}  # masked scores, weights
     if cache is None:
-        rows = min(len(ids), PREFILL_CHUNK)
-        scores = 3 * lm.config.num_attention_heads * rows * capacity * 4  # scores, masked scores, weights
-        check_memory({"KV cache": kv_cache_bytes(lm.config, capacity), "attention scores": scores})
+        needed["KV cache"] = kv_cache_bytes(lm.config, capacity)
+    check_memory(needed, free_bytes(lm.weights.norm))
+    if cache is None:
         cache = empty_cache(lm.config, capacity, like=lm.weights.norm)
+    cache["length"] = min(cache["length"], len(ids) - 1)  # the last stream is computed anew: it makes the logits
     sampling = {
         "temperature": temperature,
         "top_k": top_k,
@@ -245,17 +250,16 @@ def generate(lm: LM, prompt: str | Sequence[int], **options: Any) -> Generation:
     """Continue the prompt, which is text or token ids. Parameters and errors as in `steps`.
 
     >>> import npllm
-    >>> npllm.generate(npllm.load(), "The capital of France is", max_new_tokens=3).text
-    ' Paris. The'
+    >>> npllm.generate(npllm.load(), "The capital of France is", max_new_tokens=2).text
+    ' Paris.'
     """
     prompt_ids = as_ids(lm, prompt)
-    made = list(steps(lm, prompt_ids, **options))
-    return Generation(
-        text="".join(step.text for step in made),
-        ids=[step.id for step in made],
-        prompt_ids=prompt_ids,
-        finish_reason=made[-1].finish_reason,
-    )
+    text, ids, finish_reason = "", [], ""
+    for step in steps(lm, prompt_ids, **options):
+        text += step.text
+        ids.append(step.id)
+        finish_reason = step.finish_reason or ""  # only the last step has one
+    return Generation(text, ids, prompt_ids, finish_reason)
 
 
 def as_ids(lm: LM, prompt: str | Sequence[int]) -> list[int]:

@@ -3,12 +3,19 @@
 from .shapes import Array, Float, Weight, array_namespace
 
 
+def product(x2d: Float[Array, "T D"], weight: Float[Array, "F D"]) -> Float[Array, "T F"]:
+    """x Wᵀ for a plain matrix, which takes x in its own dtype: float16 on a GPU. The result is of x's dtype again."""
+    if weight.dtype == x2d.dtype:
+        return x2d @ weight.T
+    xp = array_namespace(x2d)
+    return xp.astype(xp.astype(x2d, weight.dtype) @ weight.T, x2d.dtype)
+
+
 def linear(x: Float[Array, "... D"], weight: Weight, bias: Float[Array, " F"] | None = None) -> Float[Array, "... F"]:
     """y = x Wᵀ + b. Checkpoints store W as [out, in], so each row of W makes one number of the output.
 
     The product is always of two matrices, with batch and time folded into one axis: products of more axes copy the
-    whole weight on some array libraries. A packed weight multiplies by itself; a plain one takes x in its own dtype
-    (float16 on a GPU), and the result has the dtype of x again.
+    whole weight on some array libraries. A packed weight multiplies by itself.
 
     >>> import numpy as np
     >>> linear(np.array([[1.0, 2.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
@@ -16,11 +23,7 @@ def linear(x: Float[Array, "... D"], weight: Weight, bias: Float[Array, " F"] | 
     """
     xp = array_namespace(x)
     x2d = xp.reshape(x, (-1, x.shape[-1]))
-    if hasattr(weight, "matmul") and hasattr(weight, "rows"):  # Packed
-        y = weight.matmul(x2d)
-    elif weight.dtype == x.dtype:
-        y = x2d @ weight.T
-    else:
-        y = xp.astype(xp.astype(x2d, weight.dtype) @ weight.T, x.dtype)
+    packed = hasattr(weight, "matmul") and hasattr(weight, "rows")
+    y = weight.matmul(x2d) if packed else product(x2d, weight)
     y = xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
     return y if bias is None else y + bias

@@ -95,7 +95,7 @@ def choose(
     xp = array_namespace(logits)
     if seen is not None and repetition_penalty != 1.0:
         logits = penalize_repetition(logits, seen, repetition_penalty)
-    if temperature == 0.0:
+    if temperature < 1e-30:  # nearer to 0, the division overflows float32
         return xp.argmax(logits)
     logits = scale_by_temperature(logits, temperature)
     if top_k > 0:

@@ -78,11 +78,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def free_bytes(device: Device) -> int | None:
-    """The memory that can still be allocated on a device, in bytes; None where unknown."""
-    if device.name == "cpu":
+def free_bytes(array: Array) -> int | None:
+    """The memory that can still be allocated on the device of an array, in bytes; None where unknown."""
+    if not is_cupy_array(array):
         return available_bytes()
-    return device.xp.cuda.runtime.memGetInfo()[0] + device.xp.get_default_memory_pool().free_bytes()
+    import cupy
+
+    return cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
 
 
 def to_device(array: np.ndarray, device: Device, dtype: Any = None) -> Array:

@@ -107,6 +107,7 @@ def read_numbers(path: str | Path) -> dict[str, int]:
 
 def format_bytes(count: int) -> str:
     """A number of bytes for people: 15.3 GB, 500 MB. 1 GB is 10**9 bytes."""
-    if count >= 10**9:
-        return f"{count / 10**9:.1f} GB"
-    return f"{count / 10**6:.0f} MB" if count >= 10**6 else f"{count / 10**3:.1f} kB"
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.{0 if count >= 100 * size else 1}f} {unit}"
+    return f"{count / 10**3:.1f} kB"
