@@ -8,12 +8,13 @@ Control tokens such as <|end|> tell the model who speaks. They stand in the voca
 takes them from the chat template only.
 """
 
+import operator
 import re
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, SupportsIndex
 
 import tokenizers
 
@@ -59,21 +60,21 @@ class Tokenizer:
         """The ids of a text. Control tokens in it are parsed; BOS is put in front where the checkpoint says so."""
         return self.backend.encode(checked_text(text)).ids
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Iterable[SupportsIndex], skip_special_tokens: bool = False) -> str:
         """The text of the ids. Bytes that are not UTF-8 become U+FFFD."""
         return self.backend.decode(self.checked_ids(ids), skip_special_tokens=skip_special_tokens)
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
+    def pieces(self, ids: Iterable[SupportsIndex]) -> list[str]:
         """Each id's piece as the vocabulary spells it, where Ġ or ▁ is a space; "" for an id that has none."""
         return [self.backend.id_to_token(i) or "" for i in self.checked_ids(ids)]
 
-    def checked_ids(self, ids: Iterable[int]) -> list[int]:
+    def checked_ids(self, ids: Iterable[SupportsIndex]) -> list[int]:
         """The ids as a list, all of them in the vocabulary's range."""
-        ids = [int(i) for i in ids]
-        wrong = [i for i in ids if not 0 <= i < len(self)]
+        checked = [operator.index(i) for i in ids]
+        wrong = [i for i in checked if not 0 <= i < len(self)]
         if wrong:
             raise UsageError(f"token ids: expected 0 to {len(self) - 1}, as the vocabulary has them, got {wrong[0]}")
-        return ids
+        return checked
 
     def chat_ids(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
         """The ids of a conversation, in the chat format that the model was trained on.
@@ -203,12 +204,15 @@ class TextStream:
         return new
 
     def text(self, ids: list[int]) -> str:
+        """Their text together."""
         return self.backend.decode(ids, skip_special_tokens=True)
 
     def piece(self, token: int) -> str | None:
+        """The id's piece, if it gives text."""
         return None if token in self.special else self.backend.id_to_token(token)
 
     def is_byte(self, token: int) -> bool:
+        """Whether the id stands for one byte of a character, and must wait for the others."""
         return self.waits_for_bytes and re.fullmatch("<0x[0-9A-Fa-f]{2}>", self.piece(token) or "") is not None
 
 

@@ -7,6 +7,7 @@ its checkpoint; what makes that cheap is the KV cache, which still holds all but
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from ..backend.devices import free_bytes
 from ..backend.memory import check_memory
 from ..cache import empty_cache, grow
 from ..errors import ModelFileError, UsageError
@@ -69,8 +70,7 @@ class Chat:
                 f"the conversation is full: it would be {len(ids)} tokens, and the model's context is {context} tokens;"
                 " /reset begins a new one"
             )
-        # The last token is always computed anew: its hidden vector, which no cache keeps, predicts the next one.
-        cache["length"] = min(common_prefix(self.cached_ids, ids), len(ids) - 1)
+        cache["length"] = common_prefix(self.cached_ids, ids)
         room, said, finish_reason = context - len(ids), "", None
         try:
             self.make_room(len(ids))
@@ -89,7 +89,7 @@ class Chat:
         capacity = self.cache["values"][-1].shape[-2]  # the last that `grow` replaces, should it be interrupted
         if tokens > capacity:
             larger = min(max(tokens, 2 * capacity), self.lm.config.max_position_embeddings)
-            check_memory({"KV cache": kv_cache_bytes(self.lm.config, larger)})
+            check_memory({"KV cache": kv_cache_bytes(self.lm.config, larger)}, free_bytes(self.lm.weights.norm))
             grow(self.cache, larger)
 
 

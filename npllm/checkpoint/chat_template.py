@@ -20,7 +20,7 @@ from jinja2.utils import Namespace
 from ..errors import ModelFileError, UsageError
 from ..tokenizer import Messages
 
-MOST_STEPS = 1_000_000  # rounds of loops and calls, in all; a conversation of thousands of messages takes fewer
+MOST_STEPS = 200_000  # rounds of loops and calls, in all; a conversation of a thousand messages takes some ten thousand
 
 
 def chat_renderer(template: str, special_tokens: Mapping[str, str]) -> Callable[[Messages, bool], str]:

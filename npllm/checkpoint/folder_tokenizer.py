@@ -56,14 +56,20 @@ def tokenizer_from_folder(folder: str | Path) -> Tokenizer:
 
     # As in transformers, what tokenizer_config.json says of an added token replaces what tokenizer.json says.
     backend.add_tokens([described[i] for i in sorted(described)])
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    backend.add_tokens([token for token in [*special.values(), *more] if token.content not in known])
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for token in (*special.values(), *more):
+        added.setdefault(token.content, token)
+    for token in special.values():
+        added[token.content].special = True
+    backend.add_tokens(list(added.values()))
 
     texts = {name: token.content for name, token in special.items()}
-    if "add_bos_token" in config or "add_eos_token" in config:
-        bos = texts.get("bos_token") if config.get("add_bos_token") else None
-        eos = texts.get("eos_token") if config.get("add_eos_token") else None
-        add_bos_and_eos(backend, bos, eos)
+    # Whether BOS and EOS are added: as tokenizer_config.json says, else as tokenizer.json does.
+    flags = {name: config.get(f"add_{name}") for name in ("bos_token", "eos_token")}
+    if any(isinstance(flag, bool) for flag in flags.values()):
+        so_far = backend.encode("").tokens
+        add = {name: flag if isinstance(flag, bool) else texts.get(name) in so_far for name, flag in flags.items()}
+        add_bos_and_eos(backend, *(texts.get(name) if add[name] else None for name in add))
     return Tokenizer(
         backend,
         end_ids=[

@@ -75,7 +75,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
-        raise refuse("model", "'gpt2' or 'llama'", kind)
+        raise refuse("model", "'gpt2' or 'llama'", repr(kind))
     # Ids are positions in this list. As in llama.cpp, a piece without text gets one that no text has.
     texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(read_list(metadata, "tokens", str))]
     types = read_list(metadata, "token_type", int, len(texts))
@@ -132,7 +132,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 def gpt2_backend(metadata: Mapping[str, Any], texts: list[str]) -> tokenizers.Tokenizer:
     """Byte-level BPE, with the merges of the file."""
     pre = metadata.get("tokenizer.ggml.pre")
-    if pre not in WORDS:
+    if not isinstance(pre, str) or pre not in WORDS:
         raise refuse("pre", f"one of {', '.join(WORDS)}", f"{pre!r}, whose way to cut words is not known here")
     merges = [tuple(merge.split(" ")) for merge in read_list(metadata, "merges", str)]
     wrong = [i for i, merge in enumerate(merges) if len(merge) != 2]
@@ -160,7 +160,8 @@ def llama_backend(
     normal = {text for text, type_ in zip(texts, types, strict=True) if type_ == NORMAL}
     cuts = [(text, cut) for text in texts if text in normal for cut in range(1, len(text))]
     merges = [(text[:cut], text[cut:]) for text, cut in cuts if text[:cut] in normal and text[cut:] in normal]
-    merges.sort(key=lambda merge: -scores[vocabulary[merge[0] + merge[1]]])
+    # Between ways to make the same piece the one with the longest left part is first, as in transformers' conversion.
+    merges.sort(key=lambda merge: (-scores[vocabulary[merge[0] + merge[1]]], -len(merge[0]), -len(merge[1])))
     backend = tokenizers.Tokenizer(
         BPE(
             vocabulary,

@@ -1,9 +1,11 @@
 """A model's name to everything that generation needs: `LM`, with its weights on a device."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +17,7 @@ from ..config import Config, read_config
 from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
 from ..model import LM
 from ..shapes import BlockWeights, Weights
+from ..tokenizer import Tokenizer
 from .folder import read_folder, read_json
 from .folder_tokenizer import tokenizer_from_folder
 from .gguf import read_gguf
@@ -67,13 +70,34 @@ def load(
     if dtype == "auto":
         dtype = "float32" if place.name == "cpu" else "float16"
     path = find(None if name is None else str(name), revision, cache_dir, offline)
-    try:
+    with refusals(path):
         return load_files(path, place, dtype, progress)
-    except NpllmError:  # some of them are OSErrors or MemoryErrors
-        raise
+
+
+def load_tokenizer(
+    name: str | Path | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+) -> Tokenizer:
+    """The tokenizer of the model of that name, without its weights; parameters and errors as in `load`."""
+    path = find(None if name is None else str(name), revision, cache_dir, offline)
+    with refusals(path):
+        return tokenizer_from_folder(path) if path.is_dir() else tokenizer_from_gguf(read_gguf(path)[0])
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into errors of npllm: files that cannot be read, memory there is not."""
+    try:
+        yield
     except MemoryError as error:
+        if isinstance(error, NpllmError):
+            raise
         raise NotEnoughMemoryError(f"{path}: the weights do not fit ({error}); take a smaller model") from error
     except OSError as error:
+        if isinstance(error, NpllmError):
+            raise
         raise UnavailableError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
 
 
@@ -115,7 +139,7 @@ def read_weights(
     else:  # a weight is put together on the host, then copied
         check_memory({"largest weight": max(sizes.values()), "buffers": buffers})
         narrower = 2 if dtype == "float16" else 1
-        check_memory({f"weights on {device.name}": sum(sizes.values()) // narrower}, free_bytes(device))
+        check_memory({f"weights on {device.name}": sum(sizes.values()) // narrower}, free_bytes(device.xp.zeros(1)))
 
     total = sum(tensors[part.name].nbytes for parts in plans.values() for part in parts)
     with tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=not progress) as bar:
@@ -139,7 +163,7 @@ def weight_shape(parts: Sequence[Part]) -> tuple[int, ...]:
     return (parts[-1].first + parts[-1].shape[0], *parts[0].shape[1:])
 
 
-def read_weight(parts: Sequence[Part], tensors: Mapping[str, Stored], dtype: str, bar: tqdm) -> np.ndarray:
+def read_weight(parts: Sequence[Part], tensors: Mapping[str, Stored], dtype: str, bar: "tqdm[Any]") -> np.ndarray:
     """One weight in float32: each part is read, widened, rounded to dtype, and put into its rows, a piece at a time.
 
     Raises

@@ -6,11 +6,8 @@ import secrets
 import sys
 from typing import Any
 
-from ..checkpoint.folder_tokenizer import tokenizer_from_folder
-from ..checkpoint.gguf import read_gguf
-from ..checkpoint.gguf_tokenizer import tokenizer_from_gguf
-from ..checkpoint.hub import find
 from ..checkpoint.load import load
+from ..checkpoint.load import load_tokenizer as load_tokenizer_of
 from ..errors import UsageError
 from ..generate import check_options
 from ..model import LM
@@ -146,5 +143,4 @@ def load_model(args: argparse.Namespace) -> LM:
 
 def load_tokenizer(args: argparse.Namespace) -> Tokenizer:
     """The tokenizer of the model that the flags name, without its weights."""
-    path = find(args.model, args.revision, args.cache_dir, args.offline)
-    return tokenizer_from_folder(path) if path.is_dir() else tokenizer_from_gguf(read_gguf(path)[0])
+    return load_tokenizer_of(args.model, args.revision, args.cache_dir, args.offline)

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from array_api_compat import array_namespace, device
+from safetensors.numpy import save
 
 from ..backend.devices import to_host
 from ..backend.memory import check_memory
@@ -103,11 +103,12 @@ def trace(lm: LM, ids: Sequence[int], only: str = "*") -> dict[str, np.ndarray]:
         name: 4 * value.size * len(ids) ** (2 if name.endswith((".scores", ".weights")) else 1)
         for name, value in first.items()
     }
-    check_memory({"traced values": sum(size for name, size in sizes.items() if matches(name, patterns))})
+    check_memory({"traced values, twice": 2 * sum(size for name, size in sizes.items() if matches(name, patterns))})
 
     seen: dict[str, Array] = {}
     forward(on_device, lm.weights, lm.config, tap=record(seen, patterns))
-    return {name: np.asarray(to_host(value), dtype=np.float32) for name, value in seen.items()}
+    # Some values are views of larger ones; safetensors would write what lies behind their first number.
+    return {name: np.ascontiguousarray(to_host(value), dtype=np.float32) for name, value in seen.items()}
 
 
 def matches(name: str, patterns: str) -> bool:
@@ -138,20 +139,10 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Ma
     ------
     UsageError : it cannot be written: no permission, no space
     """
-    header: dict[str, object] = {"__metadata__": metadata}
-    end = 0
-    for name, array in arrays.items():
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [begin, end]}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # so that the numbers begin at a multiple of 8
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         try:
-            with part.open("xb") as file:
-                file.write(len(encoded).to_bytes(8, "little") + encoded)
-                for array in arrays.values():
-                    file.write(array.tobytes())
+            part.write_bytes(save(dict(arrays), dict(metadata)))
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
