@@ -1,0 +1,54 @@
+"""The array libraries that the tests run on.
+
+JAX is not among them: it computes all of the math, but its arrays cannot be written to, and the KV cache is.
+"""
+
+import importlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+
+class Library(NamedTuple):
+    """An array library and the device to use of it."""
+
+    xp: Any
+    device: Any = None
+
+    def array(self, value: Any) -> Any:
+        """The value as an array: floating-point numbers as float32, whole numbers as int64."""
+        value = np.asarray(value)
+        if value.dtype.kind == "f":
+            value = value.astype(np.float32)
+        return self.xp.asarray(value.copy(), device=self.device)
+
+    def tree(self, values: Any) -> Any:
+        """`array` for each array in a NamedTuple or tuple; anything that is not an array stays."""
+        if isinstance(values, np.ndarray):
+            return self.array(values)
+        if isinstance(values, tuple):
+            parts = (self.tree(value) for value in values)
+            return type(values)(*parts) if hasattr(values, "_fields") else tuple(parts)
+        return values
+
+
+NUMPY = Library(np)
+NAMES = ("numpy", "array_api_strict", "torch", "cupy")
+
+
+def library(name: str) -> Library:
+    """The library of that name; the test is skipped, with the reason, where it cannot be had."""
+    module = pytest.importorskip(name, reason=f"{name} is not installed", exc_type=ImportError)
+    if name == "array_api_strict":
+        # Its second device: an array made on the default device, by forgetting `device=`, is refused there.
+        return Library(module, module.Device("device1"))
+    if name == "cupy":
+        try:
+            module.zeros(1)
+        # A driver, a device or a library is missing: CuPy has a class for each, and no common base.
+        except Exception as error:  # noqa: BLE001
+            pytest.skip(f"cupy is installed but does not work: {error}")
+    if name in ("torch", "cupy"):  # their own functions do not take `device=` or `axis=` everywhere
+        return Library(importlib.import_module(f"array_api_compat.{name}"))
+    return Library(module)

@@ -1,0 +1,89 @@
+"""The formulas a second time: Python loops in float64, as short and as slow as can be.
+
+An index is a letter of npllm/shapes.py in lower case: t a query token, s a key token, n a query head, k a key/value
+head, h a dimension of a head. They share no code and no library call with npllm.
+"""
+
+from math import cos, exp, sin, sqrt
+
+import numpy as np
+
+
+def dot(a, b):
+    return sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+
+
+def rms_norm(x, weight, eps):
+    """x [D]"""
+    length = sqrt(dot(x, x) / len(x) + eps)
+    return np.array([float(a) / length * float(w) for a, w in zip(x, weight, strict=True)])
+
+
+def linear(x, weight, bias=None):
+    """x [D], weight [F, D]"""
+    bias = np.zeros(len(weight)) if bias is None else bias
+    return np.array([dot(x, row) + float(b) for row, b in zip(weight, bias, strict=True)])
+
+
+def rope(x, position, theta, rotated=None):
+    """x [H], turned by its position. Dimension i and i + R make a pair; the dimensions from 2R on stay."""
+    out = np.array(x, dtype=np.float64)
+    R = (len(x) if rotated is None else rotated) // 2
+    for i in range(R):
+        angle = position * theta ** (-i / R)
+        out[i] = x[i] * cos(angle) - x[i + R] * sin(angle)
+        out[i + R] = x[i] * sin(angle) + x[i + R] * cos(angle)
+    return out
+
+
+def attention(q, k, v, window=None):
+    """q [N, T, H], k and v [K, S, H]: the queries are the last T of the S tokens. Returns [N, T, H]."""
+    out = np.zeros(q.shape)
+    past = k.shape[1] - q.shape[1]
+    for n, t in np.ndindex(q.shape[:2]):
+        head = n // (len(q) // len(k))  # neighbours share a key/value head
+        seen = [s for s in range(past + t + 1) if window is None or s > past + t - window]
+        scores = [dot(q[n, t], k[head, s]) / sqrt(q.shape[2]) for s in seen]
+        total = sum(exp(score) for score in scores)
+        for s, score in zip(seen, scores, strict=True):
+            out[n, t] += exp(score) / total * v[head, s]
+    return out
+
+
+def swiglu(gate, up):
+    """gate and up [F]"""
+    return np.array([float(g) / (1 + exp(-float(g))) * float(u) for g, u in zip(gate, up, strict=True)])
+
+
+def block(x, weights, config, window=None):
+    """x [T, D], the first T tokens"""
+    N, K, H, F = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        config.intermediate_size,
+    )
+    factor = config.rope_scaling["factor"] if config.rope_scaling else 1.0
+    q, k, v = np.zeros((N, len(x), H)), np.zeros((K, len(x), H)), np.zeros((K, len(x), H))
+    for t in range(len(x)):
+        normed = rms_norm(x[t], weights.input_layernorm, config.rms_norm_eps)
+        heads = linear(normed, weights.qkv_proj, weights.qkv_proj_bias).reshape(N + 2 * K, H)
+        q[:, t] = [rope(head, t / factor, config.rope_theta, config.rotary_dim) for head in heads[:N]]
+        k[:, t] = [rope(head, t / factor, config.rope_theta, config.rotary_dim) for head in heads[N : N + K]]
+        v[:, t] = heads[N + K :]
+    mixed = attention(q, k, v, window)
+    out = np.zeros(x.shape)
+    for t in range(len(x)):
+        y = x[t] + linear(np.concatenate(list(mixed[:, t])), weights.o_proj, weights.o_proj_bias)
+        normed = rms_norm(y, weights.post_attention_layernorm, config.rms_norm_eps)
+        gate_up = linear(normed, weights.gate_up_proj, weights.gate_up_proj_bias)
+        out[t] = y + linear(swiglu(gate_up[:F], gate_up[F:]), weights.down_proj, weights.down_proj_bias)
+    return out
+
+
+def logits(ids, weights, config):
+    """ids [T]; the logits [T, V] of the whole model"""
+    x = np.array([weights.embed_tokens[token] for token in ids], dtype=np.float64)
+    for layer, block_weights in enumerate(weights.layers):
+        x = block(x, block_weights, config, config.window(layer))
+    return np.array([linear(rms_norm(row, weights.norm, config.rms_norm_eps), weights.lm_head) for row in x])

@@ -1,0 +1,215 @@
+import dataclasses
+import json
+
+import pytest
+
+from npllm.config import LARGEST, Config, read_config, read_token_ids
+from npllm.errors import ModelFileError
+
+# The keys that every config.json has, with the numbers of Phi-3-mini.
+PHI3_MINI = {
+    "model_type": "phi3",
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+HUGE = pytest.param(10**400, id="10**400")  # JSON may have it, a float may not
+
+
+def config(**keys) -> Config:
+    """Phi-3-mini's configuration with other keys; a key that is given as ... is left out."""
+    merged = PHI3_MINI | keys
+    return read_config({key: value for key, value in merged.items() if value is not ...})
+
+
+def test_what_a_config_leaves_out_has_the_default_of_its_model_type():
+    read = config()
+    assert read.num_key_value_heads == 32
+    assert read.head_dim == 96
+    assert read.rotary_dim == 96
+    assert read.rope_theta == 10000.0
+    assert read.rope_scaling is None
+    assert read.sliding_window is None
+    assert read.layer_types == ("full_attention",) * 32
+    assert not read.tie_word_embeddings
+    assert not read.attention_bias
+    assert not read.mlp_bias
+    assert read.eos_token_id == ()
+
+
+def test_null_means_the_default():
+    nulls = ("num_key_value_heads", "head_dim", "rope_scaling", "sliding_window", "eos_token_id", "rope_theta")
+    assert config(**dict.fromkeys(nulls)) == config()
+
+
+def test_unknown_keys_are_ignored():
+    assert config(architectures=["Phi3ForCausalLM"], torch_dtype="bfloat16", use_cache=True) == config()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kv_heads", "attention_bias"),
+    [("phi3", 32, False), ("llama", 32, False), ("mistral", 8, False), ("qwen2", 32, True)],
+)
+def test_each_model_type_has_its_defaults(model_type, kv_heads, attention_bias):
+    read = config(model_type=model_type)
+    assert read.num_key_value_heads == kv_heads
+    assert read.attention_bias == attention_bias
+
+
+def test_head_dim_wins_over_the_width_per_head():
+    assert config(head_dim=128).head_dim == 128
+    assert config(head_dim=128, hidden_size=3000).head_dim == 128  # not a multiple of 32
+
+
+def test_partial_rotary_turns_a_part_of_the_head():
+    assert config(partial_rotary_factor=0.75).rotary_dim == 72
+    assert config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}).rotary_dim == 48
+
+
+def test_rope_parameters_are_read_where_newer_files_keep_them():
+    newer = config(rope_parameters=LLAMA3 | {"rope_theta": 500000.0})
+    older = config(rope_scaling=LLAMA3, rope_theta=500000.0)
+    assert newer == older
+    assert newer.rope_theta == 500000.0
+    assert newer.rope_scaling == LLAMA3
+
+
+def test_linear_scaling_is_read_under_both_names_of_its_type():
+    expected = {"rope_type": "linear", "factor": 2.0}
+    assert config(rope_scaling={"rope_type": "linear", "factor": 2}).rope_scaling == expected
+    assert config(rope_scaling={"type": "linear", "factor": 2.0}).rope_scaling == expected
+    assert config(rope_scaling={"rope_type": "default"}).rope_scaling is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "windows"),
+    [
+        ({"model_type": "mistral"}, [4, 4, 4]),
+        ({"model_type": "phi3"}, [4, 4, 4]),
+        ({"model_type": "llama"}, [None, None, None]),
+        ({"model_type": "qwen2", "max_window_layers": 0}, [None, None, None]),
+        ({"model_type": "qwen2", "use_sliding_window": False, "max_window_layers": 0}, [None, None, None]),
+        ({"model_type": "qwen2", "use_sliding_window": True}, [None, None, None]),  # max_window_layers is 28
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, [None, 4, 4]),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0}, [4, 4, 4]),
+        (
+            {
+                "model_type": "qwen2",
+                "use_sliding_window": True,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+            [4, None, 4],
+        ),
+    ],
+)
+def test_the_window_holds_where_the_model_type_says(keys, windows):
+    read = config(num_hidden_layers=3, num_key_value_heads=8, sliding_window=4, **keys)
+    assert [read.window(layer) for layer in range(3)] == windows
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().hidden_size = 1
+
+
+@pytest.mark.parametrize("key", sorted(PHI3_MINI))
+def test_a_missing_key_is_named(key):
+    with pytest.raises(ModelFileError, match=f"^config.json: {key}: expected "):
+        config(**{key: ...})
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "32", True, [32], {}, 10**30])
+@pytest.mark.parametrize("key", LARGEST)
+def test_what_is_not_a_whole_number_in_range_is_refused(key, value):
+    with pytest.raises(ModelFileError, match=f"^config.json: {key}: expected a whole number"):
+        config(**{key: value})
+
+
+@pytest.mark.parametrize("key", LARGEST)
+def test_an_absurd_size_is_refused(key):
+    with pytest.raises(ModelFileError, match=f"^config.json: {key}: expected a whole number"):
+        config(**{key: LARGEST[key] + 1})
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1e-5", True, [1.0], HUGE])
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta", "partial_rotary_factor"])
+def test_what_is_not_a_positive_number_is_refused(key, value):
+    with pytest.raises(ModelFileError, match=f"^config.json: {key}: expected a positive number"):
+        config(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type: expected one of phi3, llama, mistral, qwen2, got 'gpt2'"),
+        ({"model_type": ["phi3"]}, "model_type: expected one of"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads: expected a divisor of num_attention_heads, 32, got 5"),
+        ({"num_key_value_heads": 64}, "num_key_value_heads: expected a divisor"),
+        ({"hidden_size": 3000}, "hidden_size: expected a multiple of num_attention_heads, 32"),
+        ({"head_dim": 95}, "expected an even number of rotated dimensions up to head_dim, got 95"),
+        ({"head_dim": 10, "partial_rotary_factor": 0.5}, "expected an even number of rotated dimensions"),
+        ({"partial_rotary_factor": 0.001}, "expected an even number of rotated dimensions"),
+        ({"partial_rotary_factor": 1.5}, "expected an even number of rotated dimensions"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: expected true or false, got 'yes'"),
+        ({"attention_bias": 1}, "attention_bias: expected true or false"),
+        ({"sliding_window": 0}, "sliding_window: expected a whole number"),
+        ({"sliding_window": "all"}, "sliding_window: expected a whole number"),
+        ({"eos_token_id": "</s>"}, "eos_token_id: expected a token id or a list of them"),
+        ({"eos_token_id": [1, -1]}, "eos_token_id: expected a token id or a list of them"),
+        ({"rope_scaling": "linear"}, "rope_scaling: expected an object"),
+        ({"rope_parameters": [1]}, "rope_scaling: expected an object"),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_scaling: expected one of default, linear, llama3, got 'long"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: expected one of"),
+        ({"rope_scaling": {"type": ["linear"]}}, "rope_scaling: expected one of"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor: expected a positive number, got None"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor: expected a positive number"),
+        ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "rope_scaling.factor: expected a positive number"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor: expected more than low_freq_factor"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": "1"}}, "rope_scaling.low_freq_factor: expected a positive"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types: expected 32 of"),
+        ({"model_type": "qwen2", "layer_types": ["other"] * 32}, "layer_types: expected 32 of"),
+        ({"model_type": "qwen2", "layer_types": [["full_attention"]] * 32}, "layer_types: expected 32 of"),
+        ({"model_type": "qwen2", "layer_types": 32}, "layer_types: expected 32 of"),
+    ],
+)
+def test_what_npllm_does_not_compute_is_refused(keys, message):
+    with pytest.raises(ModelFileError) as refused:
+        config(**keys)
+    assert str(refused.value).startswith("config.json: ")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_message_names_the_file():
+    with pytest.raises(ModelFileError, match=r"^models/x/config\.json: vocab_size: "):
+        read_config(PHI3_MINI | {"vocab_size": None}, "models/x/config.json")
+
+
+def test_json_is_read_as_it_comes():
+    assert read_config(json.loads(json.dumps(PHI3_MINI | {"rope_scaling": LLAMA3, "eos_token_id": [1, 2]}))) == config(
+        rope_scaling=LLAMA3, eos_token_id=[1, 2]
+    )
+
+
+@pytest.mark.parametrize(("value", "ids"), [(None, ()), (0, (0,)), (7, (7,)), ([7, 8], (7, 8)), ([], ())])
+def test_token_ids_are_one_a_list_or_none(value, ids):
+    assert read_token_ids({"eos_token_id": value}, "eos_token_id", "generation_config.json") == ids
+    assert read_token_ids({}, "eos_token_id", "generation_config.json") == ()
+
+
+@pytest.mark.parametrize("value", [True, "7", 7.0, [7, None], {"a": 1}, -1])
+def test_what_is_not_a_token_id_is_refused(value):
+    with pytest.raises(ModelFileError, match=r"^generation_config\.json: eos_token_id: expected a token id"):
+        read_token_ids({"eos_token_id": value}, "eos_token_id", "generation_config.json")
