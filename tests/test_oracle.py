@@ -1,0 +1,180 @@
+"""npllm agrees with transformers on models that nobody chose: random configurations, saved by transformers itself.
+
+The golden values of test_golden.py are a few models for which all was thought through; here are 30 of each kind.
+"""
+
+import importlib
+import json
+import math
+
+import numpy as np
+import pytest
+from tolerance import assert_close, assert_same_ids
+
+import npllm
+from npllm import sampling
+
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers warns of its own matters
+CLASSES = {"phi3": "Phi3Config", "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config"}
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[oracle]'")
+    module = pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[oracle]'")
+    module.utils.logging.disable_progress_bar()
+    return module
+
+
+@pytest.fixture(scope="module")
+def golden(transformers):
+    """tools/make_golden.py, which knows how to make a model's weights random and how to ask transformers."""
+    return importlib.import_module("make_golden")
+
+
+def random_config_keys(model_type, rng):
+    """The keys of a configuration, drawn at random; transformers' own checks let all of them through."""
+
+    def pick(*choices):
+        return choices[rng.integers(len(choices))]
+
+    kv_heads, head_dim = pick(1, 2, 3), pick(4, 6, 8, 16)
+    heads = kv_heads * pick(1, 2, 3)
+    rope = {"rope_type": "default", "rope_theta": 10 ** rng.uniform(1, 6)}
+    keys = {
+        "vocab_size": int(rng.integers(5, 90)),
+        "hidden_size": heads * pick(2, 5, 8),
+        "intermediate_size": int(rng.integers(1, 60)),
+        "num_hidden_layers": pick(1, 2, 3),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 10 ** rng.uniform(-6, -1),
+        "tie_word_embeddings": pick(True, False),
+        "rope_parameters": rope,
+        "bos_token_id": None,
+        "eos_token_id": pick(0, [0, 1]),
+        "pad_token_id": 0,
+    }
+    window = int(rng.integers(2, 20))  # with 1, the cache of transformers keeps what it means to drop (-1 + 1 is 0)
+    if model_type == "phi3":
+        keys["sliding_window"] = pick(None, window)
+        rope["partial_rotary_factor"] = pick(1.0, 0.5) if head_dim % 4 == 0 else 1.0
+    else:
+        original = pick(8, 16, 32)
+        llama3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 2.5}
+        linear = {"rope_type": "linear", "factor": rng.uniform(1, 8)}
+        rope |= pick({}, linear, {"rope_type": "llama3", "original_max_position_embeddings": original} | llama3)
+    if model_type == "llama":
+        keys |= {"attention_bias": pick(True, False), "mlp_bias": pick(True, False)}
+    if model_type == "mistral":
+        keys["sliding_window"] = pick(None, window)
+    if model_type == "qwen2":
+        first = int(rng.integers(0, 4))
+        keys |= {"use_sliding_window": pick(True, False), "sliding_window": window, "max_window_layers": first}
+    return keys
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("model_type", CLASSES)
+def test_random_model_agrees_with_transformers(transformers, golden, tmp_path, model_type, seed):
+    rng = np.random.default_rng([list(CLASSES).index(model_type), seed])
+    torch = golden.torch
+    config = getattr(transformers, CLASSES[model_type])(**random_config_keys(model_type, rng))
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    golden.randomize(model, seed)
+    dtype = [torch.float32, torch.float16, torch.bfloat16][seed % 3]
+    model.to(dtype).save_pretrained(tmp_path, max_shard_size=["1GB", "4KB"][seed % 2])
+    if seed % 5 == 0:
+        file = tmp_path / "config.json"
+        golden.write_json(file, golden.as_published(json.loads(file.read_text())))
+    # From the files: a model cast to 16 bits and back has lost digits of its RoPE frequencies as well.
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+
+    lm = npllm.load(tmp_path)
+    ids = rng.integers(0, config.vocab_size, rng.integers(1, 25)).tolist()
+    seen = {}
+    npllm.forward(np.asarray(ids), lm.weights, lm.config, tap=npllm.record(seen))
+    expected = golden.trace(model, ids)
+    assert {*seen} == {name for name in expected if not name.endswith(".visible")}
+    for name, value in seen.items():
+        visible = expected[name.replace(".scores", ".visible")] == 1 if name.endswith(".scores") else None
+        assert_close(name, value, expected[name], where=visible)
+
+    [run] = golden.greedy(model, [ids], 8)
+    assert_same_ids(
+        str(ids), [step.id for step in npllm.steps(lm, ids, max_new_tokens=8)], run["greedy_ids"], run["gaps"]
+    )
+
+
+FILTERS = {
+    "RepetitionPenaltyLogitsProcessor": (sampling.penalize_repetition, [1.3, 0.7]),
+    "TemperatureLogitsWarper": (sampling.scale_by_temperature, [0.1, 0.7, 3.0]),
+    "TopKLogitsWarper": (sampling.keep_top_k, [1, 5, 200]),
+    "TopPLogitsWarper": (sampling.keep_top_p, [0.05, 0.5, 0.95]),
+    "MinPLogitsWarper": (sampling.keep_min_p, [0.01, 0.2, 1.0]),
+}
+
+
+def random_logits(seed, spread):
+    return (spread * np.random.default_rng(seed).standard_normal(100)).astype(np.float32)
+
+
+def assert_same_filtered(name, got, expected):
+    ruled_out = expected == -math.inf
+    np.testing.assert_array_equal(got == -math.inf, ruled_out)
+    assert_close(name, got[~ruled_out], expected[~ruled_out])
+
+
+@pytest.mark.parametrize("spread", [0.3, 2.0, 8.0])
+@pytest.mark.parametrize("name", FILTERS)
+def test_each_filter_is_that_of_transformers(transformers, golden, name, spread):
+    ours, values = FILTERS[name]
+    for seed in range(10):
+        logits = random_logits(seed, spread)
+        text = np.random.default_rng(seed).integers(0, 100, 20)
+        for value in values:
+            theirs = getattr(transformers, name)(value)
+            expected = theirs(golden.torch.tensor(text[None]), golden.torch.tensor(logits[None]))[0].numpy()
+            seen = (np.isin(np.arange(100), text),) if ours is sampling.penalize_repetition else ()
+            assert_same_filtered(f"{name}({value})", ours(logits, *seen, value), expected)
+
+
+def test_top_k_keeps_ties_as_transformers_does(transformers, golden):
+    logits = np.array([1.0, 3.0, 2.0, 2.0, 0.0], dtype=np.float32)
+    expected = transformers.TopKLogitsWarper(2)(None, golden.torch.tensor(logits[None]))[0].numpy()
+    assert_same_filtered("top-k", sampling.keep_top_k(logits, 2), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1.5, "top_k": 7, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 1.4},
+        {"temperature": 0.7, "top_k": 30, "top_p": 0.6, "min_p": 0.3, "repetition_penalty": 0.8},
+        {"temperature": 2.0, "top_k": 0, "top_p": 0.5},
+        {"temperature": 3.0, "top_k": 0, "min_p": 0.4},
+    ],
+)
+def test_filters_together_leave_the_distribution_that_transformers_draws_from(transformers, golden, options):
+    """Their order matters: each filter sees what those before it have left."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(golden.GOLDEN / "llama-biases-tied")
+    for seed in range(5):
+        ids = np.random.default_rng(seed).integers(0, 80, (1, 30))
+        out = model.generate(
+            golden.torch.tensor(ids),
+            attention_mask=golden.torch.ones(1, 30),
+            do_sample=True,
+            max_new_tokens=1,
+            output_logits=True,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **options,
+        )
+        expected = golden.torch.softmax(out.scores[0][0], dim=-1).numpy()
+        logits, seen = out.logits[0][0].numpy(), np.isin(np.arange(80), ids)
+        uniforms = (np.arange(300) + 0.5) / 300
+        drawn = [int(sampling.choose(logits, uniform=u, seen=seen, **options)) for u in uniforms]
+        shares = np.bincount(drawn, minlength=80) / len(drawn)
+        assert set(drawn) <= set(np.flatnonzero(expected))
+        np.testing.assert_allclose(shares, expected, atol=1.5 / len(drawn))
