@@ -1,0 +1,126 @@
+"""Trace a model as transformers computes it: every value under the name and in the shape of `npllm trace`.
+
+Whoever ports a model to npllm, or npllm's math to elsewhere, can compare the two files value by value:
+
+    python tools/hf_trace.py FOLDER "The capital of France is" -o theirs.safetensors
+    python -m npllm trace -m FOLDER "The capital of France is" -o ours.safetensors
+
+The values are the model's own: hooks read what its modules take and give, and its own attention function is wrapped.
+For Phi3, Llama, Mistral and Qwen2 ForCausalLM, and others built of the same modules. Needs torch and transformers.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from unittest import mock
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+
+def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
+    """All values of one forward pass over `ids`, without cache: name -> float32 array, without the batch axis.
+
+    Beside npllm's own names there is `layers.{i}.attention.visible` [T, S]: 1 where the mask lets a query see a key.
+    The scores are those before the mask, so what they are elsewhere is of no consequence: compare them only there.
+    The model is left with eager attention, the only one whose scores exist as an array.
+    """
+    model.set_attn_implementation("eager")
+    config = model.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    seen: dict[str, np.ndarray] = {}
+    handles = []
+
+    def keep(name: str, value: torch.Tensor) -> None:
+        seen[name] = np.ascontiguousarray(value[0].float().numpy())
+
+    def keep_output(name: str, module: torch.nn.Module) -> None:
+        handles.append(module.register_forward_hook(lambda _, args, out: keep(name, out)))
+
+    def keep_input(name: str, module: torch.nn.Module) -> None:
+        handles.append(module.register_forward_pre_hook(lambda _, args: keep(name, args[0])))
+
+    def keep_parts(names: Sequence[str], sizes: Sequence[int], module: torch.nn.Module, split_heads: bool) -> None:
+        """The output of one matrix that stands for several, or for one: cut into parts along its last axis."""
+
+        def hook(_: torch.nn.Module, args: tuple, out: torch.Tensor) -> None:
+            for name, part in zip(names, out.split(sizes, dim=-1), strict=True):
+                keep(name, part.unflatten(-1, (-1, head_dim)).transpose(1, 2) if split_heads else part)
+
+        handles.append(module.register_forward_hook(hook))
+
+    modeling = sys.modules[type(model).__module__]
+    eager_attention = modeling.eager_attention_forward
+
+    def traced_attention(module, query, key, value, attention_mask, scaling, **options):
+        mixed, weights = eager_attention(module, query, key, value, attention_mask, scaling=scaling, **options)
+        scores = query @ key.repeat_interleave(heads // kv_heads, dim=1).mT * scaling
+        # The scores never leave the model's function: they are computed again here, and must explain its weights.
+        torch.testing.assert_close(torch.softmax(scores + attention_mask, dim=-1), weights)
+        attention = f"layers.{module.layer_idx}.attention"
+        keep(f"{attention}.q_rotated", query)
+        keep(f"{attention}.k_rotated", key)
+        keep(f"{attention}.visible", attention_mask[:, 0] == 0)
+        keep(f"{attention}.scores", scores)
+        keep(f"{attention}.weights", weights)
+        keep(f"{attention}.mixed", mixed.transpose(1, 2))
+        return mixed, weights
+
+    keep_output("embedding", model.model.embed_tokens)
+    for i, layer in enumerate(model.model.layers):
+        attention, feedforward = f"layers.{i}.attention", f"layers.{i}.feedforward"
+        q_k_v = [f"{attention}.q", f"{attention}.k", f"{attention}.v"]
+        widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+        gate_up = [f"{feedforward}.gate", f"{feedforward}.up"]
+        ff_widths = [config.intermediate_size] * 2
+        keep_output(f"layers.{i}.input_layernorm", layer.input_layernorm)
+        if hasattr(layer.self_attn, "qkv_proj"):
+            keep_parts(q_k_v, widths, layer.self_attn.qkv_proj, split_heads=True)
+            keep_parts(gate_up, ff_widths, layer.mlp.gate_up_proj, split_heads=False)
+        else:
+            for name, width, part in zip(q_k_v, widths, ("q_proj", "k_proj", "v_proj"), strict=True):
+                keep_parts([name], [width], getattr(layer.self_attn, part), split_heads=True)
+            for name, width, part in zip(gate_up, ff_widths, ("gate_proj", "up_proj"), strict=True):
+                keep_parts([name], [width], getattr(layer.mlp, part), split_heads=False)
+        keep_output(f"{attention}.output", layer.self_attn.o_proj)
+        keep_input(f"layers.{i}.residual_after_attention", layer.post_attention_layernorm)
+        keep_output(f"layers.{i}.post_attention_layernorm", layer.post_attention_layernorm)
+        keep_input(f"{feedforward}.activation", layer.mlp.down_proj)
+        keep_output(f"{feedforward}.output", layer.mlp)
+        keep_output(f"layers.{i}.residual_after_feedforward", layer)
+    keep_output("norm", model.model.norm)
+    keep_output("logits", model.lm_head)
+
+    try:
+        with torch.no_grad(), mock.patch.object(modeling, "eager_attention_forward", traced_attention):
+            model(torch.tensor([list(ids)]), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a folder in Hugging Face layout, or a Hub name")
+    parser.add_argument("prompt", nargs="?", help="the text to run through the model")
+    parser.add_argument("--ids", help="token ids instead of a prompt: 1,2,3 (needs no tokenizer)")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
+    args = parser.parse_args()
+    if (args.prompt is None) == (args.ids is None):
+        parser.error("expected a prompt or --ids, and not both")
+    if args.ids is not None:
+        ids = [int(token) for token in args.ids.split(",")]
+    else:
+        ids = AutoTokenizer.from_pretrained(args.model)(args.prompt).input_ids
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation="eager")
+    values = trace(model, ids)
+    save_file(values, args.output)
+    print(f"{args.output}: {len(values)} values of {len(ids)} tokens")
+
+
+if __name__ == "__main__":
+    main()
