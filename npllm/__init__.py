@@ -5,6 +5,7 @@ each; a module uses only those above it:
 
     shapes       what the letters in every shape mean; the names of all weights
     tap          looking at a value as it passes
+    errors       what can go wrong
     config       the numbers that describe a model
     tokenizer    text to ids and back; the chat format
     embedding    ids to vectors

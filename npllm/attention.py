@@ -1,11 +1,14 @@
-"""Attention: each token takes in what is relevant of the tokens before it.
+"""Attention: each token takes in what is relevant of itself and the tokens before it.
 
-Two steps: score how relevant each earlier token is, then combine their information by these scores. It is done by many
-heads at once, each with queries, keys and values of its own.
+Two steps: score how relevant each of them is, then combine their information by these scores. It is done by many heads
+at once, each with queries, keys and values of its own.
 
-Source: "The attention layer at a glance", "How attention is calculated" (Figures 3-14 to 3-21), "Multi-query and
-grouped-query attention" (Figures 3-25 to 3-28); Vaswani et al. 2017, "Attention is all you need"; Shazeer 2019;
-Ainslie et al. 2023, "GQA".
+"scores" are the products of queries and keys; after the softmax, when they sum to 1, they are called "weights" here, as
+in most code. (The model's parameters are always written `weights.<name>`.)
+
+Source: "The attention layer at a glance", "Attention is all you need", "How attention is calculated" (Figures 3-14 to
+3-21), "Multi-query and grouped-query attention" (Figures 3-25 to 3-28); Vaswani et al. 2017, "Attention is all you
+need"; Shazeer 2019; Ainslie et al. 2023, "GQA".
 """
 
 import math
@@ -90,6 +93,6 @@ def attention(
     *,
     tap: Tap = untapped,
 ) -> Float[Array, "... N T H"]:
-    """softmax(q kᵀ / sqrt(H)) v: score, normalize, combine."""
+    """softmax(q kᵀ / sqrt(H)) v: score, normalize, combine. The tapped "scores" are those before the mask."""
     weights = tap("weights", attention_weights(tap("scores", relevance_scores(q, k)), visible))
     return tap("mixed", combine(weights, v))

@@ -22,11 +22,13 @@ from .shapes import Array, Float, array_namespace
 Cache = dict[str, Any]
 
 
-def empty_cache(config: Config, capacity: int, batch: tuple[int, ...] = (), *, like: Array) -> Cache:
-    """A cache with room for `capacity` tokens, in float32, on the device of the array `like`.
+def kv_cache_bytes(config: Config, tokens: int) -> int:
+    """The memory of a float32 KV cache for so many tokens: 2 (keys, values) · L · K · H · 4 bytes for each."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * 4
 
-    It takes 2 (keys, values) · L · K · H · 4 bytes for each token.
-    """
+
+def empty_cache(config: Config, capacity: int, batch: tuple[int, ...] = (), *, like: Array) -> Cache:
+    """A cache with room for `capacity` tokens, in float32, on the device of the array `like`."""
     xp = array_namespace(like)
     shape = (*batch, config.num_key_value_heads, capacity, config.head_dim)
 

@@ -37,8 +37,7 @@ class Config:
     num_key_value_heads: int  # K: N is multi-head, 1 is multi-query, between them is grouped-query attention
     head_dim: int  # H
     max_position_embeddings: int  # the context length, in tokens
-    hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: float
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, Any] | None = None  # {"rope_type": "linear", "factor": 2.0}, or llama3's five keys
     partial_rotary_factor: float = 1.0
@@ -67,8 +66,10 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
     ModelFileError : a key is missing, of the wrong type, out of range, or asks for what npllm does not compute
     """
 
-    def refuse(key: str, expected: str, do: str = "check that the file belongs to this model") -> ModelFileError:
-        return ModelFileError(f"{where}: {key}: expected {expected}, got {keys.get(key)!r}; {do}")
+    def refuse(
+        key: str, expected: str, do: str = "check that the file belongs to this model", source: Mapping[str, Any] = keys
+    ) -> ModelFileError:
+        return ModelFileError(f"{where}: {key}: expected {expected}, got {source.get(key)!r}; {do}")
 
     def integer(key: str, default: int | None = None, least: int = 1) -> int:
         value = default if keys.get(key) is None else keys[key]
@@ -80,7 +81,7 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
     def number(key: str, default: float | None = None, source: Mapping[str, Any] = keys) -> float:
         value = default if source.get(key) is None else source[key]
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e300:
-            raise refuse(key, "a positive number")
+            raise refuse(key, "a positive number", source=source)
         return float(value)
 
     def boolean(key: str) -> bool:

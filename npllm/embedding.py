@@ -3,14 +3,14 @@
 Source: "The Components of the Forward Pass" (Figure 3-5).
 """
 
-from .shapes import Array, Float, Int, Weight, array_namespace
+from .shapes import Array, Float, Int, Weight, array_namespace, is_packed
 
 
 def embed(ids: Int[Array, "... T"], embed_tokens: Weight) -> Float[Array, "... T D"]:
     """The model has a vector for each token of the vocabulary: row id of the embeddings matrix, in float32.
 
-    The ids are not checked here. An id beyond the vocabulary would read a wrong row without an error (NumPy takes -1
-    for the last row, CuPy wraps around), so `generate` and the command line check them while they are Python integers.
+    The ids are not checked here. A wrong id can read a wrong row without an error (NumPy takes -1 for the last row,
+    CuPy wraps around), so `generate` and the command line check them while they are Python integers.
 
     >>> import numpy as np
     >>> embed(np.array([2, 0]), np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], dtype=np.float32))
@@ -19,5 +19,5 @@ def embed(ids: Int[Array, "... T"], embed_tokens: Weight) -> Float[Array, "... T
     """
     xp = array_namespace(ids)
     flat = xp.reshape(ids, (-1,))
-    vectors = embed_tokens.rows(flat) if hasattr(embed_tokens, "rows") else xp.take(embed_tokens, flat, axis=0)
+    vectors = embed_tokens.rows(flat) if is_packed(embed_tokens) else xp.take(embed_tokens, flat, axis=0)
     return xp.reshape(xp.astype(vectors, xp.float32, copy=False), (*ids.shape, embed_tokens.shape[1]))

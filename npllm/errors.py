@@ -1,11 +1,12 @@
 """What can go wrong, one class for each exit code of the command line.
 
-Every message is one line: what, where (file, tensor), what was expected, what was found, what to do.
+Every message is one line: what, where (file, tensor), what was expected, what was found and, where that is not plain,
+what to do.
 """
 
 
 class NpllmError(Exception):
-    """The base of all errors that are the user's to mend."""
+    """The base of the errors below; none is raised as such."""
 
     exit_code = 70
 

@@ -10,7 +10,7 @@ from .tap import Tap, untapped
 
 
 def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x · sigmoid(x) = x / (1 + e⁻ˣ): near 0 for negative x, near x for positive; also called swish."""
+    """x · sigmoid(x) = x / (1 + e⁻ˣ): near 0 for very negative x, near x for large; also called swish."""
     xp = array_namespace(x)
     return x / (1.0 + xp.exp(xp.minimum(-x, 88.0)))  # e⁸⁹ overflows float32
 
@@ -21,7 +21,7 @@ def swiglu(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Arra
 
 
 def feedforward(x: Float[Array, "... T D"], weights: BlockWeights, *, tap: Tap = untapped) -> Float[Array, "... T D"]:
-    """Out to F dimensions twice, as gate and as values; gated; and back to D.
+    """Out to F dimensions twice, as gate and as up; gated; and back to D.
 
     Both ways out are one product: the rows of `gate_up_proj` are gate first, then up.
     """

@@ -18,8 +18,8 @@ from array_api_compat import device
 
 from .backend.devices import free_bytes, to_host
 from .backend.memory import check_memory
-from .cache import Cache, empty_cache
-from .config import Config, read_token_ids
+from .cache import Cache, empty_cache, kv_cache_bytes
+from .config import read_token_ids
 from .errors import ModelFileError, UsageError
 from .heads import lm_head
 from .model import LM, transform
@@ -42,7 +42,7 @@ class Generation(NamedTuple):
     """All that was generated."""
 
     text: str  # without the prompt, the end token and the stop string
-    ids: list[int]  # with the end token
+    ids: list[int]  # with the end token, or those of the stop string
     prompt_ids: list[int]
     finish_reason: str  # "stop" or "length"
 
@@ -66,7 +66,7 @@ def next_logits(lm: LM, ids: Sequence[int], cache: Cache) -> Float[Array, " V"]:
     A long prompt goes through in chunks. Only the last stream enters the LM head: the others have done their part, as
     keys and values.
     """
-    like = lm.weights.norm
+    like = lm.weights.norm  # any of the weights: they tell the array library and the device
     xp = array_namespace(like)
     for start in range(cache["length"], len(ids), PREFILL_CHUNK):
         chunk = xp.asarray(ids[start : start + PREFILL_CHUNK], dtype=xp.int64, device=device(like))
@@ -90,11 +90,6 @@ def split_at_stop(text: str, stop: Sequence[str]) -> tuple[str, str, bool]:
     return text[:shown], text[shown:], False
 
 
-def kv_cache_bytes(config: Config, tokens: int) -> int:
-    """The memory of a float32 KV cache for so many tokens."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * 4
-
-
 def check_options(
     max_new_tokens: int,
     temperature: float,
@@ -110,9 +105,9 @@ def check_options(
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
         ("temperature", temperature, 0 <= temperature < math.inf, "0 (greedy) or more"),
         ("top_k", top_k, top_k >= 0, "0 (off) or more"),
-        ("top_p", top_p, 0 < top_p <= 1, "more than 0, up to 1 (off)"),
+        ("top_p", top_p, 1e-6 <= top_p <= 1, "from 1e-6 to 1 (off)"),
         ("min_p", min_p, 0 <= min_p <= 1, "from 0 (off) to 1"),
-        ("repetition_penalty", repetition_penalty, 0 < repetition_penalty < math.inf, "more than 0 (1: off)"),
+        ("repetition_penalty", repetition_penalty, 1e-6 <= repetition_penalty <= 1e6, "from 1e-6 to 1e6 (1: off)"),
         ("stop", list(stop), all(stop), "strings that are not empty"),
         ("seed", seed, seed is None or seed >= 0, "a whole number from 0 on, or None"),
     ]:
@@ -142,10 +137,11 @@ def steps(
     ids : the prompt, as token ids
     max_new_tokens : at most so many; fewer where the context ends, with a warning
     temperature : 0 is greedy decoding; see `sampling.choose` for it and the next four
-    stop : strings that end the text; the text never holds them, nor a beginning of them that was completed
-    seed : of the random draws: the same seed gives the same text, on every device. None: a different text every time
+    stop : strings that end the text: it stops before the first of them, while the ids hold the tokens that made it
+    seed : of the random draws: the same seed and the same logits give the same text. None: a different text every time
     use_cache : False forgets all keys and values after each token and computes every stream again
-    cache : holds the first cache["length"] of the ids already, and has room for prompt and new tokens
+    cache : holds the first cache["length"] of the ids already, and has room for the prompt; for each new token the
+        caller makes room beforehand or on the way, with `cache.grow`
 
     Raises
     ------
@@ -159,8 +155,16 @@ def steps(
     if len(ids) == 0:
         raise UsageError("the prompt is empty: expected at least one token")
     if len(ids) >= context:
-        raise UsageError(f"the prompt is too long: {len(ids)} tokens, and the model's context is {context} tokens")
+        raise UsageError(
+            f"the prompt is too long: {len(ids)} tokens leave no room for a new one in the model's context of {context}"
+        )
     check_ids(ids, lm.config.vocab_size)
+    if stop and lm.tokenizer is None:
+        raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
+    if cache is not None and cache["keys"][0].shape[-2] < len(ids):
+        raise UsageError(
+            f"cache: expected room for {len(ids)} tokens, got {cache['keys'][0].shape[-2]}; use cache.grow"
+        )
     if len(ids) + max_new_tokens > context:
         warnings.warn(
             f"only {context - len(ids)} new tokens instead of {max_new_tokens}:"
@@ -169,7 +173,7 @@ def steps(
         )
         max_new_tokens = context - len(ids)
     capacity = len(ids) + max_new_tokens
-    rows = min(len(ids), PREFILL_CHUNK)
+    rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
     needed = {"attention scores": 3 * lm.config.num_attention_heads * rows * capacity * 4}  # masked scores, weights
     if cache is None:
         needed["KV cache"] = kv_cache_bytes(lm.config, capacity)
@@ -234,7 +238,7 @@ def next_token(
     if not math.isfinite(largest):
         raise ModelFileError(
             f"the logits after token {len(ids)}: expected finite numbers, got {largest};"
-            " the weights are damaged, or too large for this dtype: try --dtype float32"
+            " the weights are damaged, or were rounded to a dtype too narrow for them (then try --dtype float32)"
         )
     return int(token)
 

@@ -1,6 +1,6 @@
 """The linear layer: every projection of the model, and the LM head."""
 
-from .shapes import Array, Float, Weight, array_namespace
+from .shapes import Array, Float, Weight, array_namespace, is_packed
 
 
 def product(x2d: Float[Array, "T D"], weight: Float[Array, "F D"]) -> Float[Array, "T F"]:
@@ -23,7 +23,6 @@ def linear(x: Float[Array, "... D"], weight: Weight, bias: Float[Array, " F"] | 
     """
     xp = array_namespace(x)
     x2d = xp.reshape(x, (-1, x.shape[-1]))
-    packed = hasattr(weight, "matmul") and hasattr(weight, "rows")
-    y = weight.matmul(x2d) if packed else product(x2d, weight)
+    y = weight.matmul(x2d) if is_packed(weight) else product(x2d, weight)
     y = xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
     return y if bias is None else y + bias

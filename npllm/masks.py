@@ -25,7 +25,7 @@ def causal(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bool[Arra
 def sliding_window(queries: Int[Array, "... T"], keys: Int[Array, "... S"], window: int) -> Bool[Array, "... T S"]:
     """Local attention: a token sees the last `window` tokens, itself counted: i - window < j <= i.
 
-    Information still travels further than the window, one window per block.
+    Information still travels further, by window - 1 tokens with each block.
 
     >>> import numpy as np
     >>> sliding_window(np.arange(4), np.arange(4), window=2).astype(int)

@@ -24,7 +24,7 @@ from .tokenizer import Tokenizer
 
 
 class LM(NamedTuple):
-    """A language model as `npllm.load` returns it: everything that generation needs, and no code."""
+    """A language model as `npllm.load` returns it: everything that generation needs, as data."""
 
     config: Config
     weights: Weights

@@ -42,7 +42,7 @@ def rope_tables(
 ) -> tuple[Float[Array, "... T R"], Float[Array, "... T R"]]:
     """cos and sin of every position's angles, in float32: built once for a pass, and used by every block.
 
-    `total_length` is the number of tokens, past and new: a long context may scale the frequencies by it.
+    `total_length`, the number of past and new tokens, is for scalings that depend on it (LongRoPE); none here does yet.
     """
     xp = array_namespace(positions)
     angles = xp.astype(positions, xp.float32)[..., None] * rope_frequencies(config, positions)
@@ -52,7 +52,7 @@ def rope_tables(
 def apply_rope(
     x: Float[Array, "... N T H"], cos: Float[Array, "... T R"], sin: Float[Array, "... T R"]
 ) -> Float[Array, "... N T H"]:
-    """Rotate each pair of dimensions of x by its position's angle; the product q·k then depends on the distance only.
+    """Rotate each pair of dimensions of x by its position's angle; q·k then knows positions by their distance only.
 
     Pair i is made of dimensions i and i + R, the two halves, and not of neighbours 2i and 2i + 1 as in the paper.
     Weights trained for one pairing give nonsense with the other. Dimensions from 2R on pass unrotated (partial rotary).

@@ -8,11 +8,16 @@
        [F D] any width that comes out                             L  layers, that is Transformer blocks
     V  vocabulary                                                 ...  leading axes: none, or [B] for a batch
 
+    NH is N·H, the heads side by side                            W  the window of sliding-window attention, in tokens
+
+Logits are the chapter's scores for the next token, before the softmax that makes them probabilities. The residual
+stream is the vector of a token on its way through the blocks, to which each layer adds.
+
 `Float[Array, "... T D"]` reads: an array of floating-point numbers whose last two axes are T and D. The tests execute
 these annotations (jaxtyping); in normal use they are only read.
 """
 
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import array_api_compat
 from jaxtyping import Bool, Float, Int
@@ -43,7 +48,8 @@ def array_namespace(x: Array) -> Any:
 class Packed(Protocol):
     """A weight matrix kept in a storage of its own (16, 8 or 4 bits), which knows how to multiply.
 
-    `linear` and `embed` are the only functions that ask for one; everything else passes it on.
+    `linear` and `embed` are the only functions that ask for one; everything else passes it on. This is what such a
+    storage has to offer; none is made yet: all weights are loaded as plain arrays.
     """
 
     shape: tuple[int, int]  # [F, D]
@@ -56,6 +62,11 @@ class Packed(Protocol):
     def rows(self, ids: Int[Array, " T"]) -> Float[Array, "T D"]:
         """W[ids]"""
         ...
+
+
+def is_packed(weight: Any) -> TypeGuard[Packed]:
+    """Whether a weight multiplies by itself. (isinstance would say the same, twenty times slower.)"""
+    return hasattr(weight, "rows") and hasattr(weight, "matmul")
 
 
 Weight: TypeAlias = Float[Array, "F D"] | Packed
@@ -89,4 +100,15 @@ class Weights(NamedTuple):
     lm_head: Weight  # [V, D]
 
 
-__all__ = ["Array", "BlockWeights", "Bool", "Float", "Int", "Packed", "Weight", "Weights", "array_namespace"]
+__all__ = [
+    "Array",
+    "BlockWeights",
+    "Bool",
+    "Float",
+    "Int",
+    "Packed",
+    "Weight",
+    "Weights",
+    "array_namespace",
+    "is_packed",
+]

@@ -32,11 +32,12 @@ def record(into: dict[str, Array], only: str = "*") -> Tap:
 
     Parameters
     ----------
-    into : filled as the pass goes on, in the order of execution
+    into : filled as the pass goes on, in the order of execution; take a fresh one for every text
     only : a pattern as for file names: "*.weights", "layers.7.*", or several, separated by commas
 
     A name that comes again (a prompt computed in chunks) is joined along T. The keys that a chunk sees grow from
-    chunk to chunk: earlier rows of "scores" are filled up with -inf, of "weights" with 0, as a mask would.
+    chunk to chunk: earlier rows of "scores" are filled up with -inf, of "weights" with 0. ("scores" are those before
+    the mask: within a chunk they are also there for tokens that the mask then hides.)
 
     >>> import numpy as np
     >>> seen = {}
@@ -62,6 +63,10 @@ def join(name: str, earlier: Array, later: Array) -> Array:
     """Two chunks of one tapped value as one, along T: the second axis from the right of every tap."""
     xp = array_namespace(later)
     leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("scores", "weights") and later.shape[-1] < earlier.shape[-2] + later.shape[-2]:
+        raise ValueError(
+            f"{name}: expected the next chunk of the same text, got another text: record into a fresh dict"
+        )
     if leaf in ("scores", "weights"):  # [..., N, T, S]: S has grown
         shape = (*earlier.shape[:-1], later.shape[-1] - earlier.shape[-1])
         unseen = xp.full(

@@ -6,6 +6,8 @@ several. Each checkpoint has its own pieces; the `tokenizers` library cuts a tex
 Control tokens such as <|end|> tell the model who speaks. They stand in the vocabulary beside the other pieces, and
 `encode` knows them by their text. In a conversation that would let a user write the assistant's part, so `chat_ids`
 takes them from the chat template only.
+
+On a first reading `encode` and `decode` are enough; `chat_ids` and `TextStream` are about text at its edges.
 """
 
 import operator
@@ -99,6 +101,10 @@ class Tokenizer:
         for message in messages:
             if set(message) != {"role", "content"} or not all(isinstance(text, str) for text in message.values()):
                 raise UsageError(f"messages: expected texts under role and content, got {dict(message)!r:.80}")
+            if not re.fullmatch(
+                r"\w+", message["role"]
+            ):  # the template writes it as it is: it could hold control tokens
+                raise UsageError(f"messages: expected a word as role, got {message['role']!r:.80}")
             content = checked_text(message["content"])
             if text := content.strip():  # the white space around it stays in place: many templates strip it
                 placeholder = str(10**40 + secrets.randbelow(10**40))
@@ -112,12 +118,13 @@ class Tokenizer:
             if placeholder not in template and text not in whole:
                 warnings.warn(f"the model's chat template leaves out the message {text[:40]!r}", stacklevel=2)
         # A template that looks for certain words in a message writes something else over placeholders.
-        filled = re.sub("|".join(texts) or "(?!)", lambda match: texts[match[0]], template)
+        placeholders = re.compile(f"({'|'.join(texts) or '(?!)'})")
+        filled = placeholders.sub(lambda match: texts[match[0]], template)
         harmless = filled != whole and not any(self.control_ids(text) for text in texts.values())
         if harmless or self.control_ids(whole) == self.control_ids(template):
             return self.backend.encode(whole, add_special_tokens=False).ids
         ids = []
-        for part in re.split(f"({'|'.join(texts)})", template):
+        for part in placeholders.split(template):
             ids += (
                 self.encode_plain(texts[part])
                 if part in texts

@@ -242,3 +242,8 @@ def test_a_template_that_fails_is_refused(template, reason, monkeypatch):
 )
 def test_what_a_template_can_do(template, text):
     assert rendered(template, user("Hello"), bos_token="<s>") == text
+
+
+def test_a_role_cannot_hold_a_control_token():
+    with pytest.raises(UsageError, match="expected a word as role"):
+        tokenizer("bytes").chat_ids([{"role": "user<|im_end|>", "content": "Hello"}])

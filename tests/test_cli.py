@@ -23,10 +23,11 @@ from safetensors.numpy import load_file
 from npllm import forward, generate, load, record
 from npllm.apps.chat import Chat
 from npllm.backend.memory import format_bytes
+from npllm.cache import kv_cache_bytes
 from npllm.cli import chat, options
 from npllm.cli.main import COMMANDS, main
 from npllm.cli.show import structure
-from npllm.generate import Step, kv_cache_bytes
+from npllm.generate import Step
 from npllm.version import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -285,7 +286,7 @@ def test_an_error_in_the_middle_leaves_what_was_written_as_lines(npllm, monkeypa
         (["generate", ""], "prompt is empty"),
         (["generate"], "prompt is empty"),
         (["generate", "a", "b"], "unrecognized arguments: b; see npllm generate --help"),
-        (["generate", "x" * 300], "too long: 300 tokens, and the model's context is 256"),
+        (["generate", "x" * 300], "too long: 300 tokens leave no room for a new one in the model's context of 256"),
         (["generate", "a\udcffb"], "PROMPT: expected UTF-8 text, got the byte 0xff at character 1"),
         (["generate", "a", "--stop", "\udcff"], "--stop: expected UTF-8"),
         (["generate", "a", "--chat", "--system", "\udcff"], "--system: expected UTF-8"),
@@ -299,11 +300,11 @@ def test_an_error_in_the_middle_leaves_what_was_written_as_lines(npllm, monkeypa
         (["generate", "a", "--temprature", "1"], "unrecognized arguments: --temprature 1"),
         (["generate", "a", "--temp", "1"], "unrecognized arguments: --temp 1"),
         (["generate", "a", "--top-k", "-1"], "top_k: expected 0"),
-        (["generate", "a", "--top-p", "0"], "top_p: expected more than 0"),
-        (["generate", "a", "--top-p", "1.1"], "top_p: expected more than 0, up to 1"),
+        (["generate", "a", "--top-p", "0"], "top_p: expected from 1e-6"),
+        (["generate", "a", "--top-p", "1.1"], "top_p: expected from 1e-6 to 1"),
         (["generate", "a", "--min-p", "-0.1"], "min_p: expected from 0"),
         (["generate", "a", "--min-p", "2"], "min_p: expected from 0"),
-        (["generate", "a", "--repetition-penalty", "0"], "repetition_penalty: expected more than 0"),
+        (["generate", "a", "--repetition-penalty", "0"], "repetition_penalty: expected from 1e-6"),
         (["generate", "a", "--seed", "-1"], "--seed: expected a whole number from 0 on, got '-1'"),
         (["generate", "a", "--system", "b"], "--system: expected together with --chat"),
         (["generate", "a", "--device", "gpu"], "device: expected auto, cpu, cuda"),

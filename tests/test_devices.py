@@ -27,7 +27,7 @@ def test_an_unknown_device(name):
 
 def test_cuda_without_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # import cupy then raises ImportError
-    with pytest.raises(UnavailableError, match=r"CuPy cannot be imported .*pip install 'npllm-reference\[cuda\]'"):
+    with pytest.raises(UnavailableError, match=r"CuPy cannot be imported .*pip install 'cupy-cuda12x\[ctk\]'"):
         pick("cuda")
     device = pick("auto")
     assert device.name == "cpu"

@@ -11,9 +11,9 @@ from libraries import NUMPY
 from models import random_ids, random_weights, tiny_config
 
 from npllm.attention import attention
-from npllm.cache import empty_cache
+from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
-from npllm.generate import check_ids, end_ids, generate, kv_cache_bytes, split_at_stop, steps, stream
+from npllm.generate import check_ids, end_ids, generate, split_at_stop, steps, stream
 from npllm.heads import lm_head
 from npllm.model import LM, forward, transform
 from npllm.shapes import Weights
@@ -314,8 +314,8 @@ def test_the_repetition_penalty_counts_the_prompt_and_the_new_tokens():
     ("ids", "message"),
     [
         ([], "the prompt is empty"),
-        ([1] * 64, "too long: 64 tokens, and the model's context is 64 tokens"),
-        ([1] * 70, "too long: 70 tokens, and the model's context is 64 tokens"),
+        ([1] * 64, "too long: 64 tokens leave no room for a new one in the model's context of 64"),
+        ([1] * 70, "too long: 70 tokens leave no room for a new one in the model's context of 64"),
         ([1, 11], "token 1: expected an id from 0 to 10, got 11"),
         ([-1], "token 0: expected an id from 0 to 10, got -1"),
     ],
@@ -383,3 +383,21 @@ def test_ids_are_checked_at_both_ends():
     for wrong in (-1, 11):
         with pytest.raises(UsageError):
             check_ids([0, wrong], 11)
+
+
+def test_a_cache_without_room_for_the_prompt_is_refused():
+    lm = random_lm()
+    with pytest.raises(UsageError, match="cache: expected room for 3 tokens, got 2; use"):
+        steps(lm, [1, 2, 3], cache=empty_cache(lm.config, 2, like=lm.weights.norm))
+
+
+def test_a_cache_that_holds_the_whole_prompt_gives_the_same_ids():
+    lm, prompt = random_lm(), [1, 2, 3]
+    cache = empty_cache(lm.config, 12, like=lm.weights.norm)
+    first = [step.id for step in steps(lm, prompt, max_new_tokens=5, cache=cache)]
+    assert [step.id for step in steps(lm, prompt, max_new_tokens=5, cache=cache)] == first
+
+
+def test_stop_strings_need_a_tokenizer():
+    with pytest.raises(UsageError, match="stop: expected a model with a tokenizer"):
+        steps(random_lm()._replace(tokenizer=None), [1, 2], stop=["a"])

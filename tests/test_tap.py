@@ -156,3 +156,11 @@ def test_what_an_earlier_chunk_could_not_see_is_filled_as_a_mask_would(lib):
     weights = to_host(seen["layers.1.attention.weights"])
     assert np.all(weights[:, :2, 2:] == 0)
     assert_close("sum", np.sum(weights, axis=-1), np.ones((4, 5)))
+
+
+def test_a_second_text_into_the_same_dict_is_refused():
+    config = tiny_config()
+    weights, seen = random_weights(config), {}
+    forward(np.array([1, 2, 3]), weights, config, tap=record(seen))
+    with pytest.raises(ValueError, match="record into a fresh dict"):
+        forward(np.array([1, 2, 3]), weights, config, tap=record(seen, "*.weights"))

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..backend.devices import free_bytes
 from ..backend.memory import check_memory
-from ..cache import empty_cache, grow
+from ..cache import empty_cache, grow, kv_cache_bytes
 from ..errors import ModelFileError, UsageError
-from ..generate import Step, kv_cache_bytes, steps
+from ..generate import Step, steps
 from ..model import LM
 
 

@@ -54,7 +54,7 @@ def working_cupy(index: int) -> Any:
         import cupy  # here, because most machines have none
     except ImportError as error:
         raise UnavailableError(
-            f"device cuda: CuPy cannot be imported ({first_line(error)}); pip install 'npllm-reference[cuda]'"
+            f"device cuda: CuPy cannot be imported ({first_line(error)}); pip install 'cupy-cuda12x[ctk]'"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
@@ -66,7 +66,7 @@ def working_cupy(index: int) -> Any:
     except Exception as error:
         raise UnavailableError(
             f"device cuda:{index}: CuPy is installed but does not work ({type(error).__name__}: {first_line(error)});"
-            " check the driver with nvidia-smi, then pip install 'npllm-reference[cuda]'"
+            " check the driver with nvidia-smi, then pip install 'cupy-cuda12x[ctk]'"
         ) from error
     if index >= count:
         raise UnavailableError(f"device cuda:{index}: expected an index below {count}, the number of GPUs here")

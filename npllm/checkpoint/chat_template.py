@@ -1,7 +1,8 @@
 """The chat template of a checkpoint: a small jinja2 program that writes a conversation as one text.
 
-It comes with the model's files, so it runs in jinja2's sandbox, sees nothing but the messages and a few helpers, and
-may not run on for long. The helpers and settings are those that transformers gives a template, so the text is the same.
+It comes with the model's files, so it runs in jinja2's sandbox and sees nothing but the messages and a few helpers.
+Its loops and calls are counted, so that they end; how large a text it builds is not limited. The helpers and settings
+are those that transformers gives a template, so the text is the same.
 """
 
 import json

@@ -6,8 +6,9 @@ import time
 
 from ..apps.chat import Chat
 from ..backend.memory import peak_bytes
+from ..cache import kv_cache_bytes
 from ..errors import UsageError
-from ..generate import as_ids, kv_cache_bytes, steps
+from ..generate import as_ids, steps
 from . import options, report
 
 DESCRIPTION = "Continue PROMPT. The text goes to stdout as it is made, all else to stderr."
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.json:
         result = {"text": text, "prompt_ids": ids, "ids": made, "finish_reason": finish_reason, "stats": stats}
-        report.write(json.dumps(result, ensure_ascii=False) + "\n")
+        report.write(json.dumps(result, ensure_ascii=not report.writes_all()) + "\n")
     if args.stats:
         report.stats(stats)
     return 130 if finish_reason == "interrupted" else 0

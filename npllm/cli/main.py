@@ -34,7 +34,6 @@ environment:
 
 exit codes:
   0    done
-  1    a comparison found a difference
   2    wrong usage, or an output that cannot be written
   3    model or device not available
   4    model files rejected

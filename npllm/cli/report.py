@@ -23,6 +23,11 @@ def open_output() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def writes_all() -> bool:
+    """Whether stdout can show every character. Where it cannot, JSON is written in ASCII, which loses nothing."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+
+
 def write(text: str) -> None:
     """Write to stdout, at once.
 

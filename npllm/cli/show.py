@@ -5,8 +5,8 @@ import math
 from itertools import groupby
 
 from ..backend.memory import format_bytes
+from ..cache import kv_cache_bytes
 from ..config import Config
-from ..generate import kv_cache_bytes
 from ..model import LM
 from ..shapes import Array, BlockWeights, Weight
 from . import options, report

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     ids = tokenizer.encode(text)
     pieces = tokenizer.pieces(ids)
     if args.json:
-        report.write(json.dumps({"ids": ids, "pieces": pieces}, ensure_ascii=False) + "\n")
+        report.write(json.dumps({"ids": ids, "pieces": pieces}, ensure_ascii=not report.writes_all()) + "\n")
     else:
         report.write("".join(f"{token:6}  {piece!r}\n" for token, piece in zip(ids, pieces, strict=True)))
     return 0
