@@ -174,7 +174,8 @@ def steps(
         max_new_tokens = context - len(ids)
     capacity = len(ids) + max_new_tokens
     rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
-    needed = {"attention scores": 3 * lm.config.num_attention_heads * rows * capacity * 4}  # masked scores, weights
+    scores = lm.config.num_attention_heads * rows * capacity * 4  # bytes
+    needed = {"attention scores": 3 * scores}  # held at once: the scores, the masked ones, the weights
     if cache is None:
         needed["KV cache"] = kv_cache_bytes(lm.config, capacity)
     check_memory(needed, free_bytes(lm.weights.norm))
