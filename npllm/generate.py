@@ -25,7 +25,7 @@ from .heads import lm_head
 from .model import LM, transform
 from .sampling import choose
 from .shapes import Array, Float, array_namespace
-from .tokenizer import TextStream
+from .text.stream import TextStream
 
 PREFILL_CHUNK = 512  # tokens: the matrix of scores is never larger than 512 rows per head
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from npllm.config import Config, read_config
+from npllm.checkpoint.config_json import read_config
+from npllm.config import Config
 from npllm.shapes import BlockWeights, Weights
 
 

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from npllm.config import LARGEST, Config, read_config, read_token_ids
+from npllm.checkpoint.config_json import LARGEST, read_config
+from npllm.config import Config, read_token_ids
 from npllm.errors import ModelFileError
 
 # The keys that every config.json has, with the numbers of Phi-3-mini.

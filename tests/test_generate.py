@@ -33,7 +33,7 @@ class Pieces:
 
 
 class PieceStream:
-    """A stand-in for tokenizer.TextStream. A piece in parentheses stays incomplete until the next one, or the end."""
+    """A stand-in for text.stream.TextStream. A piece in parentheses stays incomplete until the next one, or the end."""
 
     def __init__(self, tokenizer, context_ids):
         self.pieces, self.incomplete = tokenizer.pieces, ""

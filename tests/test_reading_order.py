@@ -17,7 +17,7 @@ PACKAGE = Path(npllm.__file__).parent
 READING_ORDER = re.findall(r"^    (\w+)  ", npllm.__doc__, flags=re.MULTILINE)
 MATH = READING_ORDER[READING_ORDER.index("embedding") : READING_ORDER.index("model") + 1]
 FREE = {"shapes", "tap", "errors"}  # for all
-WINGS = {"generate": {"backend"}}  # and no other module of the ground floor
+WINGS = {"tokenizer": {"text"}, "generate": {"backend", "text"}}  # and no other module of the ground floor
 LIBRARIES = {"array_api_compat"}  # what the math may use, beside Python's own
 
 

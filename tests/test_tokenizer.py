@@ -13,7 +13,8 @@ from tokenizers.models import BPE
 
 from npllm.checkpoint.folder_tokenizer import tokenizer_from_folder
 from npllm.errors import ModelFileError, UsageError
-from npllm.tokenizer import TextStream, Tokenizer
+from npllm.text.stream import TextStream
+from npllm.tokenizer import Tokenizer
 
 
 @each_tokenizer

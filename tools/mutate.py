@@ -374,21 +374,21 @@ MUTANTS = [
     # The configuration
     mutant(
         "head_dim ignored",
-        "config.py",
+        "checkpoint/config_json.py",
         'integer("head_dim", default=hidden // heads)',
         "hidden // heads",
         "test_config.py::test_head_dim_wins_over_the_width_per_head",
     ),
     mutant(
         "Qwen2's window one layer late",
-        "config.py",
+        "checkpoint/config_json.py",
         "layer >= first_sliding",
         "layer > first_sliding",
         "test_config.py::test_the_window_holds_where_the_model_type_says",
     ),
     mutant(
         "Qwen2's window without use_sliding_window",
-        "config.py",
+        "checkpoint/config_json.py",
         'keys.get("use_sliding_window") is not True',
         'keys.get("use_sliding_window") is False',
         "test_config.py::test_the_window_holds_where_the_model_type_says",

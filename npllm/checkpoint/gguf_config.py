@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Config, read_config
+from ..config import Config
 from ..errors import ModelFileError
+from .config_json import read_config
 from .stored import Stored, read_rows
 
 ARCHITECTURES = ("llama", "phi3")

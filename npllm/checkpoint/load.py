@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from ..backend.devices import Device, free_bytes, pick, to_device
 from ..backend.memory import check_memory
-from ..config import Config, read_config
+from ..config import Config
 from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
 from ..model import LM
 from ..shapes import BlockWeights, Weights
 from ..tokenizer import Tokenizer
+from .config_json import read_config
 from .folder import read_folder, read_json
 from .folder_tokenizer import tokenizer_from_folder
 from .gguf import read_gguf
