@@ -1,6 +1,25 @@
 """Masks: who may look at whom. A row for each query, a column for each key, True where the query may see the key.
 
-Source: "Local/sparse attention" (Figures 3-22 to 3-24).
+A mask is made of the tokens' positions, queries [..., T] and keys [..., S]; all heads share it. Masks are combined
+with & and |. `transform` takes one for all layers, or a list with one for each.
+
+    bidir.    causal    sliding   strided   fixed     block_local
+
+    >>> import numpy as np
+    >>> t = np.arange(7)
+    >>> masks = bidirectional(t, t), causal(t, t), sliding_window(t, t, 3), strided(t, t, 3), fixed(t, t, 3)
+    >>> for rows in zip(*masks, block_local(t, t, block=2, local_blocks=1, stride=2)):
+    ...     print(*("".join(np.where(row, "1", "0")) for row in rows), sep="   ")
+    1111111   1000000   1000000   1000000   1000000   1000000
+    1111111   1100000   1100000   1100000   1100000   1100000
+    1111111   1110000   1110000   1110000   1110000   0010000
+    1111111   1111000   0111000   1111000   0011000   0011000
+    1111111   1111100   0011100   0111100   0011100   0011100
+    1111111   1111110   0001110   0011110   0011110   0011110
+    1111111   1111111   0000111   1001111   0010011   0011001
+
+Source: "Local/sparse attention" (Figures 3-22 to 3-24), "Positional Embeddings (RoPE)" (packing, Figure 3-31);
+Child et al. 2019, "Generating long sequences with sparse transformers", section 4.3; the Phi-3 technical report, 2024.
 """
 
 from array_api_compat import device
@@ -8,17 +27,13 @@ from array_api_compat import device
 from .shapes import Array, Bool, Int, array_namespace
 
 
+def bidirectional(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bool[Array, "... T S"]:
+    """BERT's way: a token sees what is before it and what comes after. It hides nothing, as None for a mask does."""
+    return causal(queries, keys) | (keys[..., None, :] > queries[..., :, None])
+
+
 def causal(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bool[Array, "... T S"]:
-    """A token sees itself and what is before it, never what comes after (BERT, being bidirectional, sees both).
-
-    queries, keys : the positions of the query tokens and of the key tokens
-
-    >>> import numpy as np
-    >>> causal(np.arange(3), np.arange(3)).astype(int)
-    array([[1, 0, 0],
-           [1, 1, 0],
-           [1, 1, 1]])
-    """
+    """A token sees itself and what is before it, never what comes after."""
     return keys[..., None, :] <= queries[..., :, None]
 
 
@@ -26,15 +41,62 @@ def sliding_window(queries: Int[Array, "... T"], keys: Int[Array, "... S"], wind
     """Local attention: a token sees the last `window` tokens, itself counted: i - window < j <= i.
 
     Information still travels further, by window - 1 tokens with each block.
-
-    >>> import numpy as np
-    >>> sliding_window(np.arange(4), np.arange(4), window=2).astype(int)
-    array([[1, 0, 0, 0],
-           [1, 1, 0, 0],
-           [0, 1, 1, 0],
-           [0, 0, 1, 1]])
     """
     return causal(queries, keys) & (keys[..., None, :] > queries[..., :, None] - window)
+
+
+def strided(queries: Int[Array, "... T"], keys: Int[Array, "... S"], stride: int) -> Bool[Array, "... T S"]:
+    """Sparse attention: a token sees the last `stride` tokens, and before them each stride-th, counted from itself.
+
+    The paper has these two parts in two heads, or merged in all heads, as here; so in `fixed`.
+    """
+    each = (queries[..., :, None] - keys[..., None, :]) % stride == 0
+    return sliding_window(queries, keys, stride) | (causal(queries, keys) & each)
+
+
+def fixed(
+    queries: Int[Array, "... T"], keys: Int[Array, "... S"], block: int, summary: int = 1
+) -> Bool[Array, "... T S"]:
+    """Sparse attention: a token sees its own block so far, and of each earlier block the last `summary` tokens."""
+    own = queries[..., :, None] // block == keys[..., None, :] // block
+    return causal(queries, keys) & (own | (keys[..., None, :] % block >= block - summary))
+
+
+def block_local(
+    queries: Int[Array, "... T"],
+    keys: Int[Array, "... S"],
+    block: int = 64,
+    local_blocks: int = 16,
+    stride: int = 8,
+    offset: int = 0,
+) -> Bool[Array, "... T S"]:
+    """Phi-3-small's sparse attention: a token sees the last `local_blocks` blocks, its own counted, and each stride-th.
+
+    There head n has offset n, so that eight heads together see every block; here all heads share one offset.
+    """
+    query_block, key_block = queries[..., :, None] // block, keys[..., None, :] // block
+    near, each = query_block - key_block < local_blocks, (key_block + offset + 1) % stride == 0
+    return causal(queries, keys) & (near | each)
+
+
+def same_document(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bool[Array, "... T S"]:
+    """Documents packed into one row do not see each other: `causal(...) & same_document(...)`.
+
+    It takes no positions, but the number of each token's document. Padding has a negative one, and nobody sees it.
+
+    >>> import numpy as np
+    >>> same_document(np.array([0, 0, 1, -1]), np.array([0, 0, 1, -1])).astype(int)
+    array([[1, 1, 0, 0],
+           [1, 1, 0, 0],
+           [0, 0, 1, 0],
+           [0, 0, 0, 0]])
+    """
+    return (queries[..., :, None] == keys[..., None, :]) & (keys[..., None, :] >= 0)
+
+
+def alternating(layers: int, *masks: Bool[Array, "... T S"] | None) -> list[Bool[Array, "... T S"] | None]:
+    """The masks in turn, one for each layer: `full, sparse` as in GPT-3, `sparse, full` as in Phi-3-small."""
+    return [masks[layer % len(masks)] for layer in range(layers)]
 
 
 def decoder_mask(past: int, new: int, window: int | None, like: Array) -> Bool[Array, "T S"] | None:

@@ -4,7 +4,7 @@ An index is a letter of npllm/shapes.py in lower case: t a query token, s a key 
 head, h a dimension of a head. They share no code and no library call with npllm.
 """
 
-from math import cos, exp, sin, sqrt
+from math import cos, exp, pi, sin, sqrt, tanh
 
 import numpy as np
 
@@ -17,6 +17,21 @@ def rms_norm(x, weight, eps):
     """x [D]"""
     length = sqrt(dot(x, x) / len(x) + eps)
     return np.array([float(a) / length * float(w) for a, w in zip(x, weight, strict=True)])
+
+
+def layer_norm(x, weight, bias, eps):
+    """x, weight and bias [D]"""
+    mean = sum(float(a) for a in x) / len(x)
+    deviation = sqrt(sum((float(a) - mean) ** 2 for a in x) / len(x) + eps)
+    return np.array(
+        [(float(a) - mean) / deviation * float(w) + float(b) for a, w, b in zip(x, weight, bias, strict=True)]
+    )
+
+
+def sinusoidal_position(position, width):
+    """Vaswani et al. 2017, section 3.5"""
+    angles = [position / 10000 ** (2 * i / width) for i in range(width // 2)]
+    return np.array([wave(angle) for angle in angles for wave in (sin, cos)])
 
 
 def linear(x, weight, bias=None):
@@ -36,13 +51,42 @@ def rope(x, position, theta, rotated=None):
     return out
 
 
-def attention(q, k, v, window=None):
+def causal(t):
+    """The s that token t sees; so do the next four."""
+    return set(range(t + 1))
+
+
+def sliding_window(t, window):
+    return set(range(t + 1)[-window:])
+
+
+def strided(t, stride):
+    """Child et al. 2019, section 4.3, in their words: A(1) and A(2), merged."""
+    return set(range(max(0, t - stride), t + 1)) | {s for s in range(t + 1) if (t - s) % stride == 0}
+
+
+def fixed(t, block, summary):
+    """There, too."""
+    own = {s for s in range(t + 1) if s // block == t // block}
+    return own | {s for s in range(t + 1) if s % block in range(block - summary, block)}
+
+
+def block_local(t, block, local_blocks, stride, offset):
+    """Phi-3-small: the blocks one by one; with an offset of 0, the last of each `stride` blocks is seen by all."""
+    own = t // block
+    blocks = [*range(max(0, own - local_blocks + 1), own + 1), *range((-1 - offset) % stride, own + 1, stride)]
+    return {b * block + place for b in blocks for place in range(block) if b * block + place <= t}
+
+
+def attention(q, k, v, window=None, visible=None):
     """q [N, T, H], k and v [K, S, H]: the queries are the last T of the S tokens. Returns [N, T, H]."""
     out = np.zeros(q.shape)
     past = k.shape[1] - q.shape[1]
     for n, t in np.ndindex(q.shape[:2]):
         head = n // (len(q) // len(k))  # neighbours share a key/value head
         seen = [s for s in range(past + t + 1) if window is None or s > past + t - window]
+        if visible is not None:
+            seen = [s for s in range(k.shape[1]) if visible[t][s]]
         scores = [dot(q[n, t], k[head, s]) / sqrt(q.shape[2]) for s in seen]
         total = sum(exp(score) for score in scores)
         for s, score in zip(seen, scores, strict=True):
@@ -87,3 +131,42 @@ def logits(ids, weights, config):
     for layer, block_weights in enumerate(weights.layers):
         x = block(x, block_weights, config, config.window(layer))
     return np.array([linear(rms_norm(row, weights.norm, config.rms_norm_eps), weights.lm_head) for row in x])
+
+
+def relu(x):
+    """a number"""
+    return max(float(x), 0.0)
+
+
+def gelu(x):
+    """a number, in GPT-2's form with tanh"""
+    x = float(x)
+    return x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
+
+
+def plain_block(x, weights, config, activation, post_norm):
+    """x [T, D]: GPT-2's block, or with post_norm the original Transformer's"""
+    N, eps = config.num_attention_heads, config.layer_norm_epsilon
+    first = [layer_norm(row, weights.ln_1, weights.ln_1_bias, eps) for row in x]
+    heads = [linear(row, weights.qkv_proj, weights.qkv_proj_bias) for row in (x if post_norm else first)]
+    q, k, v = np.array(heads).reshape(len(x), 3, N, -1).transpose(1, 2, 0, 3)
+    mixed, out = attention(q, k, v), np.zeros(x.shape)
+    for t in range(len(x)):
+        y = x[t] + linear(np.concatenate(list(mixed[:, t])), weights.o_proj, weights.o_proj_bias)
+        if post_norm:
+            y = layer_norm(y, weights.ln_1, weights.ln_1_bias, eps)
+        inner = y if post_norm else layer_norm(y, weights.ln_2, weights.ln_2_bias, eps)
+        inner = [activation(number) for number in linear(inner, weights.c_fc, weights.c_fc_bias)]
+        y = y + linear(inner, weights.c_proj, weights.c_proj_bias)
+        out[t] = layer_norm(y, weights.ln_2, weights.ln_2_bias, eps) if post_norm else y
+    return out
+
+
+def gpt2_hidden(ids, weights, config, original=False):
+    """ids [T]; the vectors [T, D] after the stack of GPT-2's blocks and its last norm, or of the original ones"""
+    x = np.array([weights.embed_tokens[token] for token in ids], dtype=np.float64)
+    x += weights.embed_positions[: len(ids)]
+    for block_weights in weights.layers:
+        x = plain_block(x, block_weights, config, relu if original else gelu, post_norm=original)
+    norm = weights.norm, weights.norm_bias, config.layer_norm_epsilon
+    return x if original else np.array([layer_norm(row, *norm) for row in x])

@@ -1,0 +1,70 @@
+"""Packing: short documents side by side in the rows of a training batch, so that little of it is padding.
+
+To the model each document must be what it would be alone. That takes a mask through which none sees another, and
+positions that begin anew with each. The positions alone are never enough. The mask alone is enough only where positions
+are rotary: those tell distances, and within a document these are the same.
+
+Source: "Positional Embeddings (RoPE)" (Figure 3-31); Krell et al. 2021, "Efficient sequence packing without
+cross-contamination".
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import UsageError
+from ..shapes import Int
+
+
+class Packing(NamedTuple):
+    """Documents in B rows of T places. What is left over at the end of a row is padding."""
+
+    ids: Int[np.ndarray, "B T"]  # padding: 0, a token like any other
+    positions: Int[np.ndarray, "B T"]  # from 0 on in each document
+    documents: Int[np.ndarray, "B T"]  # the number of the document that a token belongs to; padding: -1
+    utilisation: float  # the share of places that hold a token
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """The documents of each row: a document goes into the first row with room for it, or else into a new one.
+
+    Sorted beforehand, the longest first, they waste less. A document longer than a row, or empty, is a UsageError.
+
+    >>> first_fit([5, 4, 3, 2], capacity=8)
+    [[0, 2], [1, 3]]
+    """
+    rows: list[list[int]] = []
+    for number, length in enumerate(lengths):
+        if not 1 <= length <= capacity:
+            raise UsageError(f"document {number}: expected 1 to {capacity} tokens, got {length}; split it or drop it")
+        for row in rows:
+            if sum(lengths[other] for other in row) + length <= capacity:
+                row.append(number)
+                break
+        else:
+            rows.append([number])
+    return rows
+
+
+def pack(documents: Sequence[Sequence[int]], capacity: int) -> Packing:
+    """Token ids of documents, packed by `first_fit`: a batch for `transform` or `forward`.
+
+    These take `positions=packing.positions` and, with `places = np.arange(capacity)`, the mask `visible=causal(places,
+    places) & same_document(packing.documents, packing.documents)`; a model with a window takes its `sliding_window`.
+
+    >>> packing = pack([[11, 12, 13], [21, 22], [31, 32]], capacity=5)
+    >>> packing.ids.tolist(), packing.positions.tolist()
+    ([[11, 12, 13, 21, 22], [31, 32, 0, 0, 0]], [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]])
+    >>> packing.documents.tolist(), packing.utilisation
+    ([[0, 0, 0, 1, 1], [2, 2, -1, -1, -1]], 0.7)
+    """
+    rows = first_fit([len(document) for document in documents], capacity)
+    ids, positions, numbers = (np.full((len(rows), capacity), fill) for fill in (0, 0, -1))
+    for row, members in enumerate(rows):
+        start = 0
+        for number in members:
+            end = start + len(documents[number])
+            ids[row, start:end], positions[row, start:end] = documents[number], range(end - start)
+            numbers[row, start:end], start = number, end
+    return Packing(ids, positions, numbers, float(np.sum(numbers >= 0)) / max(1, numbers.size))

@@ -1,0 +1,95 @@
+"""FlashAttention: the same attention tile by tile, so that the matrix of all scores never exists.
+
+A processor has a small fast memory and a large slow one, and moving numbers between them takes longer than computing
+with them. Naive attention writes its T x S scores to the slow one and reads them again, twice. Here a tile of queries
+stays in the fast one while tiles of keys and values pass by, and their scores are used up at once. The softmax takes
+the largest score and the sum so far: when a larger score comes, what is summed already shrinks by as much.
+
+Source: "Flash Attention"; Dao et al. 2022, "FlashAttention"; Dao 2023, "FlashAttention-2" (the order of the loops);
+Milakov & Gimelshein 2018, "Online normalizer calculation for softmax".
+"""
+
+import math
+
+from array_api_compat import device
+
+from .attention import combine, relevance_scores
+from .config import Config
+from .shapes import Array, Bool, Float, array_namespace
+from .tap import Tap, untapped
+
+TILE = (256, 256)  # queries, keys
+
+
+def spans(length: int, size: int) -> list[slice]:
+    """The length in parts of `size`; the last may be shorter."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def visible_tiles(
+    new: int, length: int, visible: Bool[Array, "... T S"] | None = None, tile: tuple[int, int] = TILE
+) -> list[tuple[slice, list[slice]]]:
+    """For each tile of the `new` queries, those tiles of the `length` keys in which anything is visible.
+
+    >>> import numpy as np
+    >>> [len(keys) for queries, keys in visible_tiles(6, 6, np.tri(6) > 0, tile=(2, 2))]
+    [1, 2, 3]
+    """
+    rows, columns = spans(new, tile[0]), spans(length, tile[1])
+    if visible is None:
+        return [(row, columns) for row in rows]
+    xp = array_namespace(visible)
+    flags = xp.stack([xp.any(visible[..., row, column]) for row in rows for column in columns])
+    # Python decides what to compute, so the flags come to it, from a GPU perhaps: as a number's bits, 31 at a time.
+    bits = xp.where(flags, 2 ** (xp.arange(flags.shape[0], dtype=xp.int32, device=device(visible)) % 31), 0)
+    numbers = [int(xp.sum(bits[part])) for part in spans(flags.shape[0], 31)]
+    seen = iter([number >> bit & 1 for number in numbers for bit in range(31)])
+    return [(row, [column for column in columns if next(seen)]) for row in rows]
+
+
+def flash_attention(
+    q: Float[Array, "... N T H"],
+    k: Float[Array, "... K S H"],
+    v: Float[Array, "... K S H"],
+    visible: Bool[Array, "... T S"] | None = None,
+    *,
+    tile: tuple[int, int] = TILE,
+    tap: Tap = untapped,
+) -> Float[Array, "... N T H"]:
+    """What `attention` gives, but for rounding, in less memory. Sparse attention, too: a tile all hidden costs nothing.
+
+    Only "mixed" can be tapped: there are no scores and weights of a whole row to look at.
+    """
+    xp = array_namespace(q)
+    done = []
+    for row, columns in visible_tiles(q.shape[-2], k.shape[-2], visible, tile):
+        queries = q[..., row, :]
+        mixed = xp.zeros_like(queries)
+        total = mixed[..., :1]
+        largest = total - 1e38  # no score yet; with -inf the differences below would be NaN
+        for column in columns:
+            scores = relevance_scores(queries, k[..., column, :])
+            scores = scores if visible is None else xp.where(visible[..., None, row, column], scores, -math.inf)
+            larger = xp.maximum(largest, xp.max(scores, axis=-1, keepdims=True))
+            shrink, shares = xp.exp(largest - larger), xp.exp(scores - larger)
+            total = shrink * total + xp.sum(shares, axis=-1, keepdims=True)
+            mixed = shrink * mixed + combine(shares, v[..., column, :])
+            largest = larger
+        done.append(mixed / xp.maximum(total, 1.0))  # total: at least exp(0) = 1, or 0 where all is hidden
+    return tap("mixed", xp.concat(done, axis=-2))
+
+
+def slow_memory_bytes(
+    config: Config, new: int, length: int, tile: tuple[int, int] | None, visible: Bool[Array, "... T S"] | None = None
+) -> int:
+    """What one layer's attention reads from slow memory and writes to it, in float32; the mask is not counted.
+
+    tile : None for naive attention, which writes and reads both scores and weights. Tile by tile, queries and result
+        pass once, and keys and values with each tile of queries that sees any of them.
+    """
+    queries_and_result = 2 * config.num_attention_heads * new * config.head_dim
+    key_and_value = 2 * config.num_key_value_heads * config.head_dim
+    if tile is None:
+        return 4 * (queries_and_result + key_and_value * length + 4 * config.num_attention_heads * new * length)
+    passed = sum(part.stop - part.start for _, keys in visible_tiles(new, length, visible, tile) for part in keys)
+    return 4 * (queries_and_result + key_and_value * passed)
