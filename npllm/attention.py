@@ -15,7 +15,7 @@ import math
 
 from .config import Config
 from .linear import linear
-from .shapes import Array, BlockWeights, Bool, Float, array_namespace
+from .shapes import Array, BlockWeights, Bool, Float, GPT2BlockWeights, array_namespace
 from .tap import Tap, untapped
 
 
@@ -33,7 +33,7 @@ def merge_heads(x: Float[Array, "... N T H"]) -> Float[Array, "... T NH"]:
 
 
 def queries_keys_values(
-    x: Float[Array, "... T D"], weights: BlockWeights, config: Config
+    x: Float[Array, "... T D"], weights: BlockWeights | GPT2BlockWeights, config: Config
 ) -> tuple[Float[Array, "... N T H"], Float[Array, "... K T H"], Float[Array, "... K T H"]]:
     """Three projections of the same vectors, in one product: the rows of `qkv_proj` make queries, keys, then values."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads

@@ -1,6 +1,7 @@
 """The Transformer block: attention, then the feed-forward network, each added to what was there.
 
-Source: "Inside the Transformer Block" (Figures 3-11, 3-12), "The Transformer Block" (Figure 3-30).
+Source: "Inside the Transformer Block" (Figures 3-11, 3-12), "The Transformer Block" (Figures 3-29, 3-30); Xiong et al.
+2020, "On layer normalization in the Transformer architecture".
 """
 
 from collections.abc import Callable
@@ -8,20 +9,20 @@ from collections.abc import Callable
 from .attention import attention, merge_heads, queries_keys_values
 from .cache import Cache, append
 from .config import Config
-from .feedforward import feedforward
+from .feedforward import feedforward, gelu, plain_feedforward, relu
 from .linear import linear
-from .norm import rms_norm
+from .norm import layer_norm, rms_norm
 from .rope import apply_rope
-from .shapes import Array, BlockWeights, Bool, Float
+from .shapes import Array, BlockWeights, Bool, Float, GPT2BlockWeights
 from .tap import Tap, under, untapped
 
 
 def self_attention(
     x: Float[Array, "... T D"],
-    weights: BlockWeights,
+    weights: BlockWeights | GPT2BlockWeights,
     config: Config,
-    cos: Float[Array, "... T R"],
-    sin: Float[Array, "... T R"],
+    cos: Float[Array, "... T R"] | None,
+    sin: Float[Array, "... T R"] | None,
     visible: Bool[Array, "... T S"] | None,
     cache: Cache | None = None,
     layer: int = 0,
@@ -31,11 +32,13 @@ def self_attention(
 ) -> Float[Array, "... T D"]:
     """The attention layer: project, rotate by position, remember, attend, project back.
 
-    Only queries and keys are rotated; keys enter the cache rotated, so a cached key is never touched again.
+    Only queries and keys are rotated; keys enter the cache rotated, so a cached key is never touched again. Without cos
+    and sin nothing is: the positions are in x already.
     """
     q, k, v = queries_keys_values(x, weights, config)
     q, k, v = tap("q", q), tap("k", k), tap("v", v)
-    q, k = tap("q_rotated", apply_rope(q, cos, sin)), tap("k_rotated", apply_rope(k, cos, sin))
+    if cos is not None:
+        q, k = tap("q_rotated", apply_rope(q, cos, sin)), tap("k_rotated", apply_rope(k, cos, sin))
     if cache is not None:
         k, v = append(cache, layer, k, v)
     mixed = attention(q, k, v, visible, tap=tap)
@@ -75,3 +78,52 @@ def block(
     normed = tap("post_attention_layernorm", rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
     x = x + feedforward(normed, weights, tap=under(tap, "feedforward"))
     return tap("residual_after_feedforward", x)
+
+
+def gpt2_block(
+    x: Float[Array, "... T D"],
+    weights: GPT2BlockWeights,
+    config: Config,
+    visible: Bool[Array, "... T S"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> Float[Array, "... T D"]:
+    """GPT-2's block: pre-norm already, but with LayerNorm, GELU and biases, and without RoPE. Parameters as above."""
+    eps = config.layer_norm_epsilon
+    normed = tap("input_layernorm", layer_norm(x, weights.ln_1, weights.ln_1_bias, eps))
+    x = x + self_attention(
+        normed, weights, config, None, None, visible, cache, layer, attention=attention, tap=under(tap, "attention")
+    )
+    x = tap("residual_after_attention", x)
+    normed = tap("post_attention_layernorm", layer_norm(x, weights.ln_2, weights.ln_2_bias, eps))
+    x = x + plain_feedforward(normed, weights, gelu, tap=under(tap, "feedforward"))
+    return tap("residual_after_feedforward", x)
+
+
+def original_block(
+    x: Float[Array, "... T D"],
+    weights: GPT2BlockWeights,
+    config: Config,
+    visible: Bool[Array, "... T S"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> Float[Array, "... T D"]:
+    """The original, post-norm block: norm(x + attention(x)), then norm(x + feedforward(x)), with LayerNorm and ReLU.
+
+    Every layer adds and then normalizes ("Add & Norm"), so nothing passes a block unchanged.
+    """
+    eps = config.layer_norm_epsilon
+    x = x + self_attention(
+        x, weights, config, None, None, visible, cache, layer, attention=attention, tap=under(tap, "attention")
+    )
+    x = tap("residual_after_attention", x)
+    x = tap("post_attention_layernorm", layer_norm(x, weights.ln_1, weights.ln_1_bias, eps))
+    x = x + plain_feedforward(x, weights, relu, tap=under(tap, "feedforward"))
+    x = tap("residual_after_feedforward", x)
+    return tap("post_feedforward_layernorm", layer_norm(x, weights.ln_2, weights.ln_2_bias, eps))

@@ -1,11 +1,14 @@
 """The feed-forward network: the other half of a block, which works on each token by itself.
 
-Source: "The feedforward neural network at a glance" (Figure 3-13), "The Transformer Block" (Figure 3-30);
-Shazeer 2020, "GLU Variants Improve Transformer".
+Source: "The feedforward neural network at a glance" (Figure 3-13), "The Transformer Block" (Figures 3-29, 3-30);
+Vaswani et al. 2017 (ReLU); Hendrycks and Gimpel 2016 (GELU); Shazeer 2020, "GLU Variants Improve Transformer".
 """
 
+import math
+from collections.abc import Callable
+
 from .linear import linear
-from .shapes import Array, BlockWeights, Float, array_namespace
+from .shapes import Array, BlockWeights, Float, GPT2BlockWeights, array_namespace
 from .tap import Tap, untapped
 
 
@@ -30,3 +33,22 @@ def feedforward(x: Float[Array, "... T D"], weights: BlockWeights, *, tap: Tap =
     gate, up = tap("gate", gate_up[..., :width]), tap("up", gate_up[..., width:])
     activation = tap("activation", swiglu(gate, up))
     return tap("output", linear(activation, weights.down_proj, weights.down_proj_bias))
+
+
+def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """max(x, 0): the original Transformer's activation."""
+    return array_namespace(x).maximum(x, 0.0)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x · Φ(x), Φ the normal distribution's sum up to x, in the form with tanh that GPT-2 has (off by up to 5e-4)."""
+    xp = array_namespace(x)
+    return 0.5 * x * (1.0 + xp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def plain_feedforward(
+    x: Float[Array, "... T D"], weights: GPT2BlockWeights, activation: Callable[[Array], Array], *, tap: Tap = untapped
+) -> Float[Array, "... T D"]:
+    """The network without a gate: out to F dimensions, through `relu` (the original) or `gelu` (GPT-2), back to D."""
+    up = tap("up", linear(x, weights.c_fc, weights.c_fc_bias))
+    return tap("output", linear(tap("activation", activation(up)), weights.c_proj, weights.c_proj_bias))

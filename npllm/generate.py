@@ -16,18 +16,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device
 
+from .attention import attention
+from .backend.checks import check_options, check_prompt
 from .backend.devices import free_bytes, to_host
-from .backend.memory import check_memory
+from .backend.memory import attention_bytes, check_memory
 from .cache import Cache, empty_cache, kv_cache_bytes
 from .config import read_token_ids
 from .errors import ModelFileError, UsageError
+from .flash import TILE, flash_attention
 from .heads import lm_head
-from .model import LM, transform
+from .model import LM
 from .sampling import choose
 from .shapes import Array, Float, array_namespace
-from .text.stream import TextStream
+from .text.stream import TextStream, split_at_stop
 
-PREFILL_CHUNK = 512  # tokens: the matrix of scores is never larger than 512 rows per head
+PREFILL_CHUNK = 512  # tokens of a prompt in one pass: their vectors are all that a longer prompt takes more memory for
 
 
 class Step(NamedTuple):
@@ -53,66 +56,19 @@ def end_ids(lm: LM) -> frozenset[int]:
     return frozenset(ids if lm.tokenizer is None else ids | lm.tokenizer.end_ids)
 
 
-def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """Refuse ids that have no row in the embeddings matrix: while they are Python integers this costs nothing."""
-    for position, token in enumerate(ids):
-        if not 0 <= token < vocab_size:
-            raise UsageError(f"token {position}: expected an id from 0 to {vocab_size - 1}, got {token}")
-
-
 def next_logits(lm: LM, ids: Sequence[int], cache: Cache) -> Float[Array, " V"]:
     """The logits for the token after `ids`, whose first cache["length"] tokens the cache holds already.
 
-    A long prompt goes through in chunks. Only the last stream enters the LM head: the others have done their part, as
-    keys and values.
+    A long prompt goes through in chunks, and their attention tile by tile. Only the last stream enters the LM head: the
+    others have done their part, as keys and values.
     """
     like = lm.weights.norm  # any of the weights: they tell the array library and the device
     xp = array_namespace(like)
     for start in range(cache["length"], len(ids), PREFILL_CHUNK):
         chunk = xp.asarray(ids[start : start + PREFILL_CHUNK], dtype=xp.int64, device=device(like))
-        hidden, _ = transform(chunk, lm.weights, lm.config, cache)
+        how = flash_attention if chunk.shape[0] > 1 else attention
+        hidden, _ = lm.transform(chunk, lm.weights, lm.config, cache, attention=how)
     return lm_head(hidden[-1:, :], lm.weights)[0, :]
-
-
-def split_at_stop(text: str, stop: Sequence[str]) -> tuple[str, str, bool]:
-    """What of the text may be shown, what must wait, and whether a stop string ends it here.
-
-    What may be the beginning of a stop string waits for the next token.
-
-    >>> split_at_stop("one, two", ["two"]), split_at_stop("one, tw", ["two"]), split_at_stop("one, twi", ["two"])
-    (('one, ', '', True), ('one, ', 'tw', False), ('one, twi', '', False))
-    """
-    found = [text.index(s) for s in stop if s in text]
-    if found:
-        return text[: min(found)], "", True
-    beginnings = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
-    shown = len(text) - max(beginnings, default=0)
-    return text[:shown], text[shown:], False
-
-
-def check_options(
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    stop: Sequence[str],
-    seed: int | None = None,
-) -> None:
-    """Refuse sampling values that mean nothing. `not 0 <= x` also refuses NaN."""
-    for name, value, valid, expected in [
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        ("temperature", temperature, 0 <= temperature < math.inf, "0 (greedy) or more"),
-        ("top_k", top_k, top_k >= 0, "0 (off) or more"),
-        ("top_p", top_p, 1e-6 <= top_p <= 1, "from 1e-6 to 1 (off)"),
-        ("min_p", min_p, 0 <= min_p <= 1, "from 0 (off) to 1"),
-        ("repetition_penalty", repetition_penalty, 1e-6 <= repetition_penalty <= 1e6, "from 1e-6 to 1e6 (1: off)"),
-        ("stop", list(stop), all(stop), "strings that are not empty"),
-        ("seed", seed, seed is None or seed >= 0, "a whole number from 0 on, or None"),
-    ]:
-        if not valid:
-            raise UsageError(f"{name}: expected {expected}, got {value}")
 
 
 def steps(
@@ -149,39 +105,7 @@ def steps(
     NotEnoughMemoryError : the KV cache does not fit
     ModelFileError : the logits are not finite
     """
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    check_options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
-    context = lm.config.max_position_embeddings
-    if len(ids) == 0:
-        raise UsageError("the prompt is empty: expected at least one token")
-    if len(ids) >= context:
-        raise UsageError(
-            f"the prompt is too long: {len(ids)} tokens leave no room for a new one in the model's context of {context}"
-        )
-    check_ids(ids, lm.config.vocab_size)
-    if stop and lm.tokenizer is None:
-        raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
-    if cache is not None and cache["keys"][0].shape[-2] < len(ids):
-        raise UsageError(
-            f"cache: expected room for {len(ids)} tokens, got {cache['keys'][0].shape[-2]}; use cache.grow"
-        )
-    if len(ids) + max_new_tokens > context:
-        warnings.warn(
-            f"only {context - len(ids)} new tokens instead of {max_new_tokens}:"
-            f" the prompt has {len(ids)}, and the model's context is {context} tokens",
-            stacklevel=2,
-        )
-        max_new_tokens = context - len(ids)
-    capacity = len(ids) + max_new_tokens
-    rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
-    scores = lm.config.num_attention_heads * rows * capacity * 4  # bytes
-    needed = {"attention scores": 3 * scores}  # held at once: the scores, the masked ones, the weights
-    if cache is None:
-        needed["KV cache"] = kv_cache_bytes(lm.config, capacity)
-    check_memory(needed, free_bytes(lm.weights.norm))
-    if cache is None:
-        cache = empty_cache(lm.config, capacity, like=lm.weights.norm)
-    cache["length"] = min(cache["length"], len(ids) - 1)  # the last stream is computed anew: it makes the logits
+    stop = [stop] if isinstance(stop, str) else list(stop)
     sampling = {
         "temperature": temperature,
         "top_k": top_k,
@@ -189,7 +113,31 @@ def steps(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    return loop(lm, list(ids), cache, max_new_tokens, sampling, stop, np.random.default_rng(seed), use_cache)
+    check_options(max_new_tokens=max_new_tokens, **sampling, stop=stop, seed=seed)
+    check_prompt(ids, lm.config)
+    if stop and lm.tokenizer is None:
+        raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
+    if cache is not None and cache["keys"][0].shape[-2] < len(ids):
+        raise UsageError(
+            f"cache: expected room for {len(ids)} tokens, got {cache['keys'][0].shape[-2]}; use cache.grow"
+        )
+    left = lm.config.max_position_embeddings - len(ids)
+    if max_new_tokens > left:
+        warnings.warn(
+            f"only {left} new tokens instead of {max_new_tokens}: the prompt has {len(ids)}, and the model's context is"
+            f" {left + len(ids)} tokens",
+            stacklevel=2,
+        )
+    capacity = len(ids) + min(max_new_tokens, left)
+    rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
+    needed = {"attention": attention_bytes(lm.config, rows, capacity, TILE)}
+    if cache is None:
+        needed["KV cache"] = kv_cache_bytes(lm.config, capacity)
+    check_memory(needed, free_bytes(lm.weights.norm))
+    if cache is None:
+        cache = empty_cache(lm.config, capacity, like=lm.weights.norm)
+    cache["length"] = min(cache["length"], len(ids) - 1)  # the last stream is computed anew: it makes the logits
+    return loop(lm, list(ids), cache, capacity - len(ids), sampling, stop, np.random.default_rng(seed), use_cache)
 
 
 def loop(

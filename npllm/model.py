@@ -10,26 +10,17 @@ from typing import Any, NamedTuple
 from array_api_compat import device
 
 from .attention import attention
-from .block import block
+from .block import block, gpt2_block
 from .cache import Cache
 from .config import Config
 from .embedding import embed
 from .heads import lm_head
 from .masks import decoder_mask
-from .norm import rms_norm
+from .norm import layer_norm, rms_norm
 from .rope import rope_tables
 from .shapes import Array, Bool, Float, Int, Weights, array_namespace
 from .tap import Tap, under, untapped
 from .tokenizer import Tokenizer
-
-
-class LM(NamedTuple):
-    """A language model as `npllm.load` returns it: everything that generation needs, as data."""
-
-    config: Config
-    weights: Weights
-    tokenizer: Tokenizer | None  # None where the checkpoint has none
-    generation_config: Mapping[str, Any]  # generation_config.json as it is
 
 
 def transform(
@@ -93,18 +84,74 @@ def transform(
     return tap("norm", rms_norm(x, weights.norm, config.rms_norm_eps)), cache
 
 
+def gpt2_transform(
+    ids: Int[Array, "... T"],
+    weights: Weights,
+    config: Config,
+    cache: Cache | None = None,
+    *,
+    positions: Int[Array, "... T"] | None = None,
+    visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
+    block: Callable[..., Float[Array, "... T D"]] = gpt2_block,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+    final_norm: bool = True,
+) -> tuple[Float[Array, "... T D"], Cache | None]:
+    """The same with absolute positions: each token's vector gets the vector of its position added, once, at the start.
+
+    Parameters as in `transform`; `positions` are rows of `weights.embed_positions`, and there are no others. With waves
+    in that table, `block=original_block` and `final_norm=False` (its blocks end with a norm) it is the stack of 2017,
+    whose embeddings are taken times sqrt(D): multiply `embed_tokens` before.
+
+    Its taps are "embedding", "position_embedding", "residual_after_embedding" (their sum), the blocks', and "norm". In
+    a block there is no "q_rotated", "k_rotated" and "feedforward.gate"; an original block has its norms behind:
+    "post_attention_layernorm", and "post_feedforward_layernorm" as its last.
+    """
+    xp = array_namespace(ids)
+    past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
+    if positions is None:
+        positions = xp.arange(past, past + new, device=device(ids))
+    if visible is None:
+        visible = decoder_mask(past, new, None, ids)
+    masks = visible if isinstance(visible, Sequence) else [visible] * config.num_hidden_layers
+
+    x = tap("embedding", embed(ids, weights.embed_tokens))
+    x = x + tap("position_embedding", embed(positions, weights.embed_positions))
+    x = tap("residual_after_embedding", x)
+    for layer, block_weights in enumerate(weights.layers):
+        inside = under(tap, f"layers.{layer}")
+        x = block(x, block_weights, config, masks[layer], cache, layer, attention=attention, tap=inside)
+    if cache is not None:
+        cache["length"] = past + new
+    if final_norm:
+        x = tap("norm", layer_norm(x, weights.norm, weights.norm_bias, config.layer_norm_epsilon))
+    return x, cache
+
+
 def forward(
     ids: Int[Array, "... T"],
     weights: Weights,
     config: Config,
     cache: Cache | None = None,
     *,
+    transform: Callable[..., tuple[Float[Array, "... T D"], Cache | None]] = transform,
     tap: Tap = untapped,
     **options: Any,
 ) -> tuple[Float[Array, "... T V"], Cache | None]:
     """The forward pass with its head: the logits at every position. Parameters as in `transform`.
 
-    logits[..., t, :] scores the token that follows token t; generation needs only the last of them.
+    logits[..., t, :] scores the token that follows token t; generation needs only the last of them. `transform` is the
+    model's own pass: give `lm.transform`, if the model may be a GPT-2.
     """
     hidden, cache = transform(ids, weights, config, cache, tap=tap, **options)
     return tap("logits", lm_head(hidden, weights)), cache
+
+
+class LM(NamedTuple):
+    """A language model as `npllm.load` returns it: everything that generation needs, as data."""
+
+    config: Config
+    weights: Weights
+    tokenizer: Tokenizer | None  # None where the checkpoint has none
+    generation_config: Mapping[str, Any]  # generation_config.json as it is
+    transform: Callable[..., tuple[Float[Array, "... T D"], Cache | None]] = transform  # or gpt2_transform

@@ -20,7 +20,8 @@ these annotations (jaxtyping); in normal use they are only read.
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import array_api_compat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool as Bool
+from jaxtyping import Float, Int
 
 # Any array of an array-API namespace: NumPy, CuPy, torch, array-api-strict. Functions ask the array which one it is.
 Array: TypeAlias = Any
@@ -91,24 +92,34 @@ class BlockWeights(NamedTuple):
     down_proj_bias: Float[Array, " D"] | None = None
 
 
+class GPT2BlockWeights(NamedTuple):
+    """The weights of GPT-2's block, by their names there; the original Transformer's block (Figure 3-29) has the same.
+
+    Only the attention layer, which is the modern one's too, keeps its names from above: GPT-2 has c_attn and c_proj.
+    """
+
+    ln_1: Float[Array, " D"]
+    ln_1_bias: Float[Array, " D"]
+    qkv_proj: Weight  # [3·N·H, D]
+    o_proj: Weight  # [D, N·H]
+    ln_2: Float[Array, " D"]
+    ln_2_bias: Float[Array, " D"]
+    c_fc: Weight  # [F, D]
+    c_proj: Weight  # [D, F]
+    qkv_proj_bias: Float[Array, " 3*N*H"] | None = None
+    o_proj_bias: Float[Array, " D"] | None = None
+    c_fc_bias: Float[Array, " F"] | None = None
+    c_proj_bias: Float[Array, " D"] | None = None
+
+
 class Weights(NamedTuple):
     """The weights of the whole model. With tied embeddings `lm_head` is `embed_tokens`, the same object."""
 
     embed_tokens: Weight  # [V, D]
-    layers: tuple[BlockWeights, ...]  # L of them
+    layers: tuple[BlockWeights, ...] | tuple[GPT2BlockWeights, ...]  # L of them
     norm: Float[Array, " D"]
-    lm_head: Weight  # [V, D]
-
-
-__all__ = [
-    "Array",
-    "BlockWeights",
-    "Bool",
-    "Float",
-    "Int",
-    "Packed",
-    "Weight",
-    "Weights",
-    "array_namespace",
-    "is_packed",
-]
+    lm_head: Weight | None  # [V, D]; None in a model that classifies, which has `score`
+    score: Weight | None = None  # [labels, D]
+    score_bias: Float[Array, " labels"] | None = None
+    embed_positions: Weight | None = None  # absolute positions, a row for each; GPT-2's wpe
+    norm_bias: Float[Array, " D"] | None = None  # where the norm is LayerNorm

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from npllm.checkpoint.config_json import read_config
 from npllm.config import Config
-from npllm.shapes import BlockWeights, Weights
+from npllm.shapes import BlockWeights, GPT2BlockWeights, Weights
 
 
 def tiny_config(**keys) -> Config:
@@ -85,5 +85,71 @@ def config_keys(draw: st.DrawFn) -> dict:
         "partial_rotary_factor": draw(st.sampled_from([1.0, 0.5])),
         "rope_scaling": draw(st.sampled_from([None, {"rope_type": "linear", "factor": 2.0}])),
         "sliding_window": draw(st.sampled_from([None, 1, 2, 4, 100])),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+
+
+def tiny_gpt2_config(**keys) -> Config:
+    """A GPT-2 of two layers, with the keys of its config.json that a test cares about."""
+    tiny = {
+        "model_type": "gpt2",
+        "vocab_size": 11,
+        "n_embd": 8,
+        "n_inner": 6,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 16,
+        "layer_norm_epsilon": 1e-5,
+    }
+    return read_config(tiny | keys)
+
+
+def random_gpt2_weights(config: Config, seed: int = 0, biases: bool = True) -> Weights:
+    """As `random_weights`; without biases only those of the norms are left."""
+    random = np.random.default_rng(seed)
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+
+    def matrix(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) / math.sqrt(shape[-1])).astype(np.float32)
+
+    def norm() -> tuple[np.ndarray, np.ndarray]:
+        return random.uniform(0.5, 1.5, D).astype(np.float32), random.standard_normal(D).astype(np.float32)
+
+    def bias(width: int) -> np.ndarray | None:
+        return random.standard_normal(width).astype(np.float32) if biases else None
+
+    layers = tuple(
+        GPT2BlockWeights(
+            *norm(),
+            matrix(3 * D, D),
+            matrix(D, D),
+            *norm(),
+            matrix(F, D),
+            matrix(D, F),
+            qkv_proj_bias=bias(3 * D),
+            o_proj_bias=bias(D),
+            c_fc_bias=bias(F),
+            c_proj_bias=bias(D),
+        )
+        for _ in range(config.num_hidden_layers)
+    )
+    embed_tokens, embed_positions = (
+        matrix(count, D) * np.float32(math.sqrt(D)) for count in (V, config.max_position_embeddings)
+    )
+    final, final_bias = norm()
+    head = embed_tokens if config.tie_word_embeddings else matrix(V, D)
+    return Weights(embed_tokens, layers, final, head, embed_positions=embed_positions, norm_bias=final_bias)
+
+
+@st.composite
+def gpt2_keys(draw: st.DrawFn) -> dict:
+    """Keys for `tiny_gpt2_config`. The width of a head may be odd: nothing turns its dimensions in pairs."""
+    heads, head_dim = draw(st.sampled_from([(1, 4), (2, 3), (3, 2), (4, 1)]))
+    return {
+        "n_embd": heads * head_dim,
+        "n_head": heads,
+        "n_layer": draw(st.integers(1, 3)),
+        "n_inner": draw(st.sampled_from([None, 1, 5])),
+        "layer_norm_epsilon": draw(st.sampled_from([1e-5, 0.1])),
         "tie_word_embeddings": draw(st.booleans()),
     }

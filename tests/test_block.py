@@ -30,29 +30,33 @@ def test_it_is_the_loop(lib, keys, length, biases):
     assert_close("block", to_host(y), loops.block(x, weights, config, config.window(0)))
 
 
-def test_with_projections_of_zero_the_residual_stream_passes_unchanged():
+def test_with_projections_of_zero_the_residual_stream_passes_unchanged(lib):
     config = tiny_config()
     weights = random_weights(config).layers[0]
     weights = weights._replace(o_proj=0 * weights.o_proj, down_proj=0 * weights.down_proj)
     x = 1000 * random(3, config.hidden_size)
-    np.testing.assert_array_equal(block(x, weights, config, *whole(config, 3, np.arange(3))), x)
+    y = block(lib.array(x), lib.tree(weights), config, *whole(config, 3, lib.array(np.arange(3))))
+    np.testing.assert_array_equal(to_host(y), x)
 
 
-def test_the_norms_stand_before_the_layers_so_a_longer_input_adds_the_same():
+def test_the_norms_stand_before_the_layers_so_a_longer_input_adds_the_same(lib):
     config = tiny_config()
     weights, x = random_weights(config).layers[0], random(3, config.hidden_size)
     added = []
     for scale in (10, 1000):
         seen = {}
-        block(scale * x, weights, config, *whole(config, 3, np.arange(3)), tap=seen.setdefault)
-        added.append(seen["attention.output"])
+        tables = whole(config, 3, lib.array(np.arange(3)))
+        block(lib.array(scale * x), lib.tree(weights), config, *tables, tap=seen.setdefault)
+        added.append(to_host(seen["attention.output"]))
     assert_close("added", *added)
 
 
-def test_the_feedforward_network_sees_what_attention_has_added():
+def test_the_feedforward_network_sees_what_attention_has_added(lib):
     config, seen = tiny_config(), {}
     weights, x = random_weights(config).layers[0], random(3, config.hidden_size)
-    block(x, weights, config, *whole(config, 3, np.arange(3)), tap=seen.setdefault)
+    tables = whole(config, 3, lib.array(np.arange(3)))
+    block(lib.array(x), lib.tree(weights), config, *tables, tap=seen.setdefault)
+    seen = {name: to_host(value) for name, value in seen.items()}
     np.testing.assert_array_equal(seen["residual_after_attention"], x + seen["attention.output"])
     expected = [
         loops.rms_norm(row, weights.post_attention_layernorm, config.rms_norm_eps)
@@ -81,7 +85,7 @@ def test_another_attention_is_an_argument(layer):
     assert np.any(nothing != same)
 
 
-def test_queries_and_keys_are_rotated_and_values_are_not():
+def test_queries_and_keys_are_rotated_and_values_are_not(lib):
     config, seen = tiny_config(), {}
     weights, x = random_weights(config).layers[0], random(3, config.hidden_size)
 
@@ -89,6 +93,11 @@ def test_queries_and_keys_are_rotated_and_values_are_not():
         seen["attended"] = q, k, v
         return attention(q, k, v, visible, tap=tap)
 
-    block(x, weights, config, *whole(config, 3, np.arange(3)), attention=looking, tap=seen.setdefault)
+    tables = whole(config, 3, lib.array(np.arange(3)))
+    block(lib.array(x), lib.tree(weights), config, *tables, attention=looking, tap=seen.setdefault)
     for attended, name in zip(seen["attended"], ("q_rotated", "k_rotated", "v"), strict=True):
-        np.testing.assert_array_equal(attended, seen[f"attention.{name}"])
+        np.testing.assert_array_equal(to_host(attended), to_host(seen[f"attention.{name}"]))
+    for name in ("q", "k"):
+        before, after = to_host(seen[f"attention.{name}"]), to_host(seen[f"attention.{name}_rotated"])
+        np.testing.assert_array_equal(after[:, 0], before[:, 0])  # position 0
+        assert np.all(np.any(after[:, 1:] != before[:, 1:], axis=-1))

@@ -32,16 +32,15 @@ def lm(folder):
 
 
 @pytest.fixture
-def prefilled(monkeypatch):
-    """How many tokens each pass computes."""
+def prefilled(lm):
+    """How many tokens each pass computes, and the model that counts them."""
     counts = []
 
-    def counting(ids, *arguments):
+    def counting(ids, *arguments, **options):
         counts.append(len(ids))
-        return npllm.transform(ids, *arguments)
+        return npllm.transform(ids, *arguments, **options)
 
-    monkeypatch.setattr(loop, "transform", counting)
-    return counts
+    return counts, lm._replace(transform=counting)
 
 
 def talk(chat, *turns, **options):
@@ -59,7 +58,8 @@ def test_a_reply_is_what_generate_makes_of_the_whole_conversation(lm):
     assert chat.messages == messages
 
 
-def test_only_what_is_new_is_prefilled(lm, prefilled):
+def test_only_what_is_new_is_prefilled(prefilled):
+    prefilled, lm = prefilled
     chat = Chat(lm)
     talk(chat, TURNS[0], max_new_tokens=4)
     first = len(lm.tokenizer.chat_ids(chat.messages[:1]))
@@ -104,18 +104,18 @@ def test_a_reply_that_is_not_read_to_its_end_is_kept_as_far_as_it_was_read(lm):
     assert talk(chat, TURNS[1], max_new_tokens=10) == [expected]
 
 
-def test_a_reply_that_was_interrupted_before_it_said_anything_did_not_happen(lm, monkeypatch):
+def test_a_reply_that_was_interrupted_before_it_said_anything_did_not_happen(lm):
     chat = Chat(lm)
     talk(chat, TURNS[0], max_new_tokens=5)
     before = list(chat.messages)
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "transform", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            talk(chat, TURNS[1])
+    chat.lm = lm._replace(transform=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        talk(chat, TURNS[1])
+    chat.lm = lm
     assert chat.messages == before
     expected = npllm.generate(lm, chat.ids_with(TURNS[2]), max_new_tokens=10).text
     assert talk(chat, TURNS[2], max_new_tokens=10) == [expected]

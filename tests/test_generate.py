@@ -11,12 +11,15 @@ from libraries import NUMPY
 from models import random_ids, random_weights, tiny_config
 
 from npllm.attention import attention
+from npllm.backend.checks import check_ids
 from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
-from npllm.generate import check_ids, end_ids, generate, split_at_stop, steps, stream
+from npllm.flash import flash_attention
+from npllm.generate import end_ids, generate, steps, stream
 from npllm.heads import lm_head
 from npllm.model import LM, forward, transform
 from npllm.shapes import Weights
+from npllm.text.stream import split_at_stop
 
 module = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
 SAMPLED = {"temperature": 1.0, "top_k": 8, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
@@ -77,31 +80,28 @@ def reciting_lm(pieces, ends=(), eos_token_id=None, generation_config=None):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """The passes that the loop makes: the ids of each, the rows of scores per head, and the rows given to the head."""
-    seen = SimpleNamespace(ids=[], score_rows=[], head_rows=[])
+    """The passes that the loop makes of the model passes.of(lm): the ids, the attention of each, rows for the head."""
+    seen = SimpleNamespace(ids=[], attention=[], head_rows=[])
 
-    def looking_attention(q, k, v, visible, *, tap):
-        seen.score_rows.append(q.shape[-2])
-        return attention(q, k, v, visible, tap=tap)
-
-    def looking_transform(ids, *arguments):
+    def looking_transform(ids, *arguments, attention):
         seen.ids.append(np.asarray(ids).tolist())
-        return transform(ids, *arguments, attention=looking_attention)
+        seen.attention.append(attention)
+        return transform(ids, *arguments, attention=attention)
 
     def looking_head(hidden, weights):
         seen.head_rows.append(hidden.shape[0])
         return lm_head(hidden, weights)
 
-    monkeypatch.setattr(module, "transform", looking_transform)
     monkeypatch.setattr(module, "lm_head", looking_head)
+    seen.of = lambda lm: lm._replace(transform=looking_transform)
     return seen
 
 
 # The loop
 
 
-def test_greedy_decoding_takes_the_likeliest_token_each_time(lib):
-    lm, ids = random_lm(lib), [3, 1, 4]
+def test_greedy_decoding_takes_the_likeliest_token_each_time(writable_lib):
+    lm, ids = random_lm(writable_lib), [3, 1, 4]
     expected = list(ids)
     plain = random_lm()
     for _ in range(6):
@@ -115,29 +115,30 @@ def test_greedy_decoding_takes_the_likeliest_token_each_time(lib):
 
 @pytest.mark.parametrize("options", [{}, {"seed": 1} | SAMPLED], ids=["greedy", "sampled"])
 @given(seed=st.integers(0, 10), prompt=st.integers(1, 6), window=st.sampled_from([None, 2]))
-def test_without_the_cache_the_ids_are_the_same(options, seed, prompt, window):
-    lm = random_lm(seed=seed, model_type="mistral", num_key_value_heads=2, sliding_window=window)
+def test_without_the_cache_the_ids_are_the_same(writable_lib, options, seed, prompt, window):
+    lm = random_lm(writable_lib, seed=seed, model_type="mistral", num_key_value_heads=2, sliding_window=window)
     ids = random_ids(lm.config, prompt, seed=seed).tolist()
     cached = generate(lm, ids, max_new_tokens=8, **options)
     assert generate(lm, ids, max_new_tokens=8, use_cache=False, **options) == cached
 
 
 def test_a_step_computes_the_new_token_only(passes):
-    made = generate(random_lm(), [3, 1, 4], max_new_tokens=4)
+    made = generate(passes.of(random_lm()), [3, 1, 4], max_new_tokens=4)
     assert passes.ids == [[3, 1, 4], *([token] for token in made.ids[:-1])]
     assert passes.head_rows == [1] * 4
 
 
 def test_without_the_cache_a_step_computes_the_whole_text(passes):
-    made = generate(random_lm(), [3, 1, 4], max_new_tokens=3, use_cache=False)
+    made = generate(passes.of(random_lm()), [3, 1, 4], max_new_tokens=3, use_cache=False)
     assert passes.ids == [[3, 1, 4, *made.ids[:count]] for count in range(3)]
 
 
 def test_a_long_prompt_goes_through_in_chunks_of_512_tokens(passes):
-    lm = random_lm(max_position_embeddings=2048, num_hidden_layers=1)
+    lm = passes.of(random_lm(max_position_embeddings=2048, num_hidden_layers=1))
     ids = random_ids(lm.config, 1100, seed=2).tolist()
     made = generate(lm, ids, max_new_tokens=2)
-    assert passes.score_rows == [512, 512, 76, 1]
+    assert [len(ids_of_pass) for ids_of_pass in passes.ids] == [512, 512, 76, 1]
+    assert passes.attention == [flash_attention] * 3 + [attention]
     assert [token for ids_of_pass in passes.ids for token in ids_of_pass] == [*ids, made.ids[0]]
     assert passes.head_rows == [1, 1]
     best = np.argmax(forward(np.array(ids), lm.weights, lm.config)[0], axis=-1)
@@ -146,7 +147,7 @@ def test_a_long_prompt_goes_through_in_chunks_of_512_tokens(passes):
 
 
 def test_a_given_cache_is_continued(passes):
-    lm = random_lm()
+    lm = passes.of(random_lm())
     cache = empty_cache(lm.config, 20, like=lm.weights.norm)
     first = generate(lm, [3, 1, 4], max_new_tokens=4, cache=cache)
     text = [3, 1, 4, *first.ids, 5, 9]
@@ -183,7 +184,7 @@ def test_without_a_tokenizer_there_are_ids_and_no_text():
 
 
 def test_a_stream_can_be_left_at_any_step(passes):
-    texts = stream(reciting_lm("abcd"), [0], max_new_tokens=4)
+    texts = stream(passes.of(reciting_lm("abcd")), [0], max_new_tokens=4)
     assert next(texts) == "a"
     texts.close()
     assert passes.ids == [[0]]
@@ -285,13 +286,14 @@ def test_split_at_stop_waits_for_the_longest_beginning():
 # Chance
 
 
-def test_the_same_seed_gives_the_same_text_on_every_library(lib):
-    made = generate(random_lm(lib), [3, 1, 4], max_new_tokens=20, seed=7, **SAMPLED)
+def test_the_same_seed_gives_the_same_text_on_every_library(writable_lib):
+    made = generate(random_lm(writable_lib), [3, 1, 4], max_new_tokens=20, seed=7, **SAMPLED)
     assert made == generate(random_lm(), [3, 1, 4], max_new_tokens=20, seed=7, **SAMPLED)
 
 
-def test_another_seed_gives_another_text():
-    texts = {tuple(generate(random_lm(), [3], max_new_tokens=20, seed=seed, temperature=1.0).ids) for seed in range(5)}
+def test_another_seed_gives_another_text(writable_lib):
+    lm = random_lm(writable_lib)
+    texts = {tuple(generate(lm, [3], max_new_tokens=20, seed=seed, temperature=1.0).ids) for seed in range(5)}
     assert len(texts) == 5
 
 
@@ -322,7 +324,7 @@ def test_the_repetition_penalty_counts_the_prompt_and_the_new_tokens():
 )
 def test_a_prompt_that_cannot_be_used_is_refused(passes, ids, message):
     with pytest.raises(UsageError, match=message):
-        steps(random_lm(), ids)  # at once, not with the first token
+        steps(passes.of(random_lm()), ids)  # at once, not with the first token
     assert not passes.ids
 
 
@@ -357,13 +359,13 @@ def test_a_sampling_value_that_means_nothing_is_refused(name, value):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 0}], ids=["greedy", "sampled"])
-def test_logits_that_are_not_finite_are_refused(lib, value, options):
+def test_logits_that_are_not_finite_are_refused(writable_lib, value, options):
     lm = random_lm()
     head = lm.weights.lm_head.copy()
     head[5] = value
     weights = lm.weights._replace(lm_head=head, norm=np.abs(lm.weights.norm))
     with np.errstate(invalid="ignore"), pytest.raises(ModelFileError, match=r"logits after token 3.* expected finite"):
-        generate(lm._replace(weights=lib.tree(weights)), [3, 1, 4], max_new_tokens=4, **options)
+        generate(lm._replace(weights=writable_lib.tree(weights)), [3, 1, 4], max_new_tokens=4, **options)
 
 
 def test_a_cache_that_does_not_fit_into_the_memory_is_refused(monkeypatch):
@@ -391,8 +393,8 @@ def test_a_cache_without_room_for_the_prompt_is_refused():
         steps(lm, [1, 2, 3], cache=empty_cache(lm.config, 2, like=lm.weights.norm))
 
 
-def test_a_cache_that_holds_the_whole_prompt_gives_the_same_ids():
-    lm, prompt = random_lm(), [1, 2, 3]
+def test_a_cache_that_holds_the_whole_prompt_gives_the_same_ids(writable_lib):
+    lm, prompt = random_lm(writable_lib), [1, 2, 3]
     cache = empty_cache(lm.config, 12, like=lm.weights.norm)
     first = [step.id for step in steps(lm, prompt, max_new_tokens=5, cache=cache)]
     assert [step.id for step in steps(lm, prompt, max_new_tokens=5, cache=cache)] == first

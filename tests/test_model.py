@@ -34,8 +34,8 @@ def test_it_is_the_loop(lib, keys, length, seed):
 
 
 @given(keys=config_keys(), length=st.integers(1, 7), batch=BATCHES)
-def test_cache_equals_no_cache(lib, keys, length, batch):
-    config = tiny_config(**keys)
+def test_cache_equals_no_cache(writable_lib, keys, length, batch):
+    lib, config = writable_lib, tiny_config(**keys)
     weights, ids = random_weights(config), random_ids(config, *batch, length)
     whole = to_host(logits(lib.array(ids), lib.tree(weights), config))
     cache = empty_cache(config, length, batch, like=lib.array(weights.norm))
@@ -46,24 +46,40 @@ def test_cache_equals_no_cache(lib, keys, length, batch):
 
 
 @given(keys=config_keys(), chunks=st.lists(st.integers(1, 4), min_size=1, max_size=4), batch=BATCHES)
-def test_chunked_equals_whole(keys, chunks, batch):
-    config = tiny_config(**keys)
-    weights, ids = random_weights(config), random_ids(config, *batch, sum(chunks))
-    whole = logits(ids, weights, config)
+def test_chunked_equals_whole(writable_lib, keys, chunks, batch):
+    lib, config = writable_lib, tiny_config(**keys)
+    weights, ids = lib.tree(random_weights(config)), random_ids(config, *batch, sum(chunks))
+    whole = to_host(logits(lib.array(ids), weights, config))
     cache = empty_cache(config, sum(chunks) + 2, batch, like=weights.norm)
     ends = np.cumsum(chunks)
     for start, end in zip(ends - chunks, ends, strict=True):
-        chunk, cache = forward(ids[..., start:end], weights, config, cache)
-        assert_close("logits", chunk, whole[..., start:end, :])
+        chunk, cache = forward(lib.array(ids[..., start:end]), weights, config, cache)
+        assert_close("logits", to_host(chunk), whole[..., start:end, :])
 
 
 @given(keys=config_keys(), batch=st.integers(1, 3), length=st.integers(1, 5))
-def test_batch_equals_single(keys, batch, length):
+def test_batch_equals_single(lib, keys, batch, length):
     config = tiny_config(**keys)
-    weights, ids = random_weights(config), random_ids(config, batch, length)
-    together = logits(ids, weights, config)
+    weights, ids = lib.tree(random_weights(config)), random_ids(config, batch, length)
+    together = to_host(logits(lib.array(ids), weights, config))
     for one in range(batch):
-        assert_close("logits", together[one], logits(ids[one], weights, config))
+        assert_close("logits", together[one], to_host(logits(lib.array(ids[one]), weights, config)))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3), padding=st.integers(0, 10))
+def test_a_padded_batch_equals_its_sequences_one_by_one(lib, side, lengths, padding):
+    config = tiny_config()
+    weights, ids = lib.tree(random_weights(config)), random_ids(config, len(lengths), max(lengths))
+    rows = [np.s_[:length] if side == "right" else np.s_[max(lengths) - length :] for length in lengths]
+    padded, real, positions = np.full(ids.shape, padding), np.zeros(ids.shape, dtype=bool), np.zeros_like(ids)
+    for one, row in enumerate(rows):
+        padded[one, row], real[one, row], positions[one, row] = ids[one, row], True, np.arange(lengths[one])
+    visible = lib.array((np.tri(max(lengths)) > 0) & real[:, None, :])
+    together = logits(lib.array(padded), weights, config, positions=lib.array(positions), visible=visible)
+    for one, row in enumerate(rows):
+        alone = logits(lib.array(ids[one, row]), weights, config)
+        assert_close("logits", to_host(together)[one, row], to_host(alone))
 
 
 @given(keys=config_keys(), known=st.integers(1, 5), length=st.just(6))
@@ -77,6 +93,23 @@ def test_no_token_looks_ahead(lib, keys, known, length):
     assert np.any(before[known:] != after[known:])
 
 
+@given(keys=config_keys(), length=st.integers(2, 6), data=st.data())
+def test_a_shorter_prefix_has_the_rows_that_it_has_in_the_whole(lib, keys, length, data):
+    config = tiny_config(**keys)
+    weights, ids = lib.tree(random_weights(config)), random_ids(config, length)
+    known = data.draw(st.integers(1, length - 1))
+    prefix, whole = (to_host(logits(lib.array(text), weights, config)) for text in (ids[:known], ids))
+    assert_close("logits", prefix, whole[:known])
+
+
+@given(length=st.integers(1, 6), extra=st.integers(0, 3))
+def test_a_window_of_the_length_or_more_is_full_attention(lib, length, extra):
+    windowed = tiny_config(model_type="mistral", num_key_value_heads=2, sliding_window=length + extra)
+    full = tiny_config(model_type="mistral", num_key_value_heads=2, sliding_window=None)
+    weights, ids = lib.tree(random_weights(full)), lib.array(random_ids(full, length))
+    np.testing.assert_array_equal(to_host(logits(ids, weights, windowed)), to_host(logits(ids, weights, full)))
+
+
 def test_every_token_sees_the_first(lib):
     config = tiny_config()
     weights, ids = lib.tree(random_weights(config)), random_ids(config, 6)
@@ -85,11 +118,12 @@ def test_every_token_sees_the_first(lib):
     assert np.all(np.any(before != after, axis=-1))
 
 
-def test_with_a_window_information_travels_one_window_per_block():
+def test_with_a_window_information_travels_one_window_per_block(lib):
     config = tiny_config(model_type="mistral", sliding_window=2, num_hidden_layers=2)
-    weights, ids = random_weights(config), random_ids(config, 6)
+    weights, ids = lib.tree(random_weights(config)), random_ids(config, 6)
     other = np.concatenate([(ids[:1] + 1) % config.vocab_size, ids[1:]])
-    changed = np.any(logits(ids, weights, config) != logits(other, weights, config), axis=-1)
+    before, after = (to_host(logits(lib.array(text), weights, config)) for text in (ids, other))
+    changed = np.any(before != after, axis=-1)
     np.testing.assert_array_equal(changed, [True, True, True, False, False, False])
 
 
@@ -119,46 +153,51 @@ def test_shapes_are_those_of_the_chapter(lib, shape):
     assert hidden.dtype == lib.xp.float32
 
 
-def test_forward_is_transform_and_the_head():
+def test_forward_is_transform_and_the_head(lib):
     config = tiny_config()
-    weights, ids = random_weights(config), random_ids(config, 5)
-    np.testing.assert_array_equal(logits(ids, weights, config), lm_head(transform(ids, weights, config)[0], weights))
+    weights, ids = lib.tree(random_weights(config)), lib.array(random_ids(config, 5))
+    by_hand = lm_head(transform(ids, weights, config)[0], weights)
+    np.testing.assert_array_equal(to_host(logits(ids, weights, config)), to_host(by_hand))
 
 
 @given(batch=BATCHES)
-def test_positions_count_on_from_the_cache(batch):
-    config = tiny_config()
-    weights, ids = random_weights(config), random_ids(config, *batch, 5)
+def test_positions_count_on_from_the_cache(writable_lib, batch):
+    lib, config = writable_lib, tiny_config()
+    weights, ids = lib.tree(random_weights(config)), random_ids(config, *batch, 5)
     positions = np.broadcast_to(np.arange(5), ids.shape)
     default, given_ = (empty_cache(config, 5, batch, like=weights.norm) for _ in range(2))
     for part in (np.s_[..., :2], np.s_[..., 2:]):
-        np.testing.assert_array_equal(
-            logits(ids[part], weights, config, default),
-            logits(ids[part], weights, config, given_, positions=positions[part]),
-        )
+        counted = logits(lib.array(ids[part]), weights, config, default)
+        told = logits(lib.array(ids[part]), weights, config, given_, positions=lib.array(positions[part]))
+        np.testing.assert_array_equal(to_host(counted), to_host(told))
 
 
 @given(shift=st.integers(1, 50))
-def test_only_the_distance_of_positions_matters(shift):
+def test_only_the_distance_of_positions_matters(lib, shift):
     config = tiny_config()
-    weights, ids = random_weights(config), random_ids(config, 5)
+    weights, ids = lib.tree(random_weights(config)), lib.array(random_ids(config, 5))
     places = np.arange(5)
-    expected = logits(ids, weights, config)
-    assert_close("logits", logits(ids, weights, config, positions=places + shift), expected)
-    stretched = logits(ids, weights, config, positions=places * (shift + 1))
+    expected, shifted, stretched = (
+        to_host(logits(ids, weights, config, positions=lib.array(positions)))
+        for positions in (places, places + shift, places * (shift + 1))
+    )
+    assert_close("logits", shifted, expected)
     assert np.any(np.abs(stretched - expected) > 1e-3)
 
 
-def test_visible_is_one_mask_for_all_layers_or_one_for_each():
+def test_visible_is_one_mask_for_all_layers_or_one_for_each(lib):
     config = tiny_config()
-    weights, ids = random_weights(config), random_ids(config, 4)
-    mask, full = causal(np.arange(4), np.arange(4)), np.ones((4, 4), dtype=bool)
-    expected = logits(ids, weights, config)
-    np.testing.assert_array_equal(logits(ids, weights, config, visible=mask), expected)
-    np.testing.assert_array_equal(logits(ids, weights, config, visible=[mask, mask]), expected)
-    both_ways = logits(ids, weights, config, visible=full)
-    np.testing.assert_array_equal(logits(ids, weights, config, visible=[None, None]), both_ways)
-    mixed = logits(ids, weights, config, visible=[mask, full])
+    weights, ids = lib.tree(random_weights(config)), lib.array(random_ids(config, 4))
+    places = lib.array(np.arange(4))
+    mask, full = causal(places, places), lib.array(np.ones((4, 4), dtype=bool))
+
+    def seeing(visible):
+        return to_host(logits(ids, weights, config, visible=visible))
+
+    expected, both_ways, mixed = seeing(None), seeing(full), seeing([mask, full])
+    np.testing.assert_array_equal(seeing(mask), expected)
+    np.testing.assert_array_equal(seeing([mask, mask]), expected)
+    np.testing.assert_array_equal(seeing([None, None]), both_ways)
     assert np.any(mixed != expected)
     assert np.any(mixed != both_ways)
 
@@ -180,6 +219,15 @@ def test_two_texts_in_one_sequence_do_not_see_each_other():
     packed = logits(ids, weights, config, positions=positions, visible=visible)
     assert_close("first", packed[:3], logits(ids[:3], weights, config))
     assert_close("second", packed[3:], logits(ids[3:], weights, config))
+
+
+def test_with_all_projections_zero_the_embeddings_reach_the_head_through_the_norm_alone(lib):
+    config = tiny_config()
+    weights, ids = random_weights(config), random_ids(config, 5)
+    zeroed = tuple(layer._replace(o_proj=0 * layer.o_proj, down_proj=0 * layer.down_proj) for layer in weights.layers)
+    hidden, _ = transform(lib.array(ids), lib.tree(weights._replace(layers=zeroed)), config)
+    expected = [loops.rms_norm(row, weights.norm, config.rms_norm_eps) for row in weights.embed_tokens[ids]]
+    assert_close("hidden", to_host(hidden), expected)
 
 
 def test_another_block_and_another_attention_are_arguments():
@@ -213,4 +261,4 @@ def test_the_arguments_are_not_changed():
 def test_an_lm_is_only_what_it_is_made_of():
     config = tiny_config()
     lm = LM(config=config, weights=random_weights(config), tokenizer=None, generation_config={})
-    assert lm._fields == ("config", "weights", "tokenizer", "generation_config")
+    assert lm._fields == ("config", "weights", "tokenizer", "generation_config", "transform")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ..config import Config
 from ..errors import NotEnoughMemoryError
 
 if sys.platform != "win32":
@@ -33,6 +34,13 @@ def check_memory(parts: Mapping[str, int], available: int | None = None) -> None
             f"{arithmetic} = {format_bytes(total)}, available {format_bytes(available)};"
             " free memory, or take a smaller model or fewer tokens"
         )
+
+
+def attention_bytes(config: Config, rows: int, length: int, tile: tuple[int, int]) -> int:
+    """The largest temporaries of attention: `rows` queries tile by tile, then one query at once, over `length` keys."""
+    heads, width = config.num_attention_heads, config.head_dim
+    tiles = 4 * min(rows, tile[0]) * min(length, tile[1]) + 2 * rows * width  # scores, shares and two between; result
+    return 4 * heads * max(tiles, 3 * length) + 3 * rows * length  # and the mask, in bytes: causal, window, both
 
 
 def available_bytes() -> int | None:

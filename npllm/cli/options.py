@@ -6,10 +6,10 @@ import secrets
 import sys
 from typing import Any
 
+from ..backend.checks import check_options
 from ..checkpoint.load import load
 from ..checkpoint.load import load_tokenizer as load_tokenizer_of
 from ..errors import UsageError
-from ..generate import check_options
 from ..model import LM
 from ..tokenizer import Tokenizer
 

@@ -79,3 +79,19 @@ class TextStream:
 def settled(text: str) -> str:
     """The text without a U+FFFD at its end, which the next bytes may make a character."""
     return text.removesuffix("\N{REPLACEMENT CHARACTER}")
+
+
+def split_at_stop(text: str, stop: Sequence[str]) -> tuple[str, str, bool]:
+    """What of the text may be shown, what must wait, and whether a stop string ends it here.
+
+    What may be the beginning of a stop string waits for the next token.
+
+    >>> split_at_stop("one, two", ["two"]), split_at_stop("one, tw", ["two"]), split_at_stop("one, twi", ["two"])
+    (('one, ', '', True), ('one, ', 'tw', False), ('one, twi', '', False))
+    """
+    found = [text.index(s) for s in stop if s in text]
+    if found:
+        return text[: min(found)], "", True
+    beginnings = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
+    shown = len(text) - max(beginnings, default=0)
+    return text[:shown], text[shown:], False

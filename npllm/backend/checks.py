@@ -1,0 +1,45 @@
+"""What may be asked of a model: checked while it is still Python numbers, before any array is made."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..config import Config
+from ..errors import UsageError
+
+
+def check_options(**options: Any) -> None:
+    """Refuse options of `steps` that mean nothing. `not 0 <= x` also refuses NaN."""
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "max_new_tokens": (lambda n: n >= 1, "at least 1"),
+        "temperature": (lambda t: 0 <= t < math.inf, "0 (greedy) or more"),
+        "top_k": (lambda k: k >= 0, "0 (off) or more"),
+        "top_p": (lambda p: 1e-6 <= p <= 1, "from 1e-6 to 1 (off)"),
+        "min_p": (lambda p: 0 <= p <= 1, "from 0 (off) to 1"),
+        "repetition_penalty": (lambda r: 1e-6 <= r <= 1e6, "from 1e-6 to 1e6 (1: off)"),
+        "stop": (all, "strings that are not empty"),
+        "seed": (lambda s: s is None or s >= 0, "a whole number from 0 on, or None"),
+    }
+    for name, value in options.items():
+        valid, expected = rules[name]
+        if not valid(value):
+            raise UsageError(f"{name}: expected {expected}, got {value}")
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Refuse ids that have no row in the embeddings matrix: while they are Python integers this costs nothing."""
+    for position, token in enumerate(ids):
+        if not 0 <= token < vocab_size:
+            raise UsageError(f"token {position}: expected an id from 0 to {vocab_size - 1}, got {token}")
+
+
+def check_prompt(ids: Sequence[int], config: Config) -> None:
+    """Refuse a prompt that is empty, leaves no room for a new token, or has ids that the model does not."""
+    context = config.max_position_embeddings
+    if len(ids) == 0:
+        raise UsageError("the prompt is empty: expected at least one token")
+    if len(ids) >= context:
+        raise UsageError(
+            f"the prompt is too long: {len(ids)} tokens leave no room for a new one in the model's context of {context}"
+        )
+    check_ids(ids, config.vocab_size)
