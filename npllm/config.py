@@ -20,7 +20,8 @@ class Config:
     num_key_value_heads: int  # K: N is multi-head, 1 is multi-query, between them is grouped-query attention
     head_dim: int  # H
     max_position_embeddings: int  # the context length, in tokens
-    rms_norm_eps: float
+    rms_norm_eps: float = 0.0  # of the models with RMSNorm
+    layer_norm_epsilon: float = 0.0  # of those with LayerNorm, which is GPT-2
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, Any] | None = None  # {"rope_type": "linear", "factor": 2.0}, or llama3's five keys
     partial_rotary_factor: float = 1.0
@@ -30,6 +31,10 @@ class Config:
     attention_bias: bool = False
     mlp_bias: bool = False
     eos_token_id: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    architectures: tuple[str, ...] = ()  # "Phi3ForCausalLM", ...: which head stands on the blocks
+    id2label: tuple[str, ...] = ()  # the labels of a model that classifies
+    problem_type: str | None = None  # "multi_label_classification": each label is a yes or no of its own
 
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer, or None where it sees everything before it."""

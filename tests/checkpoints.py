@@ -14,6 +14,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from npllm.shapes import is_packed
+
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 ARCHITECTURES = {
     "phi3": "Phi3ForCausalLM",
@@ -98,9 +100,64 @@ def random_weights(keys, dtype="float32", seed=0):
             matrix(f"{prefix}.mlp.{name}_proj", rows, width, mlp_bias)
         matrix(f"{prefix}.mlp.down_proj", width, inner, mlp_bias)
     norm("model.norm")
-    if not keys.get("tie_word_embeddings"):
+    if "Classification" in keys["architectures"][0]:
+        matrix("score", len(keys["id2label"]), width, bias="Token" in keys["architectures"][0])
+    elif not keys.get("tie_word_embeddings"):
         matrix("lm_head", vocab, width)
     return tensors
+
+
+def gpt2_config_keys(**overrides):
+    """A tiny config.json of GPT-2, with the keys of the published ones. An override of None removes the key."""
+    keys = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "vocab_size": 288,
+        "n_embd": 48,
+        "n_head": 4,
+        "n_inner": None,
+        "n_layer": 2,
+        "n_positions": 64,
+        "n_ctx": 64,
+        "layer_norm_epsilon": 1e-5,
+        "attn_pdrop": 0.1,
+        "initializer_range": 0.02,
+        "summary_type": "cls_index",
+        "bos_token_id": TOKENS.index("<|endoftext|>"),
+        "eos_token_id": TOKENS.index("<|endoftext|>"),
+    }
+    return {key: value for key, value in (keys | overrides).items() if value is not None}
+
+
+def random_gpt2_weights(keys, dtype="float32", seed=0):
+    """Weights for a config.json of GPT-2, under the names of the published files; matrices are [in, out]."""
+    rng = np.random.default_rng(seed)
+    width, inner = keys["n_embd"], keys.get("n_inner", 4 * keys["n_embd"])
+    tensors = {
+        "wte.weight": rng.standard_normal((keys["vocab_size"], width)),
+        "wpe.weight": rng.standard_normal((keys["n_positions"], width)),
+    }
+    norms = ["ln_f", *(f"h.{layer}.{name}" for layer in range(keys["n_layer"]) for name in ("ln_1", "ln_2"))]
+    for name in norms:
+        tensors[f"{name}.weight"] = 1 + 0.3 * rng.standard_normal(width)
+        tensors[f"{name}.bias"] = 0.3 * rng.standard_normal(width)
+    sizes = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width)}
+    sizes |= {"mlp.c_fc": (width, inner), "mlp.c_proj": (inner, width)}
+    for layer in range(keys["n_layer"]):
+        for name, shape in sizes.items():
+            tensors[f"h.{layer}.{name}.weight"] = rng.standard_normal(shape) * shape[0] ** -0.5
+            tensors[f"h.{layer}.{name}.bias"] = 0.3 * rng.standard_normal(shape[1])
+    if keys.get("tie_word_embeddings") is False:
+        tensors["lm_head.weight"] = rng.standard_normal((keys["vocab_size"], width))
+    return {name: tensor.astype(DTYPES[dtype]) for name, tensor in tensors.items()}
+
+
+def gpt2_buffers(keys):
+    """What lies among the weights of published GPT-2 files: the causal mask of every layer."""
+    mask = np.tri(keys["n_positions"], dtype=np.uint8)[None, None]
+    some = {f"h.{layer}.attn.bias": mask for layer in range(keys["n_layer"])}
+    return some | {f"h.{layer}.attn.masked_bias": np.array(-1e4, np.float32) for layer in range(keys["n_layer"])}
 
 
 def write_tokenizer(path):
@@ -146,12 +203,27 @@ def write_folder(
     path, model_type="phi3", dtype="float32", shards=1, tied=False, seed=0, tokenizer=True, **config_overrides
 ):
     """A checkpoint in Hugging Face layout, in a new folder. Returns its tensors."""
+    keys = config_keys(model_type, tie_word_embeddings=tied, **config_overrides)
+    return write_files(Path(path), keys, random_weights(keys, dtype, seed), dtype, shards, tokenizer)
+
+
+def write_gpt2_folder(
+    path, dtype="float32", shards=1, prefix="", buffers=False, seed=0, tokenizer=True, **config_overrides
+):
+    """The same of a GPT-2; prefix="transformer." as GPT2LMHeadModel saves it. The tensors are returned without it."""
+    keys = gpt2_config_keys(**config_overrides)
+    tensors = random_gpt2_weights(keys, dtype, seed)
+    named = {name if name == "lm_head.weight" else prefix + name: tensor for name, tensor in tensors.items()}
+    named |= {prefix + name: tensor for name, tensor in (gpt2_buffers(keys) if buffers else {}).items()}
+    write_files(Path(path), keys, named, dtype, shards, tokenizer)
+    return tensors
+
+
+def write_files(path, keys, tensors, dtype, shards, tokenizer):
+    """The files of a checkpoint, in a new folder. Returns the tensors."""
     from safetensors.numpy import save_file
 
-    path = Path(path)
     path.mkdir(parents=True)
-    keys = config_keys(model_type, tie_word_embeddings=tied, **config_overrides)
-    tensors = random_weights(keys, dtype, seed)
     (path / "config.json").write_text(json.dumps(keys | {"dtype": dtype}))
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [END, TOKENS.index("<|endoftext|>")]}))
     if tokenizer:
@@ -183,7 +255,17 @@ GGUF_NAMES = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-GGUF_DTYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
+
+
+def dense(weight):
+    """A weight as a plain float32 array, whatever it is kept in."""
+    return weight.rows(np.arange(weight.shape[0])) if is_packed(weight) else weight
+
+
+GGUF_DTYPES = {
+    **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14},
+    "BF16": 30,
+}
 
 
 def gguf_name(name):

@@ -55,7 +55,7 @@ def test_null_means_the_default():
 
 
 def test_unknown_keys_are_ignored():
-    assert config(architectures=["Phi3ForCausalLM"], torch_dtype="bfloat16", use_cache=True) == config()
+    assert config(transformers_version="4.41.2", torch_dtype="bfloat16", use_cache=True) == config()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_what_is_not_a_positive_number_is_refused(key, value):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type: expected one of phi3, llama, mistral, qwen2, got 'gpt2'"),
+        ({"model_type": "bert"}, "model_type: expected one of phi3, llama, mistral, qwen2, gpt2, got 'bert'"),
         ({"model_type": ["phi3"]}, "model_type: expected one of"),
         ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
         ({"num_key_value_heads": 5}, "num_key_value_heads: expected a divisor of num_attention_heads, 32, got 5"),

@@ -15,10 +15,13 @@ from tolerance import TOP_LOGIT, assert_close, assert_same_ids
 
 import npllm
 from npllm.cache import empty_cache
+from npllm.heads import sequence_classification_head, token_classification_head
+from npllm.masks import causal
 
 GOLDEN = Path(__file__).parent / "golden"
 DEFAULT = GOLDEN / "default-model"
-TINY = sorted(file.parent.name for file in GOLDEN.glob("*/expected.safetensors") if file.parent != DEFAULT)
+CLASSIFIERS = {"phi3-sequence-classification", "phi3-token-classification"}
+TINY = sorted({file.parent.name for file in GOLDEN.glob("*/expected.safetensors")} - {DEFAULT.name} - CLASSIFIERS)
 KINDS = ("raw", "chat")
 
 
@@ -32,8 +35,16 @@ def values_of_a_pass(lm, ids, chunk=None):
     cache = None if chunk is None else empty_cache(lm.config, len(ids), like=lm.weights.norm)
     for start in range(0, len(ids), chunk or len(ids)):
         part = np.asarray(ids[start : start + chunk] if chunk else ids)
-        npllm.forward(part, lm.weights, lm.config, cache, tap=npllm.record(seen))
+        npllm.forward(part, lm.weights, lm.config, cache, transform=lm.transform, tap=npllm.record(seen))
     return seen
+
+
+def assert_same_values(got, expected):
+    """All names and values of a pass; the scores only where they are visible."""
+    assert {*got} == {value for value in expected if not value.endswith(".visible")}
+    for value in got:
+        visible = expected[value.replace(".scores", ".visible")] == 1 if value.endswith(".scores") else None
+        assert_close(value, got[value], expected[value], where=visible)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +57,7 @@ def default_lm():
 def test_every_value_of_a_pass_is_that_of_transformers(name, chunk):
     lm = npllm.load(GOLDEN / name)
     expected = load_file(GOLDEN / name / "expected.safetensors")
-    got = values_of_a_pass(lm, expected_of(GOLDEN / name)["ids"], chunk)
-    assert {*got} == {value for value in expected if not value.endswith(".visible")}
-    for value in got:
-        visible = expected[value.replace(".scores", ".visible")] == 1 if value.endswith(".scores") else None
-        assert_close(value, got[value], expected[value], where=visible)
+    assert_same_values(values_of_a_pass(lm, expected_of(GOLDEN / name)["ids"], chunk), expected)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -64,6 +71,30 @@ def test_greedy_generation_is_that_of_transformers(name, use_cache):
 
 def test_one_of_the_tiny_models_ends_by_itself():
     assert any(len(expected_of(GOLDEN / name)["greedy_ids"]) < 16 for name in TINY)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
+def test_a_model_that_classifies_scores_as_transformers_does(name):
+    lm, texts = npllm.load(GOLDEN / name), expected_of(GOLDEN / name)["texts"]
+    expected = load_file(GOLDEN / name / "expected.safetensors")
+    scores = {side: expected.pop(f"scores_{side}") for side in ("right", "left")}
+    seen = {}
+    npllm.transform(np.array(texts[0]), lm.weights, lm.config, tap=npllm.record(seen))
+    assert_same_values(seen, expected)
+
+    width = max(len(text) for text in texts)
+    for side, theirs in scores.items():
+        padding = [[lm.config.pad_token_id] * (width - len(text)) for text in texts]
+        pairs = zip(texts, padding, strict=True)
+        ids = np.array([text + pads if side == "right" else pads + text for text, pads in pairs])
+        real = ids != lm.config.pad_token_id
+        visible = causal(np.arange(width), np.arange(width)) & real[:, None, :]
+        hidden, _ = npllm.transform(ids, lm.weights, lm.config, visible=visible)
+        if "sequence" in name:
+            got = sequence_classification_head(hidden, lm.weights, ids, lm.config.pad_token_id)
+            assert_close(side, got, theirs)
+        else:
+            assert_close(side, token_classification_head(hidden, lm.weights)[real], theirs[real])
 
 
 @needs_default_model

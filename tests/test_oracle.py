@@ -13,6 +13,7 @@ from tolerance import assert_close, assert_same_ids
 
 import npllm
 from npllm import sampling
+from npllm.cache import empty_cache
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers warns of its own matters
 CLASSES = {"phi3": "Phi3Config", "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config"}
@@ -106,6 +107,67 @@ def test_random_model_agrees_with_transformers(transformers, golden, tmp_path, m
     assert_same_ids(
         str(ids), [step.id for step in npllm.steps(lm, ids, max_new_tokens=8)], run["greedy_ids"], run["gaps"]
     )
+
+
+def random_gpt2_keys(rng):
+    """The same for GPT-2."""
+
+    def pick(*choices):
+        return choices[rng.integers(len(choices))]
+
+    heads = pick(1, 2, 3, 4)
+    return {
+        "vocab_size": int(rng.integers(5, 90)),
+        "n_embd": heads * pick(1, 3, 4, 8),
+        "n_inner": pick(None, 1, 17, 40),
+        "n_layer": pick(1, 2, 3),
+        "n_head": heads,
+        "n_positions": 40,
+        "layer_norm_epsilon": 10 ** rng.uniform(-6, -1),
+        "activation_function": pick("gelu_new", "gelu_pytorch_tanh"),
+        "reorder_and_upcast_attn": pick(True, False),
+        "tie_word_embeddings": pick(True, False),
+        "bos_token_id": None,
+        "eos_token_id": pick(0, [0, 1]),
+        "pad_token_id": 0,
+    }
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_gpt2_agrees_with_transformers(transformers, golden, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    torch = golden.torch
+    config = transformers.GPT2Config(**random_gpt2_keys(rng))
+    model = transformers.GPT2LMHeadModel(config)
+    golden.randomize(model, seed)
+    dtype = [torch.float32, torch.float16, torch.bfloat16][seed % 3]
+    model.to(dtype).save_pretrained(tmp_path, max_shard_size=["1GB", "4KB"][seed % 2])
+    if seed % 4 == 0 and config.tie_word_embeddings:
+        golden.as_published_by_openai(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+
+    lm = npllm.load(tmp_path)
+    ids = rng.integers(0, config.vocab_size, rng.integers(2, 25)).tolist()
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].numpy()
+    seen, in_chunks = {}, {}
+    npllm.forward(np.asarray(ids), lm.weights, lm.config, transform=lm.transform, tap=npllm.record(seen))
+    assert_close("logits", seen["logits"], logits)
+    cache, half = empty_cache(lm.config, len(ids), like=lm.weights.norm), len(ids) // 2
+    for part in (ids[:half], ids[half:]):
+        tap = npllm.record(in_chunks)
+        npllm.forward(np.asarray(part), lm.weights, lm.config, cache, transform=lm.transform, tap=tap)
+    expected = {} if config.reorder_and_upcast_attn else golden.trace(model, ids)  # it is then another function
+    for values in (seen, in_chunks) if expected else ():
+        assert {*values} == {name for name in expected if not name.endswith(".visible")}
+        for name, value in values.items():
+            visible = expected[name.replace(".scores", ".visible")] == 1 if name.endswith(".scores") else None
+            assert_close(name, value, expected[name], where=visible)
+
+    [run] = golden.greedy(model, [ids], 8)
+    for use_cache in (True, False):
+        made = [step.id for step in npllm.steps(lm, ids, max_new_tokens=8, use_cache=use_cache)]
+        assert_same_ids(str(ids), made, run["greedy_ids"], run["gaps"])
 
 
 FILTERS = {

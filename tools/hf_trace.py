@@ -3,19 +3,23 @@
 Whoever ports a model to npllm, or npllm's math to elsewhere, can compare the two files value by value:
 
     python tools/hf_trace.py FOLDER "The capital of France is" -o theirs.safetensors
-    python -m npllm trace -m FOLDER "The capital of France is" -o ours.safetensors
+    npllm compare theirs.safetensors FOLDER
+    npllm compare theirs.safetensors ours.safetensors
 
 The values are the model's own: hooks read what its modules take and give, and its own attention function is wrapped.
-For Phi3, Llama, Mistral and Qwen2 ForCausalLM, and others built of the same modules. Needs torch and transformers.
+For Phi3, Llama, Mistral and Qwen2 ForCausalLM, others built of the same modules, and GPT2LMHeadModel. Needs torch and
+transformers.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from unittest import mock
 
 import numpy as np
 import torch
+import transformers
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -29,7 +33,9 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     """
     model.set_attn_implementation("eager")
     config = model.config
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    gpt2 = config.model_type == "gpt2"
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", heads)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     seen: dict[str, np.ndarray] = {}
     handles = []
@@ -61,19 +67,38 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
         # The scores never leave the model's function: they are computed again here, and must explain its weights.
         torch.testing.assert_close(torch.softmax(scores + attention_mask, dim=-1), weights)
         attention = f"layers.{module.layer_idx}.attention"
-        keep(f"{attention}.q_rotated", query)
-        keep(f"{attention}.k_rotated", key)
+        if not gpt2:
+            keep(f"{attention}.q_rotated", query)
+            keep(f"{attention}.k_rotated", key)
         keep(f"{attention}.visible", attention_mask[:, 0] == 0)
         keep(f"{attention}.scores", scores)
         keep(f"{attention}.weights", weights)
         keep(f"{attention}.mixed", mixed.transpose(1, 2))
         return mixed, weights
 
-    keep_output("embedding", model.model.embed_tokens)
-    for i, layer in enumerate(model.model.layers):
+    if gpt2:
+        keep_output("embedding", model.transformer.wte)
+        keep_output("position_embedding", model.transformer.wpe)
+        keep_output("residual_after_embedding", model.transformer.drop)
+        keep_output("norm", model.transformer.ln_f)
+    else:
+        keep_output("embedding", model.model.embed_tokens)
+        keep_output("norm", model.model.norm)
+    for i, layer in enumerate(model.transformer.h if gpt2 else model.model.layers):
         attention, feedforward = f"layers.{i}.attention", f"layers.{i}.feedforward"
         q_k_v = [f"{attention}.q", f"{attention}.k", f"{attention}.v"]
         widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+        keep_output(f"{feedforward}.output", layer.mlp)
+        keep_output(f"layers.{i}.residual_after_feedforward", layer)
+        if gpt2:
+            keep_output(f"layers.{i}.input_layernorm", layer.ln_1)
+            keep_parts(q_k_v, widths, layer.attn.c_attn, split_heads=True)
+            keep_output(f"{attention}.output", layer.attn.c_proj)
+            keep_input(f"layers.{i}.residual_after_attention", layer.ln_2)
+            keep_output(f"layers.{i}.post_attention_layernorm", layer.ln_2)
+            keep_output(f"{feedforward}.up", layer.mlp.c_fc)
+            keep_input(f"{feedforward}.activation", layer.mlp.c_proj)
+            continue
         gate_up = [f"{feedforward}.gate", f"{feedforward}.up"]
         ff_widths = [config.intermediate_size] * 2
         keep_output(f"layers.{i}.input_layernorm", layer.input_layernorm)
@@ -89,10 +114,8 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
         keep_input(f"layers.{i}.residual_after_attention", layer.post_attention_layernorm)
         keep_output(f"layers.{i}.post_attention_layernorm", layer.post_attention_layernorm)
         keep_input(f"{feedforward}.activation", layer.mlp.down_proj)
-        keep_output(f"{feedforward}.output", layer.mlp)
-        keep_output(f"layers.{i}.residual_after_feedforward", layer)
-    keep_output("norm", model.model.norm)
-    keep_output("logits", model.lm_head)
+    if hasattr(model, "lm_head"):
+        keep_output("logits", model.lm_head)
 
     try:
         with torch.no_grad(), mock.patch.object(modeling, "eager_attention_forward", traced_attention):
@@ -101,6 +124,18 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
         for handle in handles:
             handle.remove()
     return seen
+
+
+def metadata(names: Sequence[str], ids: Sequence[int], model: str) -> dict[str, str]:
+    """What a trace file says of itself, as in npllm/inspect/trace.py; the names are in the order of execution."""
+    return {
+        "names": json.dumps(list(names)),
+        "ids": ",".join(map(str, ids)),
+        "model": model,
+        "dtype": "float32",
+        "device": "cpu",
+        "made_by": f"transformers {transformers.__version__}, torch {torch.__version__}",
+    }
 
 
 def main() -> None:
@@ -118,7 +153,7 @@ def main() -> None:
         ids = AutoTokenizer.from_pretrained(args.model)(args.prompt).input_ids
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation="eager")
     values = trace(model, ids)
-    save_file(values, args.output)
+    save_file(values, args.output, metadata(list(values), ids, args.model))
     print(f"{args.output}: {len(values)} values of {len(ids)} tokens")
 
 

@@ -11,6 +11,9 @@ Tiny random models, one folder each, saved by transformers itself:
                                            best logit at each step; gaps: its distance to the second; first_ids and
                                            first_logits: the five best after the prompt
 
+Two of them classify, see `make_classifier`: expected.json has texts, and expected.safetensors the values of one pass
+over the first of them, and how all of them are scored together, padded at either side.
+
 default-model/ holds the same of the model that npllm comes with, as LlamaForCausalLM in float32 computes it from
 weights and a vocabulary read by the `gguf` package, for 20 prompts as they are and in the chat format. Of the values of
 one pass it keeps a sample, see `sample`.
@@ -35,11 +38,15 @@ import torch
 from hf_trace import trace
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
+from safetensors.torch import save_file as save_torch_file
 from tokenizers import pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     GenerationConfig,
+    GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -92,6 +99,16 @@ TINY = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+TINY_GPT2 = {
+    "vocab_size": 80,
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 40,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 ROPE = {"rope_type": "default", "rope_theta": 100.0}  # small, so that 12 positions turn every pair visibly
 LLAMA3 = {
     "rope_type": "llama3",
@@ -120,6 +137,16 @@ def with_idle_window(config: dict[str, Any]) -> dict[str, Any]:
     return {**as_published(config), "sliding_window": 4}
 
 
+def as_published_by_openai(folder: Path) -> None:
+    """Files as those of the first GPT-2: no prefix, and a causal mask among the weights of every layer."""
+    file = folder / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
+    length = len(tensors["wpe.weight"])
+    for layer in range(sum(name.endswith(".ln_1.weight") for name in tensors)):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, length, length, dtype=torch.uint8).tril()
+    save_torch_file(tensors, file, {"format": "pt"})
+
+
 class Case(NamedTuple):
     """A tiny model: its configuration, and how it stands in the files."""
 
@@ -129,6 +156,7 @@ class Case(NamedTuple):
     end_ids: tuple[int, ...] = (2,)  # of generation_config.json; config.json has 2 only, as in Phi-3's published files
     seed: int = 0  # chosen so that no two logits nearly tie
     change: Callable[[dict[str, Any]], dict[str, Any]] = dict  # of the saved config.json; transformers reads the result
+    change_files: Callable[[Path], None] = lambda folder: None  # and of the other saved files
 
 
 CASES = {
@@ -189,6 +217,18 @@ CASES = {
         change=with_idle_window,
         seed=5,
     ),
+    "gpt2": Case(GPT2Config(**TINY_GPT2), seed=6),
+    "gpt2-published-bfloat16": Case(
+        GPT2Config(**TINY_GPT2 | {"n_layer": 3, "n_head": 8, "n_inner": 20, "layer_norm_epsilon": 0.01}),
+        dtype=torch.bfloat16,
+        change_files=as_published_by_openai,
+        seed=26,
+    ),
+}
+LABELS = {0: "O", 1: "B-PER", 2: "I-PER"}
+CLASSIFIERS = {
+    "phi3-sequence-classification": (AutoModelForSequenceClassification, 2),
+    "phi3-token-classification": (AutoModelForTokenClassification, 3),
 }
 
 
@@ -200,12 +240,15 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():
         noise = torch.from_numpy(rng.standard_normal(tuple(parameter.shape), dtype=np.float32))
-        if "norm" in name:
-            noise = 1 + 0.3 * noise
-        elif name.endswith("bias") or "embed_tokens" in name:
+        if name.endswith("bias") or "embed_tokens" in name or "wte" in name:
             noise = 0.5 * noise
+        elif "wpe" in name:
+            noise = 2.0 * noise  # with a tied head a token is followed by itself, if nothing else is as large
+        elif "norm" in name or ".ln_" in name:
+            noise = 1 + 0.3 * noise
         else:
-            noise = 1.5 / parameter.shape[-1] ** 0.5 * noise
+            inputs = parameter.shape[0 if ".c_" in name else -1]  # GPT-2's matrices are [in, out]
+            noise = 1.5 / inputs**0.5 * noise
         parameter.data.copy_(noise)
 
 
@@ -255,6 +298,7 @@ def make_tiny(name: str, folder: Path) -> None:
     model.to(case.dtype).save_pretrained(folder, max_shard_size=case.max_shard_size)
     file = folder / "config.json"
     write_json(file, case.change(json.loads(file.read_text())))
+    case.change_files(folder)
 
     # From the files, as npllm will, so that both start from the same numbers and the same config.json.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -264,6 +308,37 @@ def make_tiny(name: str, folder: Path) -> None:
         raise SystemExit(f"{name}: two logits are only {min(expected['gaps'])} apart; give it another seed")
     save_file(trace(model, ids), folder / "expected.safetensors")
     write_json(folder / "expected.json", expected)
+
+
+def make_classifier(name: str, folder: Path) -> None:
+    """A tiny model that classifies, and its scores for three texts in one batch, padded at the right or at the left."""
+    auto, seed = CLASSIFIERS[name]
+    config = Phi3Config(**TINY | {"num_key_value_heads": 4}, rope_parameters=ROPE, id2label=LABELS)
+    model = auto.from_config(config, dtype=torch.float32)
+    randomize(model, seed)
+    model.save_pretrained(folder)
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    rng = np.random.default_rng(seed)
+    texts = [rng.integers(3, config.vocab_size, length).tolist() for length in (9, 4, 7)]
+    values = trace(model, texts[0])
+    for side in ("right", "left"):
+        ids, real = padded(texts, side)
+        with torch.no_grad():
+            scores = model(torch.tensor(ids), attention_mask=torch.tensor(real)).logits
+        values[f"scores_{side}"] = scores.numpy()
+    save_file(values, folder / "expected.safetensors")
+    write_json(folder / "expected.json", {"texts": texts})
+
+
+def padded(texts: list[list[int]], side: str) -> tuple[list[list[int]], list[list[int]]]:
+    """Texts in one batch, filled up with 0 at one side; and 1 where there is text."""
+    width = max(len(text) for text in texts)
+    ids, real = [], []
+    for text in texts:
+        nothing = [0] * (width - len(text))
+        ids.append(text + nothing if side == "right" else nothing + text)
+        real.append([1] * len(text) + nothing if side == "right" else nothing + [1] * len(text))
+    return ids, real
 
 
 def load_default_model() -> tuple[PreTrainedModel, Any]:
@@ -385,7 +460,9 @@ def compare(committed: Path, fresh: Path) -> None:
             elif not name.endswith(".scores"):  # their part that is visible shows in the weights
                 assert_close(f"{file}: {name}", new[name], value)
     old, new = (json.loads((folder / "expected.json").read_text(encoding="utf-8")) for folder in (committed, fresh))
-    if "raw" not in old:
+    if "texts" in old:
+        assert old == new, "expected.json: other texts"
+    elif "raw" not in old:
         compare_runs("expected.json", old, new)
     else:
         for kind in ("raw", "chat"):
@@ -397,7 +474,7 @@ def compare(committed: Path, fresh: Path) -> None:
 
 
 def main() -> int:
-    names = [*CASES, "default-model"]
+    names = [*CASES, *CLASSIFIERS, "default-model"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these folders: {', '.join(names)}")
     parser.add_argument("--check", action="store_true", help="write nothing, compare with what is there")
@@ -411,6 +488,8 @@ def main() -> int:
             fresh, committed = Path(temporary) / name, GOLDEN / name
             if name in CASES:
                 make_tiny(name, fresh)
+            elif name in CLASSIFIERS:
+                make_classifier(name, fresh)
             else:
                 make_default_model(fresh)
             if not args.check:

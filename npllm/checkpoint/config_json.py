@@ -5,8 +5,11 @@ from typing import Any
 
 from ..config import Config, read_token_ids
 from ..errors import ModelFileError
+from .gpt2 import GPT2_KEYS, gpt2_keys
 
-MODEL_TYPES = ("phi3", "llama", "mistral", "qwen2")
+MODEL_TYPES = ("phi3", "llama", "mistral", "qwen2", "gpt2")
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+MOST_LABELS = 2**16
 # Beyond any model that exists: a config.json that asks for more is broken or hostile, and refused before allocating.
 LARGEST = {
     "vocab_size": 2**24,  # and float32 holds every id below 2**24 exactly
@@ -32,10 +35,16 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
     ModelFileError : a key is missing, of the wrong type, out of range, or asks for what npllm does not compute
     """
 
+    model_type = keys.get("model_type")
+    gpt2 = model_type == "gpt2"
+    if gpt2:
+        keys = gpt2_keys(keys, where)
+
     def refuse(
         key: str, expected: str, do: str = "check that the file belongs to this model", source: Mapping[str, Any] = keys
     ) -> ModelFileError:
-        return ModelFileError(f"{where}: {key}: expected {expected}, got {source.get(key)!r}; {do}")
+        name = GPT2_KEYS.get(key, key) if gpt2 else key
+        return ModelFileError(f"{where}: {name}: expected {expected}, got {source.get(key)!r}; {do}")
 
     def integer(key: str, default: int | None = None, least: int = 1) -> int:
         value = default if keys.get(key) is None else keys[key]
@@ -56,7 +65,6 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
             raise refuse(key, "true or false")
         return value
 
-    model_type = keys.get("model_type")
     if model_type not in MODEL_TYPES:
         raise refuse("model_type", "one of " + ", ".join(MODEL_TYPES), "npllm computes these architectures")
     if keys.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -80,7 +88,7 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
     partial = 1.0
     if model_type == "phi3":  # the others rotate the whole head
         partial = number("partial_rotary_factor", number("partial_rotary_factor", 1.0), source=rope)
-    if partial > 1 or int(head_dim * partial) % 2 or int(head_dim * partial) == 0:
+    if not gpt2 and (partial > 1 or int(head_dim * partial) % 2 or int(head_dim * partial) == 0):
         raise ModelFileError(
             f"{where}: head_dim, partial_rotary_factor: expected an even number of rotated dimensions up to head_dim,"
             f" got {head_dim} x {partial}; RoPE turns dimensions in pairs"
@@ -101,6 +109,12 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
             raise refuse("layer_types", f"{layers} of 'full_attention' and 'sliding_attention'")
         layer_types = tuple(given)
 
+    architectures = () if keys.get("architectures") is None else keys["architectures"]
+    if not isinstance(architectures, list | tuple) or not all(isinstance(name, str) for name in architectures):
+        raise refuse("architectures", "a list of names")
+    architectures = tuple(architectures)
+    classifies = any(name.endswith(CLASSIFIERS) for name in architectures)
+
     return Config(
         model_type=model_type,
         vocab_size=integer("vocab_size"),
@@ -111,7 +125,8 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         max_position_embeddings=integer("max_position_embeddings"),
-        rms_norm_eps=number("rms_norm_eps"),
+        rms_norm_eps=0.0 if gpt2 else number("rms_norm_eps"),
+        layer_norm_epsilon=number("layer_norm_epsilon", 1e-5) if gpt2 else 0.0,
         rope_theta=number("rope_theta", number("rope_theta", 10000.0), source=rope),
         rope_scaling=read_rope_scaling(scaling, where),
         partial_rotary_factor=partial,
@@ -121,7 +136,30 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
         attention_bias=model_type == "qwen2" or boolean("attention_bias"),
         mlp_bias=boolean("mlp_bias"),
         eos_token_id=read_token_ids(keys, "eos_token_id", where),
+        pad_token_id=next(iter(read_token_ids(keys, "pad_token_id", where)), None),
+        architectures=architectures,
+        id2label=read_labels(keys, where) if classifies else (),
+        problem_type=keys.get("problem_type") if classifies else None,
     )
+
+
+def read_labels(keys: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The labels in the order of their scores: config.json's id2label, {"0": "NEGATIVE", "1": "POSITIVE"}.
+
+    Where it has none there are `num_labels`, by default two, with the names that transformers does not write down.
+    """
+    labels = keys.get("id2label")
+    if labels is None:
+        count = 2 if keys.get("num_labels") is None else keys["num_labels"]
+        if type(count) is not int or not 1 <= count <= MOST_LABELS:
+            raise ModelFileError(f"{where}: num_labels: expected a number from 1 to {MOST_LABELS}, got {count!r}")
+        return tuple(f"LABEL_{i}" for i in range(count))
+    ids = [str(i) for i in range(len(labels))] if isinstance(labels, Mapping) else []
+    if not ids or {*ids} != {*labels} or not all(isinstance(label, str) for label in labels.values()):
+        raise ModelFileError(
+            f"{where}: id2label: expected an object of labels, with the keys from 0 on, got {str(labels)[:80]!r}"
+        )
+    return tuple(labels[i] for i in ids)
 
 
 def read_rope_scaling(scaling: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:

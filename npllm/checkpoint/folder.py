@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..errors import ModelFileError
-from .stored import STORAGES, Stored
+from .stored import FORMATS, Stored
 
 LARGEST_JSON = 100_000_000  # bytes; also the safetensors library's own limit for a header
 ENTRY = ("dtype", "shape", "data_offsets")
@@ -92,7 +92,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         dtype, shape, begin, end = read_entry(entry, name, path)
         stored[name] = Stored(path, name, dtype, shape, start + begin)
         ends.append((begin, end))
-        if dtype in STORAGES and end - begin != stored[name].nbytes:
+        if dtype in FORMATS and end - begin != stored[name].nbytes:
             raise ModelFileError(
                 f"{path}: {name}: expected {stored[name].nbytes} bytes for {dtype} {list(shape)}, got {end - begin}"
             )

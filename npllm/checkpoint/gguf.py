@@ -17,13 +17,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import ModelFileError
-from .stored import STORAGES, Stored
+from .stored import FORMATS, Stored
 
 # The types of values, by number: their struct letters. 8 is a string, 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 MOST = 2**24  # elements of a list; a vocabulary has fewer
-# The dtypes of tensors, by number. Those that are not in STORAGES are here to be named when they are refused.
+# The dtypes of tensors, by number. Those that are not in FORMATS are here to be named when they are refused.
 DTYPES = {
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1"},
     **{10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K"},
@@ -156,13 +156,13 @@ def read_entry(reader: Reader) -> tuple[str, str, tuple[int, ...], int]:
 
 def check_extent(stored: Stored, size: int) -> None:
     """Refuse a tensor that does not lie within the file. How long one of an unknown dtype is, nobody can tell."""
-    numbers = STORAGES[stored.dtype].numbers if stored.dtype in STORAGES else 1
+    numbers = FORMATS[stored.dtype].numbers if stored.dtype in FORMATS else 1
     if stored.shape[-1] % numbers or prod(stored.shape) == 0:
         raise ModelFileError(
             f"{stored.path}: {stored.name}: expected rows of a multiple of {numbers} numbers for {stored.dtype},"
             f" got shape {list(stored.shape)}"
         )
-    end = stored.offset + (stored.nbytes if stored.dtype in STORAGES else 0)
+    end = stored.offset + (stored.nbytes if stored.dtype in FORMATS else 0)
     if end > size:
         raise ModelFileError(
             f"{stored.path}: {stored.name}: expected {end} bytes, got a file of {size}; it is cut short: get it again"

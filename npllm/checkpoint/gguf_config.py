@@ -126,8 +126,7 @@ def rope_factors(config: Config, tensors: Mapping[str, Stored]) -> dict[str, Any
             f"{stored.path}: {stored.name}: expected F32 [{config.rotary_dim // 2}],"
             f" got {stored.dtype} {list(stored.shape)}"
         )
-    with stored.path.open("rb") as file:
-        factors = next(read_rows(file, stored))[:, 0]
+    factors = next(read_rows(stored))[:, 0]
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         raise ModelFileError(f"{stored.path}: {stored.name}: expected positive numbers, got {factors.min()}")
     if (factors == 1).all():

@@ -7,16 +7,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
 from ..backend.devices import Device, free_bytes, pick, to_device
 from ..backend.memory import check_memory
+from ..backend.workers import Workers
 from ..config import Config
 from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
-from ..model import LM
-from ..shapes import BlockWeights, Weights
+from ..model import LM, gpt2_transform, transform
+from ..shapes import BlockWeights, GPT2BlockWeights, Weights
 from ..tokenizer import Tokenizer
 from .config_json import read_config
 from .folder import read_folder, read_json
@@ -24,11 +24,13 @@ from .folder_tokenizer import tokenizer_from_folder
 from .gguf import read_gguf
 from .gguf_config import read_gguf_config
 from .gguf_tokenizer import tokenizer_from_gguf
+from .gpt2 import plan_gpt2
 from .hub import find
-from .names import GGUF, HUGGING_FACE, Part, biases, biases_found, halves_order, plan
-from .stored import PIECE, Stored, read_rows
+from .names import GGUF, HUGGING_FACE, Part, biases, biases_found, plan
+from .narrow import HALVES, QUANTIZED, Storage, narrowed, read_narrow, row_order, storage_for
+from .stored import PIECE, Stored, not_finite, read_rows
 
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+DTYPES = ("float32", *HALVES, *QUANTIZED)
 
 
 def load(
@@ -46,15 +48,16 @@ def load(
     ----------
     name : a folder in Hugging Face layout, a .gguf file, a Hub name, or None for the embedded default model
     device : "cpu", "cuda", "cuda:1", or "auto", which tells on stderr what it took
-    dtype : what the weights are rounded to: "float32", "float16", "bfloat16"; "auto" is float32 on the CPU and float16
-        on a GPU. In this version rounded weights take the memory of float32 all the same, but for float16 on a GPU
+    dtype : what the matrices are kept in: "float32"; "float16" or "bfloat16", rounded where the file has more; "int8"
+        or "int4", quantized in groups of 32 (rows that are no multiple of it stay float32). "auto" is float16 on a GPU;
+        on the CPU it is the file's own width, but float32 for matrices of less than 4 million numbers: faster there
     revision, cache_dir, offline : of a Hub name: which commit, branch or tag; where downloads are kept; never to
         connect
     progress : whether to show a progress bar on stderr
 
     Returns
     -------
-    LM : its tokenizer is None where the folder has no tokenizer.json
+    LM : its tokenizer is None where the folder has no tokenizer.json, and `weights.lm_head` where the model classifies
 
     Raises
     ------
@@ -68,8 +71,10 @@ def load(
     place = pick(device)
     if place.why:
         print(place.why, file=sys.stderr)
-    if dtype == "auto":
-        dtype = "float32" if place.name == "cpu" else "float16"
+    if place.name != "cpu":
+        dtype = "float16" if dtype == "auto" else dtype
+        if dtype not in ("float16", "float32"):
+            raise UsageError(f"dtype: expected float16 or float32 on {place.name}, got {dtype}")
     path = find(None if name is None else str(name), revision, cache_dir, offline)
     with refusals(path):
         return load_files(path, place, dtype, progress)
@@ -109,7 +114,10 @@ def load_files(path: Path, device: Device, dtype: str, progress: bool) -> LM:
         generation = path / "generation_config.json"
         generation_config = read_json(generation) if generation.exists() else {}
         tensors = read_folder(path)
-        plans = plan(config, tensors, HUGGING_FACE, biases(config), path)
+        if config.model_type == "gpt2":
+            plans = plan_gpt2(config, tensors, path)
+        else:
+            plans = plan(config, tensors, HUGGING_FACE, biases(config), path)
         tokenizer = tokenizer_from_folder(path) if (path / "tokenizer.json").exists() else None
     else:
         metadata, tensors = read_gguf(path)
@@ -121,7 +129,9 @@ def load_files(path: Path, device: Device, dtype: str, progress: bool) -> LM:
             f"{path}: expected a tokenizer of at most {config.vocab_size} tokens, the rows of the embeddings, got"
             f" {len(tokenizer)}; take tokenizer and weights from the same place"
         )
-    return LM(config, read_weights(config, plans, tensors, device, dtype, progress), tokenizer, generation_config)
+    weights = read_weights(config, plans, tensors, device, dtype, progress)
+    whole_pass = gpt2_transform if config.model_type == "gpt2" else transform
+    return LM(config, weights, tokenizer, generation_config, whole_pass)
 
 
 def read_weights(
@@ -133,8 +143,16 @@ def read_weights(
     progress: bool,
 ) -> Weights:
     """All weights, read one after the other into memory that is known to be there."""
-    sizes = {ours: 4 * prod(weight_shape(parts)) for ours, parts in plans.items()}
-    buffers = 4 * 4 * PIECE  # a piece as read, widened, rounded, and what is in between
+    shapes = {ours: weight_shape(parts) for ours, parts in plans.items()}
+    storages: dict[str, Storage | None] = {}
+    for ours, parts in plans.items():
+        formats = [tensors[part.name].dtype for part in parts]
+        storages[ours] = storage_for(shapes[ours], formats, dtype) if device.name == "cpu" else None
+        if parts[0].transposed and dtype == "auto":
+            storages[ours] = None
+    sizes = {name: kept.nbytes(shapes[name]) if kept else 4 * prod(shapes[name]) for name, kept in storages.items()}
+    workers = Workers() if any(storages.values()) else None
+    buffers = 8 * 4 * PIECE + (workers.nbytes if workers else 0)  # a piece as read, widened, and what is in between
     if device.name == "cpu":
         check_memory({"weights": sum(sizes.values()), "buffers": buffers})
     else:  # a weight is put together on the host, then copied
@@ -144,23 +162,34 @@ def read_weights(
 
     total = sum(tensors[part.name].nbytes for parts in plans.values() for part in parts)
     with tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=not progress) as bar:
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for ours, parts in plans.items():
+            storage = storages[ours]
+            if storage is not None and workers is not None and not parts[0].transposed:
+                arrays[ours] = read_narrow(shapes[ours], parts, tensors, storage, workers, bar)
+                continue
             weight = read_weight(parts, tensors, dtype, bar)
+            if storage is not None and workers is not None:
+                arrays[ours] = narrowed(weight, storage, workers)
+                continue
             # Vectors (norms, biases) are added or multiplied in float32 anyway; only matrices gain by float16.
             narrow = dtype == "float16" and device.name != "cpu" and weight.ndim == 2
             arrays[ours] = to_device(weight, device, np.float16 if narrow else None)
 
+    of_block: Any = GPT2BlockWeights if config.model_type == "gpt2" else BlockWeights
     layers = tuple(
-        BlockWeights(**{field: arrays.get(f"layers.{layer}.{field}") for field in BlockWeights._fields})
+        of_block(**{field: arrays.get(f"layers.{layer}.{field}") for field in of_block._fields})
         for layer in range(config.num_hidden_layers)
     )
-    embed_tokens = arrays["embed_tokens"]
-    return Weights(embed_tokens, layers, arrays["norm"], arrays.get("lm_head", embed_tokens))
+    head = arrays.get("lm_head", None if "score" in arrays else arrays["embed_tokens"])
+    more = {name: arrays.get(name) for name in ("score", "score_bias", "embed_positions", "norm_bias")}
+    return Weights(arrays["embed_tokens"], layers, arrays["norm"], head, **more)
 
 
 def weight_shape(parts: Sequence[Part]) -> tuple[int, ...]:
     """The shape of a weight: its parts, one below the other."""
+    if parts[0].transposed:
+        return parts[0].shape[::-1]
     return (parts[-1].first + parts[-1].shape[0], *parts[0].shape[1:])
 
 
@@ -174,22 +203,15 @@ def read_weight(parts: Sequence[Part], tensors: Mapping[str, Stored], dtype: str
     weight = np.empty(weight_shape(parts), dtype=np.float32)
     for part in parts:
         stored, count = tensors[part.name], part.shape[0]
-        place = weight[part.first : part.first + count]
-        order = halves_order(part.interleaved_heads, part.head_dim, count) if part.interleaved_heads else None
-        row = 0
-        with stored.path.open("rb") as file:
-            for piece in read_rows(file, stored):
-                with np.errstate(over="ignore"):  # an infinity is found below
-                    rounded = piece if dtype == "float32" else piece.astype(DTYPES[dtype]).astype(np.float32)
-                if not (np.isfinite(rounded.min()) and np.isfinite(rounded.max())):
-                    fault, remedy = "a NaN or an infinity", "get the file again"
-                    if np.isfinite(piece).all():
-                        fault, remedy = f"one too large for {dtype}", "take another dtype"
-                    raise ModelFileError(
-                        f"{stored.path}: {stored.name}: expected finite numbers, got {fault}; {remedy}"
-                    )
-                rows = slice(row, row + len(rounded))
-                place[rows if order is None else order[rows]] = rounded.reshape(-1, *weight.shape[1:])
-                row += len(rounded)
-                bar.update(stored.nbytes * len(rounded) // count)
+        place = weight.T if part.transposed else weight[part.first : part.first + count]
+        order, row = row_order(part), 0
+        for piece in read_rows(stored):
+            with np.errstate(over="ignore"):  # an infinity is found below
+                rounded = piece.astype(HALVES[dtype]).astype(np.float32) if dtype in HALVES else piece
+            if not (np.isfinite(rounded.min()) and np.isfinite(rounded.max())):
+                raise not_finite(stored, dtype if np.isfinite(piece).all() else "")
+            rows = slice(row, row + len(rounded))
+            place[rows if order is None else order[rows]] = rounded.reshape(-1, *place.shape[1:])
+            row += len(rounded)
+            bar.update(stored.nbytes * len(rounded) // count)
     return weight

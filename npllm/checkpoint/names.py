@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ModelFileError
-from .stored import STORAGES, Stored
+from .stored import FORMATS, Stored
 
 # Our name of a weight, and its name in a file: its parts, in the order of their rows, where they are kept apart | where
 # they are fused. The star is the number of the layer.
@@ -20,6 +20,7 @@ HUGGING_FACE = {
     "embed_tokens": "model.embed_tokens",
     "norm": "model.norm",
     "lm_head": "lm_head",
+    "score": "score",
     "input_layernorm": "model.layers.*.input_layernorm",
     "qkv_proj": "model.layers.*.self_attn.q_proj model.layers.*.self_attn.k_proj model.layers.*.self_attn.v_proj"
     " | model.layers.*.self_attn.qkv_proj",
@@ -49,16 +50,18 @@ class Part(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    first: int  # its first row in the weight
-    interleaved_heads: int  # so many heads, from its first row on, have RoPE's pairs as neighbours
-    head_dim: int
+    first: int = 0  # its first row in the weight
+    interleaved_heads: int = 0  # so many heads, from its first row on, have RoPE's pairs as neighbours
+    head_dim: int = 0
+    transposed: bool = False  # it is stored as [in, out], and is the whole weight
 
 
 def biases(config: Config) -> set[str]:
-    """The weights of a block that have a bias in Hugging Face's files."""
+    """The weights that have a bias in Hugging Face's files."""
     attention = {"qkv_proj"} if config.model_type == "qwen2" else {"qkv_proj", "o_proj"}
     feedforward = {"gate_up_proj", "down_proj"}
-    return (attention if config.attention_bias else set()) | (feedforward if config.mlp_bias else set())
+    score = {"score"} if any(name.endswith("ForTokenClassification") for name in config.architectures) else set()
+    return score | (attention if config.attention_bias else set()) | (feedforward if config.mlp_bias else set())
 
 
 def biases_found(tensors: Set[str]) -> set[str]:
@@ -78,7 +81,7 @@ def plan(
     Parameters
     ----------
     table : HUGGING_FACE or GGUF
-    with_bias : the weights of a block that have one
+    with_bias : the weights that have one
     where : the file or folder, for messages
 
     Raises
@@ -91,7 +94,7 @@ def plan(
     whole: dict[str, tuple[list[int], int | None]] = {  # the rows of each part, and the columns, None in a vector
         "embed_tokens": ([vocabulary], width),
         "norm": ([width], None),
-        "lm_head": ([vocabulary], width),
+        **({"score": ([len(config.id2label)], width)} if config.id2label else {"lm_head": ([vocabulary], width)}),
     }
     of_block: dict[str, tuple[list[int], int | None]] = {
         "input_layernorm": ([width], None),
@@ -118,12 +121,14 @@ def plan(
         ]
 
     plans = {ours: parts(ours, 0, *size, "weight") for ours, size in whole.items()}
+    if "score" in whole and "score" in with_bias:
+        plans["score_bias"] = parts("score", 0, whole["score"][0], None, "bias")
     for layer in range(config.num_hidden_layers):
         for ours, (rows, columns) in of_block.items():
             plans[f"layers.{layer}.{ours}"] = parts(ours, layer, rows, columns, "weight")
             if ours in with_bias:
                 plans[f"layers.{layer}.{ours}_bias"] = parts(ours, layer, rows, None, "bias")
-    if config.tie_word_embeddings:
+    if config.tie_word_embeddings and "lm_head" in plans:
         head = plans.pop("lm_head")  # a copy of the embeddings in the file is not read either
         tensors = {name: stored for name, stored in tensors.items() if name != head[0].name}
     check(plans, tensors, where)
@@ -176,11 +181,11 @@ def check(plans: Mapping[str, Sequence[Part]], tensors: Mapping[str, Stored], wh
             f"{where}: {len(shapes)} tensors of another shape than the config says: {first_five(shapes)};"
             " check that the config belongs to these weights"
         )
-    dtypes = [f"{name} {tensors[name].dtype}" for name in needed if tensors[name].dtype not in STORAGES]
+    dtypes = [f"{name} {tensors[name].dtype}" for name in needed if tensors[name].dtype not in FORMATS]
     if dtypes:
         raise ModelFileError(
             f"{where}: {len(dtypes)} tensors of a dtype that npllm does not read: {first_five(dtypes)};"
-            f" expected one of {', '.join(STORAGES)}"
+            f" expected one of {', '.join(FORMATS)}"
         )
 
 

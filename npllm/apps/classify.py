@@ -1,0 +1,87 @@
+"""What a model that classifies says of a text, or of each of its tokens.
+
+The results are those of transformers' pipelines "text-classification" (with top_k=None) and "token-classification". The
+latter leaves out the label "O" and the tokens that the tokenizer adds, and tells where in the text a token stands.
+
+Source: "The Components of the Forward Pass": "sequence classification heads and token classification heads".
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import device
+
+from ..backend.checks import check_ids
+from ..backend.devices import free_bytes, to_host
+from ..backend.memory import check_memory
+from ..errors import UsageError
+from ..generate import as_ids
+from ..heads import sequence_classification_head, token_classification_head
+from ..model import LM
+from ..shapes import Array, Float, Int, array_namespace
+
+
+def classify(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
+    """How well each label fits the text (or token ids), the best first: [{"label": "POSITIVE", "score": 0.98}, ...].
+
+    The scores are shares that sum to 1; where labels do not exclude each other, or there is only one, each is a
+    probability of its own; a regression's are the model's numbers as they are.
+
+    Raises
+    ------
+    UsageError : the model does not classify texts, or the text is empty, or too long
+    NotEnoughMemoryError : the attention scores do not fit
+    """
+    check_head(lm, "ForSequenceClassification", "a text")
+    ids, hidden = vectors(lm, as_ids(lm, prompt))
+    logits = to_host(sequence_classification_head(hidden, lm.weights, ids, lm.config.pad_token_id))
+    scores = softmax(logits)
+    if lm.config.problem_type == "multi_label_classification" or len(scores) == 1:
+        scores = 1 / (1 + np.exp(np.minimum(-logits, 88)))  # e⁸⁹ overflows float32
+    if lm.config.problem_type == "regression":
+        scores = logits
+    order = np.argsort(-scores, kind="stable")
+    return [{"label": lm.config.id2label[i], "score": float(scores[i])} for i in order]
+
+
+def classify_tokens(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
+    """The best label of each token: [{"index": 0, "id": 504, "word": "ĠParis", "entity": "B-LOC", "score": 0.98}, ...].
+
+    "word" is None where the model has no tokenizer. Errors as in `classify`.
+    """
+    check_head(lm, "ForTokenClassification", "each token")
+    prompt_ids = as_ids(lm, prompt)
+    _, hidden = vectors(lm, prompt_ids)
+    scores = softmax(to_host(token_classification_head(hidden, lm.weights)))
+    words = [None] * len(prompt_ids) if lm.tokenizer is None else lm.tokenizer.pieces(prompt_ids)
+    return [
+        {"index": i, "id": token, "word": word, "entity": lm.config.id2label[best], "score": float(scores[i, best])}
+        for i, (token, word, best) in enumerate(zip(prompt_ids, words, np.argmax(scores, axis=-1), strict=True))
+    ]
+
+
+def check_head(lm: LM, ending: str, what: str) -> None:
+    """Refuse a model that was trained for something else."""
+    if not any(name.endswith(ending) for name in lm.config.architectures):
+        got = ", ".join(lm.config.architectures) or "a language model"
+        raise UsageError(f"model: expected one that classifies {what} (...{ending}), got {got}")
+
+
+def vectors(lm: LM, prompt_ids: list[int]) -> tuple[Int[Array, " T"], Float[Array, "T D"]]:
+    """The ids on the model's device, and what the stack of blocks makes of them."""
+    length, context = len(prompt_ids), lm.config.max_position_embeddings
+    if not 1 <= length <= context:
+        raise UsageError(f"the text: expected 1 to {context} tokens, the model's context, got {length}")
+    check_ids(prompt_ids, lm.config.vocab_size)
+    like = lm.weights.norm
+    check_memory({"attention scores": 3 * 4 * lm.config.num_attention_heads * length**2}, free_bytes(like))
+    xp = array_namespace(like)
+    ids = xp.asarray(prompt_ids, dtype=xp.int64, device=device(like))
+    return ids, lm.transform(ids, lm.weights, lm.config)[0]
+
+
+def softmax(logits: Float[np.ndarray, "*T labels"]) -> Float[np.ndarray, "*T labels"]:
+    """Shares that sum to 1."""
+    shares = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+    return shares / np.sum(shares, axis=-1, keepdims=True)

@@ -1,0 +1,241 @@
+"""Weights in fewer bits than float32, which multiply by themselves: what implements `shapes.Packed`.
+
+Decoding reads every weight once for each token, so its speed is that of the memory: half the bytes take half the time,
+as long as widening them keeps up. All arithmetic is float32; a weight is widened a tile at a time, right before the
+product that needs it, and never exists in float32 as a whole.
+
+    Half     float16 or bfloat16, as most checkpoints have them
+    Rows8    8 bits, with a scale for each row
+    Groups   8 or 4 bits, with a scale, and perhaps a minimum, for every few numbers of a row, as in GGUF files
+"""
+
+import math
+
+import numpy as np
+
+from ..shapes import Float, Int
+from .workers import TILE, Workers
+
+FEW = 8  # vectors at once: up to here `Groups` scales the products, beyond it the weights
+
+
+class Half:
+    """A matrix of 16-bit floating-point numbers, as they are in the file.
+
+    codes : [F, D], float16 or bfloat16, without infinities and NaN
+    """
+
+    def __init__(self, codes: np.ndarray, workers: Workers) -> None:
+        self.codes, self.workers = codes, workers
+        self.shape, self.dtype, self.nbytes = codes.shape, codes.dtype, codes.nbytes
+
+    def matmul(self, x2d: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T F"]:
+        """x2d @ W.T"""
+        return tile_by_tile(x2d, self.codes, self.workers)
+
+    def rows(self, ids: Int[np.ndarray, " T"]) -> Float[np.ndarray, "T D"]:
+        """W[ids]"""
+        return self.codes[ids].astype(np.float32)
+
+
+class Rows8:
+    """A matrix of whole numbers from -127 to 127, and what 1 of them means in each row.
+
+    codes : [F, D], int8
+    scale : [F], float32
+    """
+
+    dtype = np.dtype(np.int8)
+
+    def __init__(self, codes: np.ndarray, scale: np.ndarray, workers: Workers) -> None:
+        self.codes, self.scale, self.workers = codes, scale, workers
+        self.shape, self.nbytes = codes.shape, codes.nbytes + scale.nbytes
+
+    def matmul(self, x2d: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T F"]:
+        """x2d @ W.T: a row's scale is applied to its product, once, and not to each of its numbers."""
+        return tile_by_tile(x2d, self.codes, self.workers) * self.scale
+
+    def rows(self, ids: Int[np.ndarray, " T"]) -> Float[np.ndarray, "T D"]:
+        """W[ids]"""
+        return self.codes[ids] * self.scale[ids, None]
+
+
+class Groups:
+    """A matrix of whole numbers, of which every few in a row share a scale: W = scale · (codes + offset) + minimum.
+
+    It is kept in blocks of rows, and in a block with the rows running fastest. So a group of one vector times a group
+    of all the block's rows is one product, [1, 32] @ [32, rows], and the scale is applied to what comes out: one
+    multiplication where there were 32.
+
+    codes : [blocks, groups, numbers, rows], int8 or uint8; of 4 bits: [blocks, groups, numbers / 2, rows], uint8, a
+        group's first half in the lower four bits
+    scale : [blocks, groups, rows], float32
+    minimum : of that shape too, or None
+    offset : the same for all numbers
+    height : F; the last block may have rows to spare
+    bits : 8 or 4
+    """
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        scale: np.ndarray,
+        minimum: np.ndarray | None,
+        offset: int,
+        height: int,
+        bits: int,
+        workers: Workers,
+    ) -> None:
+        self.codes, self.scale, self.minimum, self.offset = codes, scale, minimum, offset
+        self.bits, self.workers = bits, workers
+        _, groups, stored, _ = codes.shape
+        self.group = stored * 8 // bits
+        self.shape, self.dtype = (height, groups * self.group), f"int{bits}/{self.group}"
+        self.nbytes = codes.nbytes + scale.nbytes + (0 if minimum is None else minimum.nbytes)
+
+    def matmul(self, x2d: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T F"]:
+        """x2d @ W.T"""
+        blocks, groups, _, rows = self.codes.shape
+        vectors, width = x2d.shape
+        y = np.empty((vectors, blocks * rows), dtype=np.float32)
+        grouped = x2d.reshape(vectors, groups, self.group).swapaxes(0, 1)  # [groups, T, numbers]
+        sums = x2d.reshape(vectors, groups, self.group).sum(axis=-1)  # [T, groups]
+
+        def work(first: int, last: int, scratch: np.ndarray) -> None:
+            for block in range(first, last):
+                out = y[:, block * rows : (block + 1) * rows]
+                tile = scratch[: width * rows].reshape(groups, self.group, rows)
+                self.widen(block, tile)
+                if vectors <= FEW:
+                    products = grouped @ tile  # [groups, T, rows]
+                    products *= self.scale[block][:, None, :]
+                    np.sum(products, axis=0, out=out)
+                else:
+                    tile *= self.scale[block][:, None, :]
+                    np.matmul(x2d, tile.reshape(width, rows), out=out)
+                if self.offset:
+                    out += self.offset * (sums @ self.scale[block])
+                if self.minimum is not None:
+                    out += sums @ self.minimum[block]
+
+        self.workers.share(blocks, blocks * rows * width, work)
+        return y[:, : self.shape[0]]
+
+    def widen(self, block: int, tile: np.ndarray) -> None:
+        """The codes of a block as float32."""
+        if self.bits == 8:
+            np.copyto(tile, self.codes[block])
+        else:
+            half = self.group // 2
+            np.copyto(tile[:, :half], self.codes[block] & 15)
+            np.copyto(tile[:, half:], self.codes[block] >> 4)
+
+    def rows(self, ids: Int[np.ndarray, " T"]) -> Float[np.ndarray, "T D"]:
+        """W[ids]"""
+        block, row = np.divmod(ids, self.codes.shape[-1])
+        codes = self.codes[block, :, :, row]  # [T, groups, numbers]
+        if self.bits == 4:
+            codes = np.concatenate([codes & 15, codes >> 4], axis=-1)
+        numbers = (codes.astype(np.float32) + self.offset) * self.scale[block, :, row][..., None]
+        if self.minimum is not None:
+            numbers += self.minimum[block, :, row][..., None]
+        return numbers.reshape(len(ids), self.shape[1])
+
+
+def tile_by_tile(x2d: np.ndarray, codes: np.ndarray, workers: Workers) -> np.ndarray:
+    """x2d @ codes.T, the codes widened a few rows at a time."""
+    height, width = codes.shape
+    y = np.empty((len(x2d), height), dtype=np.float32)
+    at_once = TILE // width
+
+    def work(first: int, last: int, scratch: np.ndarray) -> None:
+        for start in range(first, last, at_once):
+            some = codes[start : min(start + at_once, last)]
+            tile = scratch[: some.size].reshape(some.shape)
+            widen(some, tile)
+            out = y[:, start : start + len(some)]
+            if len(x2d) == 1:
+                np.matmul(x2d, tile.T, out=out)
+            else:  # for a few vectors the product the other way round is twice as fast
+                out[...] = (tile @ x2d.T).T
+
+    workers.share(height, height * width, work)
+    return y
+
+
+def widen(codes: np.ndarray, out: np.ndarray) -> None:
+    """The same numbers as float32.
+
+    NumPy widens bfloat16 and int8 fast, but float16 one number at a time. So float16's bits are put where float32 has
+    them: the sign stays, exponent and fraction move by 13; the exponents count from 15 and not from 127, which a
+    product with 2¹¹² sets right, also for the numbers too small to have an exponent.
+    """
+    if codes.dtype != np.float16:
+        np.copyto(out, codes)
+        return
+    bits = out.view(np.int32)
+    np.copyto(bits, codes.view(np.int16))  # the sign fills the upper half
+    bits <<= 13
+    bits &= np.int32(-0x70002000)  # 0x8fffe000: the sign, and what moved
+    out *= 2.0**112
+
+
+def blocks_for(height: int, width: int) -> tuple[int, int]:
+    """How many blocks `Groups` makes of a matrix, and of how many rows: tiles of about half of TILE."""
+    rows = math.ceil(height / math.ceil(height * width / (TILE // 2)))
+    if rows > 16:  # whole vectors of the processor
+        rows = math.ceil(rows / 16) * 16
+    return math.ceil(height / rows), rows
+
+
+def quantize_rows(weight: Float[np.ndarray, "F D"]) -> tuple[np.ndarray, np.ndarray]:
+    """codes [F, D] int8 and scale [F] for `Rows8`: the largest number of a row becomes 127."""
+    scale = np.abs(weight).max(axis=1) / 127
+    return np.rint(weight / np.maximum(scale, 1e-30)[:, None]).astype(np.int8), scale
+
+
+def quantize_groups(
+    weight: Float[np.ndarray, "F D"], bits: int, group: int = 32
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """codes [F, groups, numbers], scale and minimum [F, groups] for `Groups`.
+
+    8 bits: -127 to 127, without a minimum. 4 bits: 0 to 15, from the group's smallest number to its largest.
+    """
+    grouped = weight.reshape(len(weight), -1, group)
+    if bits == 8:
+        scale = np.abs(grouped).max(axis=-1) / 127
+        codes = np.rint(grouped / np.maximum(scale, 1e-30)[..., None]).astype(np.int8)
+        return codes, scale, None
+    minimum = grouped.min(axis=-1)
+    scale = (grouped.max(axis=-1) - minimum) / 15
+    codes = np.rint((grouped - minimum[..., None]) / np.maximum(scale, 1e-30)[..., None]).astype(np.uint8)
+    return codes, scale, minimum
+
+
+def fill_groups(packed: Groups, first: int, codes: np.ndarray, scale: np.ndarray, minimum: np.ndarray | None) -> None:
+    """Put the rows from `first` on into their places: codes [F, groups, numbers], scale and minimum [F, groups]."""
+    height = packed.codes.shape[-1]
+    if packed.bits == 4:
+        half = packed.group // 2
+        codes = codes[..., :half] | (codes[..., half:] << 4)
+    done = 0
+    while done < len(codes):
+        block, row = divmod(first + done, height)
+        count = min(height - row, len(codes) - done)
+        some = slice(done, done + count)
+        packed.codes[block, :, :, row : row + count] = codes[some].transpose(1, 2, 0)
+        packed.scale[block, :, row : row + count] = scale[some].T
+        if packed.minimum is not None and minimum is not None:
+            packed.minimum[block, :, row : row + count] = minimum[some].T
+        done += count
+
+
+def empty_groups(
+    height: int, width: int, bits: int, group: int, offset: int, has_minimum: bool, workers: Workers
+) -> Groups:
+    """A `Groups` to be filled by `fill_groups`; the rows to spare are zeros."""
+    blocks, rows = blocks_for(height, width)
+    groups = width // group
+    codes = np.zeros((blocks, groups, group * bits // 8, rows), dtype=np.uint8 if bits == 4 or offset else np.int8)
+    scale = np.zeros((blocks, groups, rows), dtype=np.float32)
+    return Groups(codes, scale, scale.copy() if has_minimum else None, offset, height, bits, workers)

@@ -1,0 +1,219 @@
+"""Weights in 16, 8 and 4 bits: they multiply as their own numbers in float32 do, however the rows are shared out."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from checkpoints import GGUF_DTYPES, dense, write_folder, write_gguf, write_gguf_file
+from hypothesis import given
+from hypothesis import strategies as st
+from test_gguf import blocks_of
+from tolerance import assert_close
+
+import npllm
+from npllm.backend import packed, workers
+from npllm.backend.packed import Groups, Half, Rows8, empty_groups, fill_groups, quantize_groups, quantize_rows
+from npllm.backend.workers import Workers
+from npllm.checkpoint import narrow
+from npllm.checkpoint.blocks import BLOCK_FORMATS
+from npllm.checkpoint.gguf import read_gguf
+from npllm.checkpoint.names import Part
+from npllm.checkpoint.stored import read_rows
+from npllm.embedding import embed
+from npllm.errors import ModelFileError, UsageError
+from npllm.linear import linear
+from npllm.shapes import Packed
+
+WORKERS = [Workers(1), Workers(3)]
+KINDS = ["float16", "bfloat16", "rows8", "int8", "int4"]
+
+
+def matrix(height, width, seed=0):
+    return np.random.default_rng(seed).standard_normal((height, width)).astype(np.float32)
+
+
+def pack(weight, kind, some_workers, group=32):
+    """A weight in that storage."""
+    if kind in ("float16", "bfloat16"):
+        return Half(weight.astype({"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[kind]), some_workers)
+    if kind == "rows8":
+        return Rows8(*quantize_rows(weight), some_workers)
+    bits = {"int8": 8, "int4": 4}[kind]
+    codes, scale, minimum = quantize_groups(weight, bits, group)
+    made = empty_groups(*weight.shape, bits, group, 0, minimum is not None, some_workers)
+    fill_groups(made, 0, codes, scale, minimum)
+    return made
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles and blocks of a few rows, and every product shared out: what only large weights meet otherwise."""
+    monkeypatch.setattr(packed, "TILE", 1024)
+    monkeypatch.setattr(workers, "LEAST", 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("some_workers", WORKERS, ids=["one thread", "three threads"])
+@pytest.mark.parametrize("vectors", [1, 2, 8, 9, 40])
+@pytest.mark.parametrize("height", [1, 15, 16, 17, 100])
+def test_a_product_is_that_of_the_widened_weight(small_tiles, kind, some_workers, vectors, height):
+    weight, x = pack(matrix(height, 96), kind, some_workers), matrix(vectors, 96, seed=1)
+    assert_close(kind, weight.matmul(x), x @ dense(weight).T)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_and_embed_take_them(kind):
+    weight = pack(matrix(50, 64), kind, WORKERS[0])
+    assert isinstance(weight, Packed)
+    assert (weight.shape, dense(weight).dtype) == ((50, 64), np.float32)
+    x = matrix(6, 64, seed=1).reshape(2, 3, 64)
+    assert_close(kind, linear(x, weight), x @ dense(weight).T)
+    np.testing.assert_array_equal(embed(np.array([[49, 0], [7, 7]]), weight), dense(weight)[[[49, 0], [7, 7]]])
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_every_16_bit_number_is_widened_exactly(kind):
+    dtype = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[kind]
+    every = np.arange(2**16, dtype=np.uint16).view(dtype)
+    every = every[np.isfinite(every.astype(np.float32))]
+    out = np.empty(every.shape, dtype=np.float32)
+    packed.widen(every, out)
+    np.testing.assert_array_equal(out.view("u4"), every.astype(np.float32).view("u4"))
+
+
+@given(seed=st.integers(0, 100), group=st.sampled_from([16, 32]), bits=st.sampled_from([8, 4]))
+def test_quantizing_is_off_by_half_a_step_at_most(seed, group, bits):
+    weight = matrix(5, 96, seed)
+    weight[0] = 0  # a group of equal numbers has no step
+    weight[1] = 3.5
+    codes, scale, minimum = quantize_groups(weight, bits, group)
+    back = codes * scale[..., None] + (0 if minimum is None else minimum[..., None])
+    assert np.all(np.abs(back.reshape(weight.shape) - weight) <= 0.501 * np.repeat(scale, group, axis=1) + 1e-6)
+    codes, scale = quantize_rows(weight)
+    assert np.all(np.abs(codes * scale[:, None] - weight) <= 0.501 * scale[:, None] + 1e-6)
+
+
+def test_an_error_in_a_thread_is_an_error_of_the_product(monkeypatch):
+    monkeypatch.setattr(workers, "LEAST", 1)
+
+    def work(first, last, scratch):
+        if first > 0:
+            raise ArithmeticError("in the last thread")
+
+    with pytest.raises(ArithmeticError, match="in the last thread"):
+        WORKERS[1].share(10, 10, work)
+
+
+@given(count=st.integers(0, 20))
+def test_the_threads_cover_every_row_once(count):
+    seen = []
+    Workers(3).share(count, 2**30, lambda first, last, scratch: seen.extend(range(first, last)))
+    assert sorted(seen) == list(range(count))
+
+
+# Reading them
+
+
+@pytest.mark.parametrize("dtype", BLOCK_FORMATS)
+@pytest.mark.parametrize("interleaved_heads", [0, 2])
+def test_blocks_of_a_file_keep_their_numbers(tmp_path, monkeypatch, dtype, interleaved_heads):
+    """Bit for bit those that widening gives, with the rows of interleaved heads in their new places."""
+    monkeypatch.setattr(narrow, "LEAST", 1)
+    width = 3 * BLOCK_FORMATS[dtype].numbers
+    raw = blocks_of(dtype, rows=24)
+    write_gguf_file(tmp_path / "x.gguf", {}, {"w": (GGUF_DTYPES[dtype], (24, width), raw.tobytes())})
+    tensors = read_gguf(tmp_path / "x.gguf")[1]
+    storage = narrow.storage_for((24, width), [dtype], "auto")
+    part = Part("w", (24, width), 0, interleaved_heads, 8)
+    weight = narrow.read_narrow((24, width), [part], tensors, storage, WORKERS[0], Bar())
+    assert isinstance(weight, Groups)
+    assert weight.nbytes == storage.nbytes((24, width))
+    assert weight.bits == BLOCK_FORMATS[dtype].bits
+    expected = np.concatenate(list(read_rows(tensors["w"])))
+    order = narrow.row_order(part)
+    if order is not None:
+        expected[order] = expected.copy()
+    np.testing.assert_array_equal(dense(weight), expected)
+
+
+class Bar:
+    """A progress bar that nobody sees."""
+
+    def update(self, count):
+        assert count > 0
+
+
+def test_parts_of_different_formats_share_a_storage_that_holds_both(tmp_path, monkeypatch):
+    """As in Q4_K_M files, whose value projections are Q6_K where queries and keys are Q4_K."""
+    monkeypatch.setattr(narrow, "LEAST", 1)
+    raw = {"q": ("Q4_K", blocks_of("Q4_K", rows=4)), "v": ("Q6_K", blocks_of("Q6_K", rows=2))}
+    tensors = {name: (GGUF_DTYPES[kind], (len(rows), 768), rows.tobytes()) for name, (kind, rows) in raw.items()}
+    write_gguf_file(tmp_path / "x.gguf", {}, tensors)
+    stored = read_gguf(tmp_path / "x.gguf")[1]
+    storage = narrow.storage_for((6, 768), ["Q4_K", "Q6_K"], "auto")
+    parts = [Part("q", (4, 768), 0, 0, 0), Part("v", (2, 768), 4, 0, 0)]
+    weight = narrow.read_narrow((6, 768), parts, stored, storage, WORKERS[0], Bar())
+    expected = np.concatenate([*read_rows(stored["q"]), *read_rows(stored["v"])])
+    np.testing.assert_allclose(dense(weight), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("model_type", ["phi3", "llama"])
+def test_a_model_in_a_narrow_dtype_computes_with_its_own_numbers(tmp_path, dtype, model_type):
+    """The logits of the same matrices in float32."""
+    write_folder(tmp_path / "m", model_type, hidden_size=64, intermediate_size=96, head_dim=16, tokenizer=False)
+    lm = npllm.load(tmp_path / "m", dtype=dtype)
+    assert all(isinstance(block.qkv_proj, Packed) for block in lm.weights.layers)
+    layers = [
+        block._replace(**{name: dense(w) for name, w in block._asdict().items() if isinstance(w, Packed)})
+        for block in lm.weights.layers
+    ]
+    head, table = dense(lm.weights.lm_head), dense(lm.weights.embed_tokens)
+    widened = lm.weights._replace(layers=tuple(layers), lm_head=head, embed_tokens=table)
+    ids = np.arange(12)
+    ours, _ = npllm.forward(ids, lm.weights, lm.config)
+    assert_close("logits", ours, npllm.forward(ids, widened, lm.config)[0])
+
+
+def test_auto_keeps_the_width_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(narrow, "LEAST", 1)
+    for dtype, kept in {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}.items():
+        write_folder(tmp_path / dtype, dtype=dtype, tokenizer=False)
+        assert npllm.load(tmp_path / dtype).weights.layers[0].down_proj.dtype == kept
+    write_gguf(tmp_path / "m.gguf", "llama", "Q8_0")
+    assert npllm.load(tmp_path / "m.gguf").weights.layers[0].down_proj.dtype == "int8/32"
+
+
+def test_rows_that_no_group_fits_stay_float32(tmp_path):
+    write_folder(tmp_path / "m", hidden_size=40, intermediate_size=48, head_dim=8, tokenizer=False)
+    weights = npllm.load(tmp_path / "m", dtype="int8").weights
+    assert weights.layers[0].qkv_proj.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "int4"])
+def test_a_number_that_is_not_finite_is_found(tmp_path, dtype):
+    tensors = write_folder(tmp_path / "m", dtype="float32", hidden_size=64, intermediate_size=96, tokenizer=False)
+    name = "model.layers.0.mlp.down_proj.weight"
+    path = tmp_path / "m" / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    at = raw.index(tensors[name].tobytes())
+    raw[at : at + 4] = np.float32(np.inf).tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(ModelFileError, match=f"{name}: expected finite numbers, got a NaN or an infinity"):
+        npllm.load(tmp_path / "m", dtype=dtype)
+
+
+def test_a_number_too_large_for_float16_is_found(tmp_path):
+    tensors = write_folder(tmp_path / "m", dtype="float32", tokenizer=False)
+    path = tmp_path / "m" / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    at = raw.index(tensors["model.layers.0.mlp.down_proj.weight"].tobytes())
+    raw[at : at + 4] = np.float32(1e6).tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(ModelFileError, match="got one too large for float16; take another dtype"):
+        npllm.load(tmp_path / "m", dtype="float16")
+    assert npllm.load(tmp_path / "m", dtype="bfloat16").weights.layers[0].down_proj.rows(np.array([0])).max() > 9e5
+
+
+def test_an_unknown_dtype_lists_the_known_ones(tmp_path):
+    with pytest.raises(UsageError, match="expected auto, float32, float16, bfloat16, int8, int4, got 'int2'"):
+        npllm.load(tmp_path / "m", dtype="int2")
