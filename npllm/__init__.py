@@ -9,12 +9,14 @@ each; a module uses only those above it:
     config       the numbers that describe a model
     tokenizer    text to ids and back; the chat format
     embedding    ids to vectors
+    positions    absolute positions: a vector for each place
     linear       the product with a weight matrix
-    norm         RMSNorm
+    norm         RMSNorm, LayerNorm
     rope         positions as rotations
     masks        who may look at whom
     attention    relevance scores, softmax, combining
-    feedforward  SwiGLU
+    flash        the same attention, tile by tile
+    feedforward  SwiGLU; the original network
     cache        the keys and values of earlier tokens
     block        attention and feed-forward network, each added to its input
     heads        vectors to logits
@@ -25,9 +27,11 @@ each; a module uses only those above it:
 Beside them: backend (devices), checkpoint (files to weights), apps (what is built on the loop), cli (the commands).
 """
 
+from .apps.pipeline import pipeline
 from .checkpoint.load import load
 from .generate import Generation, Step, generate, steps, stream
 from .heads import lm_head
+from .inspect.patch import patch
 from .model import LM, forward, transform
 from .tap import record
 from .version import __version__
@@ -41,6 +45,8 @@ __all__ = [
     "generate",
     "lm_head",
     "load",
+    "patch",
+    "pipeline",
     "record",
     "steps",
     "stream",

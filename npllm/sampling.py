@@ -1,15 +1,19 @@
 """Choosing a single token from the probability distribution: the decoding strategy.
 
 Each filter takes logits and returns logits; what it rules out becomes -inf. `choose` applies them in the order that
-transformers does: repetition penalty, temperature, top-k, top-p, min-p.
+transformers does: repetition penalty, temperature, top-k, top-p, min-p. `funnel` shows what each of them leaves.
 
 Source: "Choosing a Single Token from the Probability Distribution" (Figure 3-7); Holtzman et al. 2020 (top-p);
 Nguyen et al. 2024 (min-p); Keskar et al. 2019 (repetition penalty).
 """
 
 import math
+from typing import Any, NamedTuple
+
+from array_api_compat import device
 
 from .shapes import Array, Bool, Float, Int, array_namespace
+from .tap import Tap, record, untapped
 
 
 def softmax(logits: Float[Array, "... V"]) -> Float[Array, "... V"]:
@@ -20,8 +24,7 @@ def softmax(logits: Float[Array, "... V"]) -> Float[Array, "... V"]:
 
 
 def penalize_repetition(logits: Float[Array, " V"], seen: Bool[Array, " V"], penalty: float) -> Float[Array, " V"]:
-    """Make tokens that are in the text already less likely: a positive logit is divided by the penalty, a negative one
-    multiplied with it. 1 changes nothing."""
+    """Make tokens of the text so far less likely: divide a positive logit by the penalty, multiply a negative one."""
     xp = array_namespace(logits)
     return xp.where(seen, xp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -58,10 +61,8 @@ def keep_min_p(logits: Float[Array, " V"], p: float) -> Float[Array, " V"]:
 
 
 def draw(logits: Float[Array, " V"], uniform: float) -> Int[Array, ""]:
-    """The token at which the cumulated probabilities pass `uniform`, a random number from [0, 1).
-
-    A token with a probability of 40 % takes up 40 % of that range, so that is how often it is drawn.
-    """
+    """The token at which the cumulated probabilities pass `uniform`, a random number from [0, 1): a token with a
+    probability of 40 % takes up 40 % of that range, so that is how often it is drawn."""
     xp = array_namespace(logits)
     cumulated = xp.cumulative_sum(softmax(logits))
     target = cumulated[-1] * min(uniform, 1 - 2**-23)  # nearer to 1, float32 could round it up to the whole sum
@@ -78,6 +79,7 @@ def choose(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     seen: Bool[Array, " V"] | None = None,
+    tap: Tap = untapped,
 ) -> Int[Array, ""]:
     """The next token's id. Temperature 0 is greedy decoding: always the likeliest token.
 
@@ -86,22 +88,47 @@ def choose(
     uniform : the random number of this draw, from [0, 1); greedy decoding does not use it
     top_k, top_p, min_p, repetition_penalty : switched off by 0, 1, 0 and 1
     seen : which tokens are in the text so far, for the repetition penalty
+    tap : looks at what each step leaves, and at the token: see `funnel`
 
     >>> import numpy as np
     >>> logits = np.log(np.array([0.4, 0.5, 0.1], dtype=np.float32))
     >>> int(choose(logits)), int(choose(logits, temperature=1.0, uniform=0.3))
     (1, 0)
     """
-    xp = array_namespace(logits)
+    xp, logits = array_namespace(logits), tap("logits", logits)
     if seen is not None and repetition_penalty != 1.0:
-        logits = penalize_repetition(logits, seen, repetition_penalty)
+        logits = tap("repetition_penalty", penalize_repetition(logits, seen, repetition_penalty))
     if temperature < 1e-30:  # nearer to 0, the division overflows float32
-        return xp.argmax(logits)
-    logits = scale_by_temperature(logits, temperature)
+        return tap("greedy", xp.argmax(logits))
+    logits = tap("temperature", scale_by_temperature(logits, temperature))
     if top_k > 0:
-        logits = keep_top_k(logits, top_k)
+        logits = tap("top_k", keep_top_k(logits, top_k))
     if top_p < 1.0:
-        logits = keep_top_p(logits, top_p)
+        logits = tap("top_p", keep_top_p(logits, top_p))
     if min_p > 0.0:
-        logits = keep_min_p(logits, min_p)
-    return draw(logits, uniform)
+        logits = tap("min_p", keep_min_p(logits, min_p))
+    return tap("draw", draw(logits, uniform))
+
+
+class FunnelStep(NamedTuple):
+    """What one step of the funnel leaves."""
+
+    name: str  # as in `choose`: "logits" is the first, "draw" or "greedy" the last
+    logits: Float[Array, " V"]  # -inf: ruled out
+    probabilities: Float[Array, " V"]
+    left: int  # how many tokens can still be chosen
+
+
+def funnel(logits: Float[Array, " V"], **options: Any) -> list[FunnelStep]:
+    """`choose`, step by step: from all tokens of the vocabulary down to the one that it chooses. Options as there.
+
+    >>> import numpy as np
+    >>> [(step.name, step.left) for step in funnel(np.asarray([3.0, 1.0, 2.0]), temperature=1.0, top_k=2)]
+    [('logits', 3), ('temperature', 3), ('top_k', 2), ('draw', 1)]
+    """
+    xp, values = array_namespace(logits), dict[str, Array]()
+    choose(logits, tap=record(values), **options)
+    *_, before, last = values  # the last value is the token
+    ids = xp.arange(logits.shape[0], device=device(logits))
+    values[last] = xp.where(ids == values[last], values[before], -math.inf)
+    return [FunnelStep(name, x, softmax(x), int(xp.count_nonzero(x > -math.inf))) for name, x in values.items()]

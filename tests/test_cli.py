@@ -1,6 +1,5 @@
 """The command line, as its users meet it: what it prints where, and with which exit code it ends."""
 
-import io
 import json
 import os
 import re
@@ -11,42 +10,28 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from checkpoints import TOKENS, write_folder
+from command_line import Done, fails
 from default_model import needs_default_model
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from npllm import forward, generate, load, record
+from npllm.apps.bench import Run
 from npllm.apps.chat import Chat
 from npllm.backend.memory import format_bytes
 from npllm.cache import kv_cache_bytes
 from npllm.cli import chat, options
-from npllm.cli.main import COMMANDS, main
+from npllm.cli.main import COMMANDS
 from npllm.cli.show import structure
 from npllm.generate import Step
 from npllm.version import __version__
 
 ROOT = Path(__file__).parent.parent
 unix = pytest.mark.skipif(os.name != "posix", reason="pipes, signals and devices as Unix has them")
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -60,32 +45,6 @@ def talkative(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lm(folder):
     return load(folder)
-
-
-class Stdin(io.TextIOWrapper):
-    """Bytes as stdin: of a pipe, or typed at a terminal."""
-
-    def __init__(self, data: bytes, terminal: bool = False):
-        super().__init__(io.BytesIO(data), encoding="utf-8")
-        self.terminal = terminal
-
-    def isatty(self):
-        return self.terminal
-
-
-@pytest.fixture
-def npllm(capsys, monkeypatch, folder):
-    """The command line in this process, with the tiny model as the default one."""
-    monkeypatch.setenv("NPLLM_MODEL", str(folder))
-    monkeypatch.delenv("NPLLM_DEVICE", raising=False)
-    monkeypatch.delenv("NPLLM_DEBUG", raising=False)
-
-    def run(*argv, stdin=b"", terminal=False) -> Done:
-        monkeypatch.setattr(sys, "stdin", None if stdin is None else Stdin(stdin, terminal))
-        code = main([str(word) for word in argv])
-        return Done(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -106,13 +65,6 @@ def start():
         process.kill()
         with process:  # closes its pipes, and waits for it
             pass
-
-
-def fails(done: Done, code: int, message: str) -> None:
-    """Assert that a command ended with this exit code and one line of error that the pattern is found in."""
-    assert done.code == code, done
-    assert re.fullmatch(r"npllm: error: [^\n]+\n", done.err), done.err
-    assert re.search(message, done.err), done.err
 
 
 # generate
@@ -326,6 +278,14 @@ def test_an_error_in_the_middle_leaves_what_was_written_as_lines(npllm, monkeypa
             r"no value is named layers.9.\*; the layers are 0 to 1",
         ),
         (["trace", "a", "-o", "x", "--only", "zzz"], "no value is named zzz; there are embedding, layers"),
+        (["bench"], "required: WHAT; see npllm bench --help"),
+        (["bench", "cash"], "invalid choice: 'cash'.*cache"),
+        (["bench", "cache", "-n", "0"], "--new-tokens: expected at least 1, got 0"),
+        (["bench", "cache", "-n", "ten"], "-n/--new-tokens: invalid int value: 'ten'"),
+        (["bench", "cache", "--repeat", "0"], "--repeat: expected at least 1, got 0"),
+        (["bench", "cache", "--prompt", ""], "prompt is empty"),
+        (["bench", "cache", "--prompt", "\udcff"], "PROMPT: expected UTF-8"),
+        (["bench", "cache", "-n", "300", "--prompt", "Hello"], "expected at most 256, .*got 5 and 300"),
     ],
     ids=lambda value: None if isinstance(value, list) else value[:40],
 )
@@ -349,7 +309,9 @@ def test_without_prompt_and_pipe_it_asks_for_one(npllm, command, stdin):
     fails(npllm(command, **stdin), 2, "give it as an argument, or pipe it in")
 
 
-@pytest.mark.parametrize("command", [["generate", "a"], ["tokenize", "a"], ["show"], ["chat"]], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command", [["generate", "a"], ["tokenize", "a"], ["show"], ["chat"], ["bench", "cache"]], ids=lambda c: c[0]
+)
 @pytest.mark.parametrize(
     ("model", "code", "message"),
     [
@@ -591,7 +553,7 @@ def test_trace_writes_every_value_under_its_name(npllm, lm, tmp_path):
 def test_a_trace_tells_of_which_ids_it_is(npllm, lm, tmp_path):
     npllm("trace", "Hello", "-o", tmp_path / "x")
     with safe_open(tmp_path / "x", "numpy") as file:
-        assert file.metadata() == {"ids": ",".join(map(str, lm.tokenizer.encode("Hello")))}
+        assert file.metadata()["ids"] == ",".join(map(str, lm.tokenizer.encode("Hello")))
 
 
 def test_trace_keeps_only_what_matches_and_always_the_logits(npllm, tmp_path):
@@ -605,7 +567,9 @@ def test_trace_by_ids_needs_no_tokenizer(npllm, tmp_path, lm):
     ids = ",".join(map(str, lm.tokenizer.encode("Hello")))
     assert npllm("trace", "--ids", ids, "--model", tmp_path / "bare", "-o", tmp_path / "a").code == 0
     assert npllm("trace", "Hello", "-o", tmp_path / "b").code == 0
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    a, b = load_file(tmp_path / "a"), load_file(tmp_path / "b")
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[name], b[name]) for name in a)
     fails(npllm("trace", "Hello", "--model", tmp_path / "bare", "-o", tmp_path / "c"), 4, "tokenizer.json")
     fails(npllm("generate", "Hello", "--model", tmp_path / "bare"), 4, "tokenizer.json")
     fails(npllm("chat", "--model", tmp_path / "bare"), 4, "tokenizer.json")
@@ -638,6 +602,59 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(start, folder, tmp_pat
     assert (tmp_path / "x").read_text() == "old"
 
 
+# bench
+
+
+def test_bench_cache_counts_what_each_side_computed(npllm, lm):
+    done = npllm("bench", "cache", "--prompt", "Hello", "-n", 4, "--repeat", 2, "--json")
+    result = json.loads(done.out)
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    assert {name: result[name] for name in ("prompt_tokens", "new_tokens", "repeat", "same_ids")} == {
+        "prompt_tokens": 5,
+        "new_tokens": 4,
+        "repeat": 2,
+        "same_ids": 4,
+    }
+    assert (result["with_cache"]["streams"], result["without_cache"]["streams"]) == (5 + 3, 5 + 6 + 7 + 8)
+    for side in ("with_cache", "without_cache"):
+        assert len(result[side]["seconds"]) == 2
+        assert result[side]["tokens_per_second"] > 0
+    assert result["ratio"] > 0
+
+
+def test_bench_cache_prints_what_timeit_does(npllm):
+    done = npllm("bench", "cache", "-n", 3)
+    assert (done.code, done.err) == (0, "")
+    assert re.match(r"3 tokens after a prompt of 91:\nwith the KV cache: ", done.out)
+    loops = r"[\d.]+ (s|ms|µs) ± [\d.]+ (s|ms|µs) per loop \(mean ± std\. dev\. of 3 runs, 1 loop each\)"
+    assert len(re.findall(loops, done.out)) == 2
+    assert "93 streams computed" in done.out
+    assert "276 streams computed" in done.out
+
+
+def test_bench_cache_says_so_if_the_tokens_differ(npllm, monkeypatch):
+    runs = [Run(True, 1.0, 8, [1, 2, 3]), Run(False, 2.0, 18, [1, 2, 4])]
+    monkeypatch.setattr("npllm.cli.bench.cache_runs", lambda *_: iter(runs))
+    done = npllm("bench", "cache")
+    assert done.code == 1
+    assert done.err == "npllm: with and without the cache the tokens differ, from new token 3 on\n"
+    assert "2.0 times as fast" in done.out
+
+
+def test_an_interrupted_bench_prints_no_figures(npllm, monkeypatch):
+    def runs(*_):
+        yield Run(True, 1.0, 8, [1, 2, 3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("npllm.cli.bench.cache_runs", runs)
+    assert npllm("bench", "cache") == (130, "", "\n")
+
+
+def test_bench_cache_needs_a_tokenizer(npllm, tmp_path):
+    write_folder(tmp_path / "bare", tokenizer=False)
+    fails(npllm("bench", "cache", "--model", tmp_path / "bare"), 4, "tokenizer.json")
+
+
 # In a process of its own
 
 
@@ -652,7 +669,11 @@ def test_an_argument_that_is_no_text(start, folder):
 
 
 @unix
-@pytest.mark.parametrize("argv", [["generate", "Hello", "-n", "8000"], ["--help"]], ids=["generate", "help"])
+@pytest.mark.parametrize(
+    "argv",
+    [["generate", "Hello", "-n", "8000"], ["--help"], ["bench", "cache", "-n", "2"]],
+    ids=["generate", "help", "bench"],
+)
 def test_a_reader_that_leaves_ends_it_quietly(start, argv, talkative):
     process = start(*argv, folder=talkative)
     process.stdout.close()

@@ -11,7 +11,7 @@ from ..errors import NpllmError, UsageError
 from ..version import __version__
 from . import report
 
-COMMANDS = ("generate", "chat", "tokenize", "show", "trace")
+COMMANDS = ("generate", "chat", "tokenize", "show", "trace", "inspect", "compare", "evaluate", "bench")
 DESCRIPTION = """\
 Run a transformer LLM in plain array functions, and look at every number on the
 way.
@@ -22,6 +22,10 @@ commands, each with its own --help:
   tokenize    show the tokens of a text
   show        show the model's structure
   trace       write every value of one forward pass to a file
+  inspect     show what the model does with a prompt, here or as a page
+  compare     find the first step at which two runs part
+  evaluate    perplexity of a text, and what rounding the weights costs
+  bench       time it: with and without the KV cache
 """
 EXAMPLES = """\
 examples:
@@ -34,6 +38,7 @@ environment:
 
 exit codes:
   0    done
+  1    two computations differ (compare, bench)
   2    wrong usage, or an output that cannot be written
   3    model or device not available
   4    model files rejected

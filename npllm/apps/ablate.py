@@ -1,0 +1,64 @@
+"""Where a model keeps what it knows: leave out one layer's network, and see what becomes of the answer.
+
+Source: "The feedforward neural network at a glance" (Figure 3-13: "The Shawshank" is followed by "Redemption").
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from array_api_compat import device
+
+from ..backend.checks import check_ids
+from ..errors import UsageError
+from ..model import LM, forward
+from ..sampling import softmax
+from ..shapes import Array, array_namespace
+
+
+class Ablation(NamedTuple):
+    """What each layer's network has to do with one answer."""
+
+    token: int  # the likeliest next token of the whole model
+    probability: float
+    without: list[float]  # that token's probability without the network of layer 0, 1, ...
+    instead: list[int]  # and which token is the likeliest then
+
+
+def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Ablation:
+    """The next token and its probability: of the whole model, and with each layer's feed-forward network left out.
+
+    Left out is what the network adds to the residual stream: a tap puts zeros in its place, and all else of the block
+    stays. part="attention" leaves out the attention layers instead, for comparison.
+
+    >>> import npllm
+    >>> from npllm.apps.ablate import without_layers
+    >>> lm = npllm.load()
+    >>> result = without_layers(lm, lm.tokenizer.encode("The Shawshank"))
+    >>> lm.tokenizer.decode([result.token]), round(result.probability, 2)
+    (' Red', 0.79)
+    >>> round(result.without[1], 2), lm.tokenizer.decode([result.instead[1]])
+    (0.0, 'a')
+    """
+    if part not in ("feedforward", "attention"):
+        raise UsageError(f"part: expected feedforward or attention, got {part!r}")
+    if len(ids) == 0:
+        raise UsageError("the prompt is empty: expected at least one token")
+    check_ids(ids, lm.config.vocab_size)
+    xp = array_namespace(lm.weights.norm)
+    on_device = xp.asarray(ids, device=device(lm.weights.norm))
+
+    def distribution(left_out: str = "") -> Array:
+        """Of the next token, with this value replaced by zeros."""
+
+        def tap(name: str, value: Array) -> Array:
+            return xp.zeros_like(value) if name == left_out else value
+
+        logits, _ = forward(on_device, lm.weights, lm.config, transform=lm.transform, tap=tap)
+        return softmax(logits[-1, :])
+
+    whole = distribution()
+    token = int(xp.argmax(whole))
+    changed = [distribution(f"layers.{layer}.{part}.output") for layer in range(lm.config.num_hidden_layers)]
+    return Ablation(
+        token, float(whole[token]), [float(p[token]) for p in changed], [int(xp.argmax(p)) for p in changed]
+    )

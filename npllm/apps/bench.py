@@ -1,0 +1,99 @@
+"""Timing the loop, as the chapter does with %%timeit: the same tokens with and without the KV cache.
+
+Source: "Speeding Up Generation by Caching Keys and Values" (Figure 3-10 and the two timed cells).
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ..errors import UsageError
+from ..generate import generate
+from ..model import LM
+from ..shapes import Array
+from .chat import common_prefix
+
+
+class Run(NamedTuple):
+    """One generation that was timed."""
+
+    use_cache: bool
+    seconds: float
+    streams: int  # how many went through the blocks: the tokens of all passes together
+    ids: list[int]
+
+
+def cache_runs(lm: LM, prompt_ids: Sequence[int], new_tokens: int, repeat: int) -> Iterator[Run]:
+    """Generate greedily with the cache and without it, in turn, `repeat` times each.
+
+    In turn, because a machine's speed changes with the minute: then it changes for both. End tokens do not end it, so
+    each run makes `new_tokens`. Before the first, one token is made that does not count: it fetches the weights.
+
+    Raises
+    ------
+    UsageError : the prompt and the new tokens do not fit into the context
+    """
+    context = lm.config.max_position_embeddings
+    if len(prompt_ids) + new_tokens > context:
+        raise UsageError(
+            f"prompt and new tokens: expected at most {context}, the model's context, got {len(prompt_ids)} and"
+            f" {new_tokens}"
+        )
+    generate(lm, prompt_ids, max_new_tokens=1)
+    return (timed(lm, prompt_ids, new_tokens, use_cache) for _ in range(repeat) for use_cache in (True, False))
+
+
+def timed(lm: LM, prompt_ids: Sequence[int], new_tokens: int, use_cache: bool) -> Run:
+    """Generate `new_tokens` tokens, and look at the clock."""
+    widths: list[int] = []
+
+    def counting(ids: Array, *arguments: Any, **options: Any) -> Any:
+        widths.append(ids.shape[-1])
+        return lm.transform(ids, *arguments, **options)
+
+    endless = dataclasses.replace(lm.config, eos_token_id=())
+    endless_lm = lm._replace(config=endless, generation_config={}, tokenizer=None, transform=counting)
+    started = time.perf_counter()
+    ids = generate(endless_lm, prompt_ids, max_new_tokens=new_tokens, use_cache=use_cache).ids
+    return Run(use_cache, time.perf_counter() - started, sum(widths), ids)
+
+
+def compare(runs: Sequence[Run]) -> dict[str, Any]:
+    """What runs with the cache and without it took, and whether they made the same tokens.
+
+    Returns
+    -------
+    new_tokens, repeat : of each kind
+    with_cache, without_cache : seconds of each run, their mean and standard deviation, tokens per second, and the
+        streams that a run computed
+    ratio : how many times as long it takes without the cache
+    same_ids : how many tokens all runs begin with in common; new_tokens, if they are all the same
+
+    >>> result = compare([Run(True, 1.0, 4, [7, 8]), Run(False, 3.0, 7, [7, 8])])
+    >>> result["with_cache"]["streams"], result["without_cache"]["streams"], result["ratio"], result["same_ids"]
+    (4, 7, 3.0, 2)
+    """
+    cached, plain = [run for run in runs if run.use_cache], [run for run in runs if not run.use_cache]
+    return {
+        "new_tokens": len(runs[0].ids),
+        "repeat": len(cached),
+        "with_cache": summary(cached),
+        "without_cache": summary(plain),
+        "ratio": statistics.mean(run.seconds for run in plain) / statistics.mean(run.seconds for run in cached),
+        "same_ids": min(common_prefix(runs[0].ids, run.ids) for run in runs),
+    }
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """Mean and standard deviation as %%timeit takes them: of these runs, not of all that could have been."""
+    seconds = [run.seconds for run in runs]
+    mean = statistics.mean(seconds)
+    return {
+        "seconds": seconds,
+        "mean_seconds": mean,
+        "stdev_seconds": statistics.pstdev(seconds),
+        "tokens_per_second": len(runs[0].ids) / mean,
+        "streams": runs[0].streams,
+    }

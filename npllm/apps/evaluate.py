@@ -1,0 +1,224 @@
+"""How well a model predicts a text, and how far its predictions are from those of another one.
+
+Perplexity is e to the mean of -log p(token | those before it): as if the model hesitated between so many equally likely
+tokens. It depends on how the tokenizer cuts the text; bits per byte, the same surprise shared out on the text's bytes,
+does not.
+
+A text longer than the window is read in windows that overlap, and a token is scored in the first window that has it,
+where most stands before it: with window 512 and stride 256 that is 256 tokens or more, but for the first ones of the
+text. Only the very first token is not scored: nothing stands before it.
+
+Whether rounded weights still predict the same is told by the Kullback-Leibler divergence of each prediction, from the
+reference's distribution P to the model's Q: sum P (log P - log Q), in nats; and by how often the two agree on the
+likeliest token. In perplexity errors can cancel.
+
+Source: "Choosing a single token from the probability distribution" (Figure 3-7); for the windows the page "Perplexity
+of fixed-length models" of transformers' documentation; for what is told of the divergence the README of llama.cpp's
+perplexity tool; Kullback and Leibler 1951, "On information and sufficiency".
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import device
+
+from ..backend.checks import check_ids
+from ..backend.devices import free_bytes, to_host
+from ..backend.memory import check_memory
+from ..errors import ModelFileError, UsageError
+from ..heads import lm_head
+from ..model import LM
+from ..shapes import Array, Bool, Float, Weights, array_namespace
+
+ROWS = 32  # tokens whose predictions are held at once: V numbers of float64 for each, several times
+
+
+class Window(NamedTuple):
+    """A part of the text that goes through the model at once."""
+
+    begin: int
+    end: int
+    scored: int  # the tokens from this one up to `end` are scored here
+
+
+class Reference(NamedTuple):
+    """What a model predicts for a text, without its blocks: vectors, and the head that makes logits of them."""
+
+    hidden: list[Float[Array, "rows D"]]  # for each window
+    weights: Weights  # without layers
+    windows: list[Window]
+
+
+class Scores(NamedTuple):
+    """What was found for each scored token."""
+
+    losses: Float[np.ndarray, " rows"]  # -log p(token), in nats
+    reference_losses: Float[np.ndarray, " rows"] | None = None
+    divergences: Float[np.ndarray, " rows"] | None = None  # from the reference, in nats
+    same_top: Bool[np.ndarray, " rows"] | None = None  # whether both find the same token the likeliest
+
+
+def windows(tokens: int, window: int, stride: int) -> list[Window]:
+    """The windows that a text of so many tokens is read in.
+
+    >>> [tuple(part) for part in windows(10, 6, 2)]
+    [(0, 6, 1), (2, 8, 6), (4, 10, 8)]
+    """
+    begins = range(0, max(1, tokens - window + stride), stride)
+    ends = [min(begin + window, tokens) for begin in begins]
+    return [Window(*part) for part in zip(begins, ends, [1, *ends[:-1]], strict=True)]
+
+
+def checked_windows(lm: LM, ids: Sequence[int], window: int, stride: int) -> list[Window]:
+    """The windows, after everything that they need is found to be there; errors as in `evaluate`."""
+    context = lm.config.max_position_embeddings
+    if len(ids) < 2:
+        raise UsageError(f"the text: expected at least two tokens, got {len(ids)}: the first one is not predicted")
+    check_ids(ids, lm.config.vocab_size)
+    if not 2 <= window <= context:
+        raise UsageError(f"window: expected 2 to {context}, the model's context, got {window}")
+    if not 1 <= stride < window:
+        raise UsageError(f"stride: expected 1 to {window - 1}, less than the window, got {stride}")
+    width = min(window, len(ids))
+    scores = 3 * 4 * lm.config.num_attention_heads * width * width
+    check_memory({"attention scores": scores}, free_bytes(lm.weights.norm))
+    check_memory({"predictions": 6 * 8 * ROWS * lm.config.vocab_size})
+    return windows(len(ids), window, stride)
+
+
+def hidden_states(lm: LM, ids: Sequence[int], parts: Iterable[Window]) -> Iterator[Float[Array, "rows D"]]:
+    """For each window, the vectors that predict its scored tokens: those of the tokens before them."""
+    like = lm.weights.norm
+    xp = array_namespace(like)
+    for begin, end, scored in parts:
+        part = xp.asarray(list(ids[begin:end]), dtype=xp.int64, device=device(like))
+        hidden, _ = lm.transform(part, lm.weights, lm.config)
+        yield hidden[scored - 1 - begin : end - 1 - begin, :]
+
+
+def reference(lm: LM, ids: Sequence[int], window: int = 512, stride: int = 256) -> Iterator[Reference]:
+    """What this model predicts, for `evaluate` to compare another one with; after each window what there is so far.
+
+    Kept are D numbers for each token and the LM head: two models need not be in memory at once, and the logits, V
+    numbers for each token, never are for the whole text. Errors as in `evaluate`.
+    """
+    parts = checked_windows(lm, ids, window, stride)
+    check_memory({"the reference's vectors": 4 * len(ids) * lm.config.hidden_size}, free_bytes(lm.weights.norm))
+    xp = array_namespace(lm.weights.norm)
+    hidden: list[Array] = []
+    for rows in hidden_states(lm, ids, parts):
+        hidden.append(xp.asarray(rows, copy=True))  # a view would keep the whole window
+        yield Reference(hidden, lm.weights._replace(layers=()), parts)
+
+
+def evaluate(
+    lm: LM, ids: Sequence[int], window: int = 512, stride: int = 256, against: Reference | None = None
+) -> Iterator[Scores]:
+    """Score each token of the text but the first, a few at a time; `joined` puts them together, `summary` sums them up.
+
+    Parameters
+    ----------
+    window : how many tokens the model sees at once, at most its context
+    stride : by how many tokens the next window begins later
+    against : another model's predictions for the same ids, in the same windows
+
+    Raises
+    ------
+    UsageError : the text is too short, or an argument cannot be used
+    ModelFileError : the logits are not finite
+    NotEnoughMemoryError : a window does not fit
+    """
+    parts = checked_windows(lm, ids, window, stride)
+    if against is not None and against.windows != parts:
+        raise UsageError("against: expected the predictions for these ids, in these windows, got others")
+    for number, (part, hidden) in enumerate(zip(parts, hidden_states(lm, ids, parts), strict=True)):
+        for start in range(0, hidden.shape[0], ROWS):
+            rows, first = slice(start, min(start + ROWS, hidden.shape[0])), part.scored + start
+            targets = np.asarray(ids[part.scored : part.end][rows])
+            model = log_probabilities(hidden[rows, :], lm.weights, first)
+            losses = -model[np.arange(len(targets)), targets]
+            if against is None:
+                yield Scores(losses)
+                continue
+            theirs = log_probabilities(against.hidden[number][rows, :], against.weights, first)
+            if theirs.shape != model.shape:
+                raise UsageError(
+                    f"against: expected a vocabulary of {model.shape[-1]} tokens, as the model has it, got"
+                    f" {theirs.shape[-1]}"
+                )
+            yield Scores(
+                losses,
+                -theirs[np.arange(len(targets)), targets],
+                divergence(theirs, model),
+                np.argmax(theirs, axis=-1) == np.argmax(model, axis=-1),
+            )
+
+
+def log_probabilities(hidden: Float[Array, "rows D"], weights: Weights, first: int) -> Float[np.ndarray, "rows V"]:
+    """Log-softmax of the logits, in float64: in float32 a divergence of 1e-7 would drown in the rounding of the sums.
+
+    first : which token the first row predicts, for the message
+    """
+    logits = to_host(lm_head(hidden, weights)).astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
+    if bad.size:
+        raise ModelFileError(
+            f"the logits for token {first + int(bad[0])}: expected finite numbers, got NaN or inf; the weights are"
+            " damaged, or were rounded to a dtype too narrow for them (then try --dtype float32)"
+        )
+    logits -= np.max(logits, axis=-1, keepdims=True)
+    return logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+
+
+def divergence(
+    reference: Float[np.ndarray, "rows V"], model: Float[np.ndarray, "rows V"]
+) -> Float[np.ndarray, " rows"]:
+    """KL(P || Q) of two predictions given as log-probabilities, in nats: 0 where they are the same, never negative.
+
+    It is not symmetric: what the reference finds likely must be likely in the model too, and not the other way round.
+
+    >>> p, q = np.array([[0.5, 0.5]]), np.array([[0.75, 0.25]])
+    >>> divergence(np.log(p), np.log(q)).round(4), divergence(np.log(q), np.log(p)).round(4)
+    (array([0.1438]), array([0.1308]))
+    """
+    return np.maximum(np.sum(np.exp(reference) * (reference - model), axis=-1), 0.0)  # rounding gives -1e-17
+
+
+def joined(pieces: Iterable[Scores]) -> Scores:
+    """The scores of all tokens together."""
+    losses, *compared = zip(*pieces, strict=True)
+    return Scores(
+        np.concatenate(losses), *(None if column[0] is None else np.concatenate(column) for column in compared)
+    )
+
+
+def summary(scores: Scores, text_bytes: int | None = None) -> dict[str, Any]:
+    """The statistics, by name.
+
+    text_bytes : how many bytes the scored tokens are; without it there are no bits per byte
+    """
+    result: dict[str, Any] = {
+        "scored_tokens": len(scores.losses),
+        "perplexity": perplexity(scores.losses),
+        "bits_per_byte": None if not text_bytes else float(np.sum(scores.losses)) / math.log(2) / text_bytes,
+    }
+    if scores.reference_losses is not None and scores.divergences is not None and scores.same_top is not None:
+        result |= {
+            "reference_perplexity": perplexity(scores.reference_losses),
+            "mean_kl_divergence": float(np.mean(scores.divergences)),
+            "kl_divergence_99": float(np.quantile(scores.divergences, 0.99)),
+            "max_kl_divergence": float(np.max(scores.divergences)),
+            "same_top_share": float(np.mean(scores.same_top)),
+        }
+    return result
+
+
+def perplexity(losses: Float[np.ndarray, " rows"]) -> float:
+    """e to the mean loss.
+
+    >>> round(perplexity(np.log([4.0, 4.0, 4.0])), 6)
+    4.0
+    """
+    return math.exp(float(np.mean(losses)))

@@ -1,0 +1,179 @@
+"""The chapter's pipeline: a model and its settings once, then prompts to texts, as transformers' pipeline does it.
+
+The same call gives the same result as there, with these differences:
+
+- it is greedy where nobody says do_sample=True; there, it samples
+- a text goes on with the space that a SentencePiece tokenizer writes at its beginning; there, that space is lost
+- stop strings are called `stop`, and the text ends before them; there they are `stop_sequence`, and stay in the text
+- a conversation must not end with the assistant's turn; there, such a turn is continued
+
+Source: "Looking Inside Transformer LLMs" (the first code cell), "The Inputs and Outputs of a Trained Transformer LLM".
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.load import load
+from ..errors import ModelFileError, UsageError
+from ..generate import generate
+from ..model import LM
+from ..tokenizer import Tokenizer
+
+# What transformers' pipeline does where neither the call nor the model's generation_config.json says otherwise.
+DEFAULTS = {
+    "max_new_tokens": 256,
+    "repetition_penalty": 1.0,
+    "temperature": 0.7,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": 0.0,
+}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+OPTIONS = (*DEFAULTS, "return_full_text", "do_sample", "num_return_sequences", "stop", "seed", "use_cache")
+LOAD = "give as model what npllm.load(name, device=..., dtype=...) returns"
+INSTEAD = {  # arguments of transformers' that are known, and what to do without them
+    "torch_dtype": LOAD,
+    "dtype": LOAD,
+    "device": LOAD,
+    "device_map": LOAD,
+    "revision": LOAD,
+    "model_kwargs": LOAD,
+    "trust_remote_code": "leave it out: npllm never runs a checkpoint's code",
+    "batch_size": "leave it out: prompts are continued one after the other",
+    "pad_token_id": "leave it out: nothing is padded",
+    "max_length": "use max_new_tokens, which does not count the prompt",
+    "stop_sequence": "use stop",
+    "stop_strings": "use stop",
+}
+
+
+def pipeline(task: str, model: Any = None, tokenizer: Any = None, **options: Any) -> Callable[..., list[Any]]:
+    """A function that continues prompts with this model: prompts in, `[{"generated_text": ...}]` out.
+
+    Parameters
+    ----------
+    task : "text-generation"
+    model : an LM; or its name as in `npllm.load`, or nothing for the default model
+    tokenizer : an LM's, in place of the model's own
+    options : those of `continue_prompts`; the function takes them too, for that one call
+
+    >>> import npllm
+    >>> lm = npllm.load()
+    >>> generator = npllm.pipeline("text-generation", model=lm, return_full_text=False, max_new_tokens=20)
+    >>> generator([{"role": "user", "content": "What is the capital of France?"}])
+    [{'generated_text': 'The capital of France is Paris.'}]
+    >>> generator("The capital of France is", return_full_text=True, max_new_tokens=1)
+    [{'generated_text': 'The capital of France is Paris'}]
+    """
+    if task != "text-generation":
+        raise UsageError(f"task: expected text-generation, got {task!r}")
+    if not isinstance(model, LM | str | Path | None):
+        raise UsageError(f"model: expected what npllm.load takes or returns, got {type(model).__name__}")
+    if not isinstance(tokenizer, Tokenizer | None):
+        raise UsageError(f"tokenizer: expected npllm.load(...).tokenizer, got {type(tokenizer).__name__}")
+    check_names(options)
+    lm = model if isinstance(model, LM) else load(model)
+    if tokenizer is not None:
+        lm = lm._replace(tokenizer=tokenizer)
+
+    def generator(prompts: Any, **changes: Any) -> list[Any]:
+        """Continue the prompts: see `continue_prompts`."""
+        return continue_prompts(lm, prompts, **(options | changes))
+
+    return generator
+
+
+def check_names(options: Mapping[str, Any]) -> None:
+    """Refuse an option that there is not."""
+    for name in options:
+        if name not in OPTIONS:
+            raise UsageError(f"{name}: no such option; {INSTEAD.get(name, 'there are ' + ', '.join(OPTIONS))}")
+
+
+def continue_prompts(lm: LM, prompts: Any, **options: Any) -> list[Any]:
+    """The continuation of a prompt, or of each in a list of them.
+
+    Parameters
+    ----------
+    prompts : a text; or a conversation, [{"role": "user", "content": "Hello"}, ...]; or a list of either
+    return_full_text : whether the prompt is part of the result (default: True)
+    max_new_tokens : at most so many (default: as in generation_config.json, else 256)
+    do_sample : whether to draw each token (default: False, always the likeliest)
+    num_return_sequences : how many continuations of each prompt; more than one only with do_sample (default: 1)
+    temperature, top_k, top_p, min_p : with do_sample, how to draw (default: as in generation_config.json, else 0.7,
+        50, 1 and 0)
+    repetition_penalty, stop, seed, use_cache : as in `npllm.generate`; continuation i of a prompt has the seed seed + i
+
+    Returns
+    -------
+    [{"generated_text": text}, ...], a dict for each continuation; for a list of prompts a list of such lists. With a
+    conversation, the text is the assistant's turn, and with return_full_text all turns, as messages
+
+    Raises
+    ------
+    UsageError : an option, its value or a prompt cannot be used
+    """
+    if is_prompt(prompts):
+        return continue_prompt(lm, prompts, **options)
+    if isinstance(prompts, list | tuple) and all(is_prompt(prompt) for prompt in prompts):
+        return [continue_prompt(lm, prompt, **options) for prompt in prompts]
+    raise UsageError(f"prompts: expected a text, messages, or a list of either, got {prompts!r:.80}")
+
+
+def is_prompt(value: Any) -> bool:
+    """Whether it is one prompt: a text, or messages."""
+    return isinstance(value, str) or (
+        isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(message, Mapping) for message in value)
+    )
+
+
+def continue_prompt(
+    lm: LM,
+    prompt: Any,
+    *,
+    return_full_text: bool = True,
+    do_sample: bool = False,
+    num_return_sequences: int = 1,
+    seed: int | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """`continue_prompts` for one prompt."""
+    check_names(options)
+    if num_return_sequences < 1 or (num_return_sequences > 1 and not do_sample):
+        expected = "at least 1" if do_sample else "1, because without do_sample all would be the same"
+        raise UsageError(f"num_return_sequences: expected {expected}, got {num_return_sequences}")
+    how = DEFAULTS | settings(lm) | options
+    if not do_sample:
+        unused = [name for name in SAMPLING if name in options]
+        if unused:
+            warnings.warn(f"without do_sample=True, {', '.join(unused)} has no effect", stacklevel=2)
+        how["temperature"] = 0.0
+    chat = not isinstance(prompt, str)
+    results = []
+    for i in range(num_return_sequences):
+        made = generate(lm, chat_ids(lm, prompt) if chat else prompt, seed=None if seed is None else seed + i, **how)
+        text: Any = made.text
+        if return_full_text:
+            text = [*prompt, {"role": "assistant", "content": text}] if chat else prompt + text
+        results.append({"generated_text": text})
+    return results
+
+
+def settings(lm: LM) -> dict[str, Any]:
+    """What generation_config.json says of how to generate."""
+    found = {name: lm.generation_config[name] for name in DEFAULTS if lm.generation_config.get(name) is not None}
+    for name, value in found.items():
+        if not isinstance(value, int | float):
+            raise ModelFileError(f"generation_config.json: {name}: expected a number, got {value!r}")
+    return found
+
+
+def chat_ids(lm: LM, messages: Any) -> list[int]:
+    """The tokens of a conversation, up to where the assistant's turn begins."""
+    if lm.tokenizer is None:
+        raise ModelFileError("the model has no tokenizer.json: expected one, which a chat needs")
+    if messages[-1].get("role") == "assistant":
+        raise UsageError("messages: expected another's turn as the last, got the assistant's, which is to come")
+    return lm.tokenizer.chat_ids(messages)
