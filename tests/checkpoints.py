@@ -7,8 +7,10 @@ Both have a small tokenizer that works: one token for each byte, some merges, fo
 and the same configuration they hold the same weights.
 """
 
+import functools
 import json
 import struct
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -197,6 +199,16 @@ def write_tokenizer(path):
         "chat_template": CHAT_TEMPLATE,
     }
     (path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")
+
+
+@functools.cache
+def byte_tokenizer():
+    """The tokenizer of these checkpoints."""
+    from npllm.checkpoint.folder_tokenizer import tokenizer_from_folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        return tokenizer_from_folder(Path(folder))
 
 
 def write_folder(

@@ -1,0 +1,96 @@
+"""npllm inspect: what the model does with a prompt, in the terminal or as a page."""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from ..apps.chat import Chat
+from ..checkpoint.hub import DEFAULT_FILE
+from ..errors import UsageError
+from ..generate import as_ids, steps
+from ..inspect.look import look
+from ..inspect.page import check_page, page, write_page
+from ..inspect.summary import check_choice, finite, summary
+from ..inspect.terminal import coloured, plain, report, wants_colour
+from ..inspect.trace import parse_ids
+from . import options
+from . import report as output
+from .trace import output_file
+
+DESCRIPTION = """\
+Show what the model does with PROMPT in one forward pass: its tokens and how
+probable the model finds them, the shapes on the way, what each block would say
+next, where a head looks, and what it all costs. With --html, as a page.
+"""
+EXAMPLES = """\
+examples:
+  npllm inspect "The capital of France is"
+  npllm inspect "The capital of France is" --layer 5 --head 3
+  npllm inspect --chat "What is the capital of France?" -n 20 --html page.html
+  npllm inspect --json --ids 504,3575,282,4649,314
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    options.add_text(parser, "PROMPT")
+    parser.add_argument("--ids", metavar="1,2,3", help="token ids in place of PROMPT; they need no tokenizer")
+    parser.add_argument("--chat", action="store_true", help="PROMPT is said to the model, in its chat format")
+    parser.add_argument(
+        "-n",
+        "--max-new-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="continue it first, by up to N tokens, greedily",
+    )
+    parser.add_argument("--layer", type=int, default=0, metavar="L", help="whose attention to show (default: 0)")
+    parser.add_argument("--head", type=int, default=0, metavar="N", help="which of its heads (default: 0)")
+    parser.add_argument("--token", type=int, metavar="T", help="after which token to look (default: the last)")
+    parser.add_argument(
+        "--top-k", type=int, default=10, metavar="K", help="show the K likeliest next tokens (default: %(default)s)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one object with all that the text tells")
+    form.add_argument("--html", metavar="FILE", help="write a page to look at in a browser; it needs no network")
+    options.add_model_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look, print or write, and return the exit code."""
+    if args.ids is not None and (args.text is not None or args.chat):
+        raise UsageError(f"--ids: expected without {'--chat' if args.chat else 'PROMPT'}: they are the whole text")
+    if args.max_new_tokens < 0:
+        raise UsageError(f"-n: expected 0 or more, got {args.max_new_tokens}")
+    prompt = options.read_prompt(args.text) if args.ids is None else parse_ids(args.ids, "--ids")
+    path = None if args.html is None else output_file(args.html, "--html")
+    lm = options.load_model(args)
+    ids = Chat(lm).ids_with(str(prompt)) if args.chat else as_ids(lm, prompt)
+    prompt_length = len(ids)
+    if args.max_new_tokens:
+        ids = [*ids, *(step.id for step in steps(lm, ids, max_new_tokens=args.max_new_tokens))]
+    check_choice(lm, ids, args.layer, args.head, args.token, args.top_k)
+    token = len(ids) - 1 if args.token is None else args.token
+    if path is not None:
+        check_page(lm, ids)
+        write_page(path, page(look(lm, ids), prompt_length, model_name(args)))
+        output.note(f"npllm: wrote {args.html} for {len(ids)} tokens")
+        return 0
+    told = summary(look(lm, ids, str(args.layer)), args.layer, args.head, token, args.top_k)
+    if args.json:
+        # On a terminal in ASCII: JSON escapes only some of the characters that a terminal obeys.
+        ascii_only = not output.writes_all() or (sys.stdout is not None and sys.stdout.isatty())
+        output.write(json.dumps(finite(told), ensure_ascii=ascii_only, allow_nan=False) + "\n")
+        return 0
+    colour, width = wants_colour(), shutil.get_terminal_size((100, 24)).columns
+    lines = report(told, lm, width, colour=colour, ascii_only=not output.writes_all())
+    output.write(coloured(lines) if colour else plain(lines))
+    return 0
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """The model's own name, without the folders that it lies in."""
+    name = Path(args.model).resolve().name if args.model and Path(args.model).exists() else args.model
+    return (name or DEFAULT_FILE).rsplit("/", 1)[-1].removesuffix(".gguf")

@@ -1,0 +1,51 @@
+"""The logit lens: what the model would say if it stopped after a block.
+
+Every block only adds to the residual stream, so the stream is in the same space from the embedding to the end, and the
+last two steps of the pass, final norm and LM head, make sense at each point of it. Early blocks often name the token
+itself, late ones the next one.
+
+Source: "The Transformer Block" (Figure 3-30), "The Components of the Forward Pass" (Figure 3-6); nostalgebraist 2020,
+"interpreting GPT: the logit lens".
+"""
+
+import numpy as np
+
+from ..config import Config
+from ..heads import lm_head
+from ..norm import layer_norm, rms_norm
+from ..shapes import Array, Float, Int, Weights
+
+
+def logit_lens(residual: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T V"]:
+    """The logits of the residual stream, wherever it was tapped: lm_head(norm(residual)).
+
+    Of the last block's "residual_after_feedforward" they are the model's own logits.
+    """
+    if weights.norm_bias is not None:
+        return lm_head(layer_norm(residual, weights.norm, weights.norm_bias, config.layer_norm_epsilon), weights)
+    return lm_head(rms_norm(residual, weights.norm, config.rms_norm_eps), weights)
+
+
+def likeliest(logits: Float[np.ndarray, "... V"], k: int) -> Int[np.ndarray, "... k"]:
+    """The ids of the k likeliest tokens, the likeliest first; of equal ones the lower id. NaN comes before all.
+
+    >>> likeliest(np.array([0.1, 0.6, 0.3]), 2)
+    array([1, 2])
+    """
+    left, ids = np.array(logits), []  # a copy; a few maxima are found sooner than a whole row is sorted
+    for _ in range(min(k, logits.shape[-1])):
+        ids.append(np.argmax(left, axis=-1, keepdims=True))
+        np.put_along_axis(left, ids[-1], -np.inf, axis=-1)
+    return np.concatenate(ids, axis=-1)
+
+
+def shares(logits: Float[np.ndarray, "... V"], ids: Int[np.ndarray, "... k"]) -> Float[np.ndarray, "... k"]:
+    """The probabilities of these tokens: softmax(logits) at `ids`. A row with a NaN, or infinity, is all NaN.
+
+    >>> shares(np.log(np.array([0.1, 0.6, 0.3])), np.array([1, 2])).round(6)
+    array([0.6, 0.3])
+    """
+    largest = np.max(logits, axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        total = np.sum(np.exp(logits - largest), axis=-1, keepdims=True)
+        return np.exp(np.take_along_axis(logits, ids, axis=-1) - largest) / total

@@ -1,0 +1,254 @@
+"""The page of `npllm inspect --html`: one file with everything in it, which asks nobody for anything.
+
+What is shown comes from one `Look`. It stands in the page as JSON, in which arrays are base64 of their bytes; the
+page's script turns it into text and drawings, and its content security policy allows that script and that style, by
+their hashes, and nothing else.
+
+Attention weights are kept in 8 bits: the square root of each, so that small ones are told apart too (from 0.00002 on).
+The page squares them and divides by the sum of their row: what it shows sums to 1 and is off by less than 0.005.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..attention import attention_weights, relevance_scores
+from ..block import block, gpt2_block
+from ..cache import append, kv_cache_bytes
+from ..errors import UsageError
+from ..generate import steps
+from ..heads import lm_head
+from ..model import LM, gpt2_transform, transform
+from ..sampling import choose
+from ..shapes import Float
+from ..tokenizer import Tokenizer
+from ..version import __version__
+from .cost import costs, total
+from .lens import logit_lens
+from .look import Look, given, lens, norms
+from .parts import part, project_url, source
+from .summary import cost_table
+from .tokens import token_bytes, visible
+from .trace import write_whole
+
+ALTERNATIVES = 5  # for each position and layer
+LARGEST = 24_000_000  # bytes of attention weights: browsers take a page of some 40 MB
+STEPS = 8  # at least so many steps of the KV cache
+LETTERS = {
+    "T": "tokens of this pass",
+    "S": "tokens to look at",
+    "D": "model width",
+    "N": "heads",
+    "K": "key/value heads",
+    "H": "head width",
+    "F": "feed-forward width",
+    "V": "vocabulary",
+}
+
+
+def check_page(lm: LM, ids: Sequence[int]) -> None:
+    """Refuse a text that is too long for a page, before the work."""
+    maps = lm.config.num_hidden_layers * lm.config.num_attention_heads
+    most = math.isqrt(2 * LARGEST // maps)
+    if len(ids) > most:
+        raise UsageError(
+            f"--html: expected at most {most} tokens, for the page holds {maps} attention maps of tokens x tokens,"
+            f" got {len(ids)}; the text form takes any length"
+        )
+
+
+def page(seen: Look, prompt_length: int, name: str) -> str:
+    """The page as HTML.
+
+    Parameters
+    ----------
+    prompt_length : so many of the tokens are the prompt; the others were made by the model
+    name : of the model
+    """
+    template, style, script = (read(f"page.{kind}") for kind in ("html", "css", "js"))
+    parts = {
+        "style": style,
+        "script": script,
+        "style_hash": content_hash(style),
+        "script_hash": content_hash(script),
+        "data": embedded(contents(seen, prompt_length, name)),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # in one go: the data may hold {{style}}
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write the page into a file, in whole or not at all; an old file of that name is replaced."""
+    write_whole(path, [text.encode()])
+
+
+def read(name: str) -> str:
+    """One of the page's own files, which stand beside this one."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def content_hash(text: str) -> str:
+    """How a content security policy names an inline script or style: by its SHA-256."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def embedded(value: Any) -> str:
+    """JSON that may stand in a script element of HTML: nothing in it can end that, or begin a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def packed(array: np.ndarray, dtype: str) -> str:
+    """Numbers as base64 of their bytes, the lowest first."""
+    return base64.b64encode(np.ascontiguousarray(array, dtype=dtype).tobytes()).decode()
+
+
+def attention_bytes(weights: Float[np.ndarray, "N T T"]) -> np.ndarray:
+    """Attention weights in 8 bits, [N, T (T + 1) / 2]: of each row what it can see. A row with NaN is all 0."""
+    rows, keys = np.tril_indices(weights.shape[-1])
+    known = np.isfinite(weights).all(axis=-1, keepdims=True)
+    roots = np.sqrt(np.where(known, weights, 0.0))[:, rows, keys]
+    return np.rint(255 * roots).astype(np.uint8)
+
+
+def token_label(data: bytes | None) -> str | None:
+    """A token as the page shows it: spaces drawn, what does not print escaped."""
+    return None if data is None else visible(data).replace(" ", "␣")
+
+
+def contents(seen: Look, prompt_length: int, name: str) -> dict[str, Any]:
+    """All that the page shows, as data."""
+    lm, config, count = seen.lm, seen.lm.config, len(seen.ids)
+    probabilities, ranks = given(seen)
+    looked, lengths = lens(seen, range(count), ALTERNATIVES), norms(seen)
+    vocabulary = range(config.vocab_size)
+    labels = [] if lm.tokenizer is None else [token_label(data) for data in token_bytes(lm.tokenizer, vocabulary)]
+    text = "".join(f"#{i} " for i in seen.ids) if lm.tokenizer is None else lm.tokenizer.decode(seen.ids)
+    maps = [attention_bytes(seen.values[f"layers.{i}.attention.weights"]) for i in range(config.num_hidden_layers)]
+    nothing = np.full((1, count), np.nan, dtype=np.float32)
+    return {
+        "version": __version__,
+        "url": project_url(),
+        "text": "\n".join(visible(line) for line in text.split("\n")),
+        "model": {
+            "name": visible(name),
+            "layers": config.num_hidden_layers,
+            "heads": config.num_attention_heads,
+            "kv_heads": config.num_key_value_heads,
+            "hidden_size": config.hidden_size,
+            "vocab_size": config.vocab_size,
+            "context": config.max_position_embeddings,
+        },
+        "letters": LETTERS,
+        "sections": sections(lm),
+        "not_finite": seen.not_finite,
+        "ids": seen.ids,
+        "bytes": [None if data is None else data.hex(" ") for data in seen.bytes],
+        "prompt_length": prompt_length,
+        "vocabulary": labels,
+        "given": packed(probabilities, "<f4"),
+        "ranks": ranks.tolist(),
+        "flow": flow(seen),
+        "attention": packed(np.stack(maps), "u1"),
+        "lens": {
+            "k": looked.ids.shape[-1],
+            "ids": packed(looked.ids, "<u4"),
+            "shares": packed(looked.probabilities, "<f4"),
+            "next": packed(looked.next, "<f4"),
+        },
+        "norms": {
+            "residual": packed(np.concatenate([lengths.embedding[None], lengths.residual]), "<f4"),
+            "attention": packed(np.concatenate([nothing, lengths.attention]), "<f4"),
+            "feedforward": packed(np.concatenate([nothing, lengths.feedforward]), "<f4"),
+        },
+        "logits": packed(seen.logits[-1], "<f4"),
+        "cache": {"steps": cache_steps(seen, prompt_length)},
+        "cost": {
+            "text": cost_table(costs(config, lm.weights, count, scored=1)),
+            "next_token": cost_table(costs(config, lm.weights, 1, past=count)),
+        },
+    }
+
+
+def sections(lm: LM) -> dict[str, Any]:
+    """For each part of the page its figures in the chapter, and where the source computes what it shows."""
+    gpt2 = lm.weights.norm_bias is not None
+    whole_pass, one_block = (gpt2_transform, gpt2_block) if gpt2 else (transform, block)
+    table: dict[str, tuple[str, Sequence[Callable[..., Any]]]] = {
+        "tokens": ("3-4 to 3-6", [Tokenizer.encode, lm_head]),
+        "flow": ("3-8, 3-9, 3-11, 3-12, 3-30", [whole_pass, one_block]),
+        "attention": ("3-14 to 3-21", [relevance_scores, attention_weights]),
+        "lens": ("3-6, 3-11", [logit_lens]),
+        "norms": ("3-12, 3-30", [one_block]),
+        "funnel": ("3-6, 3-7", [choose]),
+        "cache": ("3-10", [append, steps]),
+        "cost": ("3-10, 3-25", [costs]),
+    }
+    return {
+        name: {"figures": figures, "sources": [place(function) for function in functions]}
+        for name, (figures, functions) in table.items()
+    }
+
+
+def place(function: Callable[..., Any], line: str = "", name: bool = True) -> dict[str, Any]:
+    """A line of the source, for a link."""
+    path, number = source(function, line).split(":")
+    return {"path": path, "line": int(number), "name": function.__name__ if name else ""}
+
+
+def flow(seen: Look) -> list[dict[str, Any]]:
+    """The values of the pass in order, with those of one block for all blocks."""
+    values, group = [], "before"
+    for name, shape in seen.shapes.items():
+        short = re.sub(r"^layers\.0\.", "", name)
+        if short.startswith("layers."):
+            continue
+        if short in ("input_layernorm", "norm"):
+            group = {"input_layernorm": "attention", "norm": "after"}[short]
+        what = part(seen.lm, name)
+        values.append(
+            {
+                "name": short,
+                "group": group,
+                "words": what.words,
+                "letters": what.letters,
+                "shape": list(shape),
+                "source": place(what.function, what.line, name=False),
+                "figures": what.figures,
+            }
+        )
+        if short == "residual_after_attention":
+            group = "feedforward"
+    return values
+
+
+def cache_steps(seen: Look, prompt_length: int) -> list[dict[str, Any]]:
+    """The steps of generation, from the prompt on: what each computes with the cache and without it.
+
+    The first steps make the tokens that the model did make, where there are some.
+    """
+    config, weights = seen.lm.config, seen.lm.weights
+    made = seen.ids[prompt_length:]
+    count = min(max(STEPS, len(made)), config.max_position_embeddings - prompt_length)
+
+    def work(new: int, past: int) -> dict[str, int]:
+        _, flops, weight_bytes, cache_bytes = total(costs(config, weights, new, past, scored=1))
+        return {"streams": new, "flops": flops, "bytes": weight_bytes + cache_bytes}
+
+    return [
+        {
+            "tokens": prompt_length + step,
+            "made": made[step] if step < len(made) else None,
+            "with": work(1, prompt_length + step - 1) if step else work(prompt_length, 0),
+            "without": work(prompt_length + step, 0),
+            "cache_bytes": kv_cache_bytes(config, prompt_length + step),
+        }
+        for step in range(max(count, 1))
+    ]
