@@ -14,7 +14,6 @@ import math
 from array_api_compat import device
 
 from .attention import combine, relevance_scores
-from .config import Config
 from .shapes import Array, Bool, Float, array_namespace
 from .tap import Tap, untapped
 
@@ -77,19 +76,3 @@ def flash_attention(
             largest = larger
         done.append(mixed / xp.maximum(total, 1.0))  # total: at least exp(0) = 1, or 0 where all is hidden
     return tap("mixed", xp.concat(done, axis=-2))
-
-
-def slow_memory_bytes(
-    config: Config, new: int, length: int, tile: tuple[int, int] | None, visible: Bool[Array, "... T S"] | None = None
-) -> int:
-    """What one layer's attention reads from slow memory and writes to it, in float32; the mask is not counted.
-
-    tile : None for naive attention, which writes and reads both scores and weights. Tile by tile, queries and result
-        pass once, and keys and values with each tile of queries that sees any of them.
-    """
-    queries_and_result = 2 * config.num_attention_heads * new * config.head_dim
-    key_and_value = 2 * config.num_key_value_heads * config.head_dim
-    if tile is None:
-        return 4 * (queries_and_result + key_and_value * length + 4 * config.num_attention_heads * new * length)
-    passed = sum(part.stop - part.start for _, keys in visible_tiles(new, length, visible, tile) for part in keys)
-    return 4 * (queries_and_result + key_and_value * passed)

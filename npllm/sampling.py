@@ -1,19 +1,16 @@
 """Choosing a single token from the probability distribution: the decoding strategy.
 
 Each filter takes logits and returns logits; what it rules out becomes -inf. `choose` applies them in the order that
-transformers does: repetition penalty, temperature, top-k, top-p, min-p. `funnel` shows what each of them leaves.
+transformers does: repetition penalty, temperature, top-k, top-p, min-p. (inspect/funnel.py shows what each leaves.)
 
 Source: "Choosing a Single Token from the Probability Distribution" (Figure 3-7); Holtzman et al. 2020 (top-p);
 Nguyen et al. 2024 (min-p); Keskar et al. 2019 (repetition penalty).
 """
 
 import math
-from typing import Any, NamedTuple
-
-from array_api_compat import device
 
 from .shapes import Array, Bool, Float, Int, array_namespace
-from .tap import Tap, record, untapped
+from .tap import Tap, untapped
 
 
 def softmax(logits: Float[Array, "... V"]) -> Float[Array, "... V"]:
@@ -88,7 +85,7 @@ def choose(
     uniform : the random number of this draw, from [0, 1); greedy decoding does not use it
     top_k, top_p, min_p, repetition_penalty : switched off by 0, 1, 0 and 1
     seen : which tokens are in the text so far, for the repetition penalty
-    tap : looks at what each step leaves, and at the token: see `funnel`
+    tap : looks at what each step leaves, and at the token: see inspect/funnel.py
 
     >>> import numpy as np
     >>> logits = np.log(np.array([0.4, 0.5, 0.1], dtype=np.float32))
@@ -108,27 +105,3 @@ def choose(
     if min_p > 0.0:
         logits = tap("min_p", keep_min_p(logits, min_p))
     return tap("draw", draw(logits, uniform))
-
-
-class FunnelStep(NamedTuple):
-    """What one step of the funnel leaves."""
-
-    name: str  # as in `choose`: "logits" is the first, "draw" or "greedy" the last
-    logits: Float[Array, " V"]  # -inf: ruled out
-    probabilities: Float[Array, " V"]
-    left: int  # how many tokens can still be chosen
-
-
-def funnel(logits: Float[Array, " V"], **options: Any) -> list[FunnelStep]:
-    """`choose`, step by step: from all tokens of the vocabulary down to the one that it chooses. Options as there.
-
-    >>> import numpy as np
-    >>> [(step.name, step.left) for step in funnel(np.asarray([3.0, 1.0, 2.0]), temperature=1.0, top_k=2)]
-    [('logits', 3), ('temperature', 3), ('top_k', 2), ('draw', 1)]
-    """
-    xp, values = array_namespace(logits), dict[str, Array]()
-    choose(logits, tap=record(values), **options)
-    *_, before, last = values  # the last value is the token
-    ids = xp.arange(logits.shape[0], device=device(logits))
-    values[last] = xp.where(ids == values[last], values[before], -math.inf)
-    return [FunnelStep(name, x, softmax(x), int(xp.count_nonzero(x > -math.inf))) for name, x in values.items()]

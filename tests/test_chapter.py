@@ -9,7 +9,7 @@ from default_model import needs_default_model
 import npllm
 from npllm.apps.ablate import without_layers
 from npllm.apps.chat import Chat
-from npllm.sampling import funnel
+from npllm.inspect.funnel import funnel
 
 pytestmark = needs_default_model
 

@@ -260,7 +260,7 @@ def test_an_error_in_the_middle_leaves_what_was_written_as_lines(npllm, monkeypa
         (["generate", "a", "--seed", "-1"], "--seed: expected a whole number from 0 on, got '-1'"),
         (["generate", "a", "--system", "b"], "--system: expected together with --chat"),
         (["generate", "a", "--device", "gpu"], "device: expected auto, cpu, cuda"),
-        (["generate", "a", "--dtype", "int8"], "dtype: expected auto"),
+        (["generate", "a", "--dtype", "int3"], "dtype: expected auto"),
         (["trace", "a"], "required: -o/--output"),
         (["trace", "a", "--ids", "1", "-o", "x"], "PROMPT and --ids: expected one of them"),
         (["trace", "--ids", "1;2", "-o", "x"], "--ids: expected token ids with commas"),

@@ -15,7 +15,8 @@ from npllm import flash
 from npllm.attention import attention
 from npllm.backend.devices import to_host
 from npllm.cache import empty_cache
-from npllm.flash import flash_attention, slow_memory_bytes, spans, visible_tiles
+from npllm.flash import flash_attention, spans, visible_tiles
+from npllm.inspect.cost import slow_memory_bytes
 from npllm.masks import block_local, causal, fixed, sliding_window, strided
 from npllm.model import forward
 

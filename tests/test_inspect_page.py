@@ -19,13 +19,14 @@ from models import random_gpt2_weights, random_weights, tiny_config, tiny_gpt2_c
 from npllm import load
 from npllm.inspect import page as pages
 from npllm.inspect.cost import costs, total
+from npllm.inspect.funnel import funnel
 from npllm.inspect.lens import likeliest, shares
 from npllm.inspect.look import Look, lens, look, norms
 from npllm.inspect.look import given as given_by_the_model
 from npllm.inspect.page import attention_bytes, content_hash, contents, embedded, page, token_label
 from npllm.inspect.tokens import token_bytes
 from npllm.model import LM, gpt2_transform
-from npllm.sampling import choose, funnel
+from npllm.sampling import choose
 
 HOSTILE = '</script><img src=x onerror=alert(1)><!-- {{style}} "&amp;\u2028\u202e<b>'
 

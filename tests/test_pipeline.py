@@ -13,7 +13,8 @@ from tolerance import assert_close
 
 import npllm
 from npllm.errors import ModelFileError, UsageError
-from npllm.sampling import choose, funnel
+from npllm.inspect.funnel import funnel
+from npllm.sampling import choose
 
 loop = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
 module = importlib.import_module("npllm.apps.pipeline")

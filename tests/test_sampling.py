@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tolerance import assert_close
 
 from npllm.backend.devices import to_host
+from npllm.inspect.funnel import funnel
 from npllm.sampling import (
     choose,
     draw,
-    funnel,
     keep_min_p,
     keep_top_k,
     keep_top_p,

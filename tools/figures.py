@@ -35,7 +35,9 @@ from npllm.attention import attention_weights, relevance_scores
 from npllm.block import original_block
 from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.embedding import embed
-from npllm.flash import TILE, slow_memory_bytes
+from npllm.flash import TILE
+from npllm.inspect.cost import slow_memory_bytes
+from npllm.inspect.funnel import funnel as funnel_steps
 from npllm.linear import linear
 from npllm.masks import bidirectional, block_local, causal, fixed, same_document, sliding_window, strided
 from npllm.norm import rms_norm
@@ -260,7 +262,7 @@ def funnel() -> Figure:
     """Figure 3-7, with the filters that stand before the draw."""
     logits, count = trace(EMAIL).logits[-1], 10
     options = {"temperature": 0.7, "top_k": 8, "top_p": 0.95, "min_p": 0.1}
-    steps = sampling.funnel(logits, uniform=0.5, **options)
+    steps = funnel_steps(logits, uniform=0.5, **options)
     ids = likeliest(softmax(logits), count)
     figure, panels = plt.subplots(1, len(steps), figsize=(WIDTH, 2.9), sharex=True, sharey=True)
     for axes, step in zip(panels, steps, strict=True):

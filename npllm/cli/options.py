@@ -42,7 +42,10 @@ def add_model_flags(parser: argparse.ArgumentParser, weights: bool = True) -> No
             help="cpu, cuda, cuda:1, or auto (default: $NPLLM_DEVICE, else cpu)",
         )
         group.add_argument(
-            "--dtype", metavar="NAME", default="auto", help="of the weights: auto, float32, float16 or bfloat16"
+            "--dtype",
+            metavar="NAME",
+            default="auto",
+            help="of the weights: auto (as in the file), float32, float16, bfloat16, int8 or int4",
         )
 
 

@@ -31,7 +31,8 @@ from typing import Any, NamedTuple
 
 from ..cache import kv_cache_bytes
 from ..config import Config
-from ..shapes import Weights
+from ..flash import visible_tiles
+from ..shapes import Array, Bool, Weights
 
 
 class Cost(NamedTuple):
@@ -111,3 +112,19 @@ def total(parts: list[Cost]) -> Cost:
     """All of them together."""
     _, flops, weight_bytes, cache_bytes = zip(*parts, strict=True)
     return Cost("total", sum(flops), sum(weight_bytes), sum(cache_bytes))
+
+
+def slow_memory_bytes(
+    config: Config, new: int, length: int, tile: tuple[int, int] | None, visible: Bool[Array, "... T S"] | None = None
+) -> int:
+    """What one layer's attention reads from slow memory and writes to it, in float32; the mask is not counted.
+
+    tile : None for naive attention, which writes and reads both scores and weights. Tile by tile, queries and result
+        pass once, and keys and values with each tile of queries that sees any of them.
+    """
+    queries_and_result = 2 * config.num_attention_heads * new * config.head_dim
+    key_and_value = 2 * config.num_key_value_heads * config.head_dim
+    if tile is None:
+        return 4 * (queries_and_result + key_and_value * length + 4 * config.num_attention_heads * new * length)
+    passed = sum(part.stop - part.start for _, keys in visible_tiles(new, length, visible, tile) for part in keys)
+    return 4 * (queries_and_result + key_and_value * passed)

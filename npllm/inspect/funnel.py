@@ -1,0 +1,37 @@
+"""The sampling funnel: from all tokens of the vocabulary down to the one that is chosen, step by step.
+
+Source: "Choosing a Single Token from the Probability Distribution" (Figure 3-7).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from array_api_compat import device
+
+from ..sampling import choose, softmax
+from ..shapes import Array, Float, array_namespace
+from ..tap import record
+
+
+class FunnelStep(NamedTuple):
+    """What one step of the funnel leaves."""
+
+    name: str  # as in `choose`: "logits" is the first, "draw" or "greedy" the last
+    logits: Float[Array, " V"]  # -inf: ruled out
+    probabilities: Float[Array, " V"]
+    left: int  # how many tokens can still be chosen
+
+
+def funnel(logits: Float[Array, " V"], **options: Any) -> list[FunnelStep]:
+    """`choose`, step by step: from all tokens of the vocabulary down to the one that it chooses. Options as there.
+
+    >>> import numpy as np
+    >>> [(step.name, step.left) for step in funnel(np.asarray([3.0, 1.0, 2.0]), temperature=1.0, top_k=2)]
+    [('logits', 3), ('temperature', 3), ('top_k', 2), ('draw', 1)]
+    """
+    xp, values = array_namespace(logits), dict[str, Array]()
+    choose(logits, tap=record(values), **options)
+    *_, before, last = values  # the last value is the token
+    ids = xp.arange(logits.shape[0], device=device(logits))
+    values[last] = xp.where(ids == values[last], values[before], -math.inf)
+    return [FunnelStep(name, x, softmax(x), int(xp.count_nonzero(x > -math.inf))) for name, x in values.items()]
