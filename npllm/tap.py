@@ -27,13 +27,22 @@ def under(tap: Tap, prefix: str) -> Tap:
     return lambda name, value: tap(f"{prefix}.{name}", value)
 
 
+def matches(name: str, patterns: str) -> bool:
+    """Whether the name is one that a pattern stands for: "*.weights", "layers.7.*", or several, separated by commas.
+
+    >>> matches("layers.7.attention.q", "norm,layers.*.[qk]"), matches("layers.7.attention.q", "layers.?.q")
+    (True, False)
+    """
+    return any(fnmatchcase(name, pattern) for pattern in patterns.split(","))
+
+
 def record(into: dict[str, Array], only: str = "*") -> Tap:
     """A tap that keeps values in the dict `into`, under their full names.
 
     Parameters
     ----------
     into : filled as the pass goes on, in the order of execution; take a fresh one for every text
-    only : a pattern as for file names: "*.weights", "layers.7.*", or several, separated by commas
+    only : the names to keep, as patterns for `matches`
 
     A name that comes again (a prompt computed in chunks) is joined along T. The keys that a chunk sees grow from
     chunk to chunk: earlier rows of "scores" are filled up with -inf, of "weights" with 0. ("scores" are those before
@@ -49,10 +58,9 @@ def record(into: dict[str, Array], only: str = "*") -> Tap:
            [  1.,   1., -inf],
            [  1.,   1.,   1.]]))
     """
-    patterns = only.split(",")
 
     def recorder(name: str, value: Array) -> Array:
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
+        if matches(name, only):
             into[name] = join(name, into[name], value) if name in into else value
         return value
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 
 import pytest
+from command_line import folder, npllm  # noqa: F401
 from hypothesis import Phase, settings
 from libraries import NAMES, Library, library
 
@@ -11,12 +12,27 @@ from libraries import NAMES, Library, library
 settings.register_profile("quick", max_examples=15, deadline=None, derandomize=True, database=None)
 settings.register_profile("ci", settings.get_profile("quick"), max_examples=50)
 settings.register_profile("thorough", max_examples=500, deadline=None)
+# JAX compiles each operation anew for each shape, so its tests have a marker and a profile of their own.
+settings.register_profile("jax", settings.get_profile("quick"), max_examples=6)
 # tools/mutate.py asks only whether a test fails, and not for the simplest example of it.
 settings.register_profile("mutants", settings.get_profile("quick"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
+INSTALLED = [name for name in NAMES if importlib.util.find_spec(name)]
 
-@pytest.fixture(scope="session", params=[name for name in NAMES if importlib.util.find_spec(name)])
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=[pytest.mark.jax] if name == "jax" else []) for name in INSTALLED],
+)
 def lib(request) -> Library:
     """The same test for every array library that is installed; test_shapes.py skips once for each that is not."""
     return library(request.param)
+
+
+@pytest.fixture(scope="session")
+def writable_lib(lib) -> Library:
+    """`lib`, for a test that writes to a KV cache: JAX computes all of the math, but nobody can write to its arrays."""
+    if lib.xp.__name__ == "jax.numpy":
+        pytest.skip("jax arrays cannot be written to; the KV cache is")
+    return lib

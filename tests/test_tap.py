@@ -98,15 +98,16 @@ def test_a_tap_that_returns_another_value_changes_the_result(name):
     assert np.any(patched != forward(ids, WEIGHTS, CONFIG)[0])
 
 
-def test_what_a_tap_returns_is_what_the_pass_goes_on_with():
-    ids = random_ids(CONFIG, 4)
+def test_what_a_tap_returns_is_what_the_pass_goes_on_with(lib):
+    ids = lib.array(random_ids(CONFIG, 4))
 
     def patching(name, value):
         return 0 * value if name == "layers.1.feedforward.output" else value
 
     layers = (WEIGHTS.layers[0], WEIGHTS.layers[1]._replace(down_proj=0 * WEIGHTS.layers[1].down_proj))
-    patched, _ = forward(ids, WEIGHTS, CONFIG, tap=patching)
-    np.testing.assert_array_equal(patched, forward(ids, WEIGHTS._replace(layers=layers), CONFIG)[0])
+    patched, _ = forward(ids, lib.tree(WEIGHTS), CONFIG, tap=patching)
+    without, _ = forward(ids, lib.tree(WEIGHTS._replace(layers=layers)), CONFIG)
+    np.testing.assert_array_equal(to_host(patched), to_host(without))
 
 
 @pytest.mark.parametrize(
@@ -130,24 +131,24 @@ def test_only_chooses_by_patterns(only, names):
     batch=st.sampled_from([(), (2,)]),
     window=st.sampled_from([None, 2]),
 )
-def test_chunks_are_recorded_as_the_whole(chunks, batch, window):
+def test_chunks_are_recorded_as_the_whole(writable_lib, chunks, batch, window):
     config = tiny_config(model_type="mistral", num_key_value_heads=2, sliding_window=window)
     ids = random_ids(config, *batch, sum(chunks))
     whole = recorded(ids, config=config)
-    seen, start = {}, 0
-    cache = empty_cache(config, sum(chunks), batch, like=WEIGHTS.norm)
+    seen, start, weights = {}, 0, writable_lib.tree(WEIGHTS)
+    cache = empty_cache(config, sum(chunks), batch, like=weights.norm)
     for chunk in chunks:
-        forward(ids[..., start : start + chunk], WEIGHTS, config, cache, tap=record(seen))
+        forward(writable_lib.array(ids[..., start : start + chunk]), weights, config, cache, tap=record(seen))
         start += chunk
     visible = np.tri(sum(chunks), dtype=bool)
     assert list(seen) == list(whole)
     for name, value in seen.items():
         scores = name.endswith("scores")
-        assert_close(name, value, whole[name], where=visible if scores else None)
+        assert_close(name, to_host(value), whole[name], where=visible if scores else None)
 
 
-def test_what_an_earlier_chunk_could_not_see_is_filled_as_a_mask_would(lib):
-    seen, weights = {}, lib.tree(WEIGHTS)
+def test_what_an_earlier_chunk_could_not_see_is_filled_as_a_mask_would(writable_lib):
+    lib, seen, weights = writable_lib, {}, writable_lib.tree(WEIGHTS)
     cache = empty_cache(CONFIG, 5, like=weights.norm)
     ids = random_ids(CONFIG, 5)
     for chunk in (ids[:2], ids[2:]):

@@ -981,7 +981,7 @@ MUTANTS = [
     ),
     mutant(
         "the tokenizer's end tokens left out",
-        "generate.py",
+        "text/end_ids.py",
         "ids if lm.tokenizer is None else ids | lm.tokenizer.end_ids",
         "ids",
         "test_generate.py::test_the_end_tokens_of_all_three_places_are_united",
@@ -1017,9 +1017,9 @@ MUTANTS = [
     ),
     mutant(
         "generation goes past the context",
-        "generate.py",
-        "capacity = len(ids) + min(max_new_tokens, left)",
-        "capacity = len(ids) + max_new_tokens",
+        "backend/checks.py",
+        "return prompt + min(max_new_tokens, left)",
+        "return prompt + max_new_tokens",
         "test_generate.py::test_the_context_caps_the_text_with_a_warning",
     ),
     mutant(

@@ -93,7 +93,7 @@ def hidden_states(lm: LM, ids: Sequence[int], parts: Iterable[Window]) -> Iterat
     like = lm.weights.norm
     xp = array_namespace(like)
     for begin, end, scored in parts:
-        part = xp.asarray(list(ids[begin:end]), dtype=xp.int64, device=device(like))
+        part = xp.asarray(list(ids[begin:end]), device=device(like))
         hidden, _ = lm.transform(part, lm.weights, lm.config)
         yield hidden[scored - 1 - begin : end - 1 - begin, :]
 

@@ -1,0 +1,225 @@
+"""Traces: every value of a pass over a text, by its name, to look at or to keep in a file.
+
+A trace file is a safetensors file. Each value is a tensor under its name (docs/taps.md lists them), without a batch
+axis; and there are metadata:
+
+    names      a JSON list of the names in the order of execution, because a safetensors file has no order of its own
+    ids        the token ids of the text: 504,3575,282
+    model, dtype, device, made_by    what computed the values
+
+Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6): what is on the way from the first to the last.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from array_api_compat import device
+from safetensors import SafetensorError, safe_open
+
+from ..backend.checks import check_ids
+from ..backend.devices import to_host
+from ..backend.memory import check_memory
+from ..cache import empty_cache
+from ..errors import ModelFileError, UsageError
+from ..model import LM, forward
+from ..shapes import Array, array_namespace
+from ..tap import Tap, matches, record, untapped
+
+DTYPES = ("F32", "F16", "BF16", "F64", "BOOL")  # of a tensor in a trace file; npllm writes F32
+
+
+def trace(
+    lm: LM, ids: Sequence[int], only: str = "*", tap: Tap = untapped, chunks: Sequence[int] | None = None
+) -> dict[str, np.ndarray]:
+    """The tapped values of the tokens, by name, in float32 on the host, in the order of execution; and the logits.
+
+    Parameters
+    ----------
+    only : the names to keep, as in `record`; the logits are always kept
+    tap : sees every value first, and what it returns is what is kept: `patch`
+    chunks : how many tokens to compute at a time, with the KV cache: [4, 1] for 5 tokens is all but the last, then one
+        step. By default all in one pass, without a cache
+
+    Raises
+    ------
+    UsageError : a pattern in `only` names nothing; the ids are too many, or have no row in the embeddings matrix
+    NotEnoughMemoryError : the values do not fit
+    """
+    context = lm.config.max_position_embeddings
+    if len(ids) == 0:
+        raise UsageError("the prompt is empty: expected at least one token")
+    if len(ids) > context:
+        raise UsageError(f"the prompt is too long: {len(ids)} tokens, and the model's context is {context} tokens")
+    check_ids(ids, lm.config.vocab_size)
+    if chunks is not None and (sum(chunks) != len(ids) or min(chunks) < 1):
+        raise UsageError(f"chunks: expected parts of {len(ids)} tokens, got {list(chunks)}")
+    like = lm.weights.norm
+    xp = array_namespace(like)
+    on_device = xp.asarray(list(ids), device=device(like))
+
+    # A pass over the first token alone tells the names, and how large the values of all tokens will be.
+    first: dict[str, Array] = {}
+    forward(on_device[:1], lm.weights, lm.config, transform=lm.transform, tap=record(first))
+    check_patterns(only, first)
+    patterns = f"{only},logits"
+    sizes = {
+        name: 4 * prod(value.shape) * len(ids) ** (2 if name.endswith((".scores", ".weights")) else 1)
+        for name, value in first.items()
+    }
+    scores = 3 * 4 * lm.config.num_attention_heads * len(ids) ** 2  # of one layer: as they are, masked, as weights
+    kept = sum(size for name, size in sizes.items() if matches(name, patterns))
+    check_memory({"traced values": kept, "attention scores": scores})
+
+    seen: dict[str, np.ndarray] = {}
+    keep = record(seen, patterns)
+
+    def recorder(name: str, value: Array) -> Array:
+        value = tap(name, value)
+        if matches(name, patterns):  # a copy of what is only a view; what a GPU made does not stay there
+            keep(name, np.ascontiguousarray(to_host(value), dtype=np.float32))
+        return value
+
+    cache = None if chunks is None else empty_cache(lm.config, len(ids), like=like)
+    start = 0
+    for count in chunks or [len(ids)]:
+        part = on_device[start : start + count]
+        forward(part, lm.weights, lm.config, cache, transform=lm.transform, tap=recorder)
+        start += count
+    return seen
+
+
+def check_patterns(only: str, names: Collection[str], where: str = "--only") -> None:
+    """Refuse a pattern that no name matches, and say which come near it.
+
+    >>> check_patterns("*.wieghts", ["layers.0.attention.weights", "norm"])
+    Traceback (most recent call last):
+    npllm.errors.UsageError: --only: no value is named *.wieghts; did you mean *.weights?
+    """
+    for pattern in only.split(","):
+        if not any(matches(name, pattern) for name in names):
+            any_layer = dict.fromkeys(re.sub(r"\d+", "*", name) for name in names)
+            ends = dict.fromkeys("*." + name.rsplit(".", 1)[-1] for name in any_layer if "." in name)
+            near = difflib.get_close_matches(pattern, [*any_layer, *ends, *names], n=3)
+            if any(matches(name, re.sub(r"\d+", "*", pattern)) for name in names):
+                hint = f"the layers are 0 to {max(int(i) for name in names for i in re.findall(r'[0-9]+', name))}"
+            elif near:
+                hint = f"did you mean {', '.join(near)}?"
+            else:
+                hint = f"there are {', '.join(any_layer)}"
+            raise UsageError(f"{where}: no value is named {pattern}; {hint}")
+
+
+def write_trace(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write the values into a trace file, in whole or not at all; an old file of that name is replaced.
+
+    The order of `arrays` becomes the order of execution. The same values and metadata give the same bytes.
+
+    Raises
+    ------
+    UsageError : it cannot be written: no permission, no space
+    """
+    entries: dict[str, object] = {"__metadata__": {"names": json.dumps(list(arrays)), **metadata}}
+    data, end = [], 0
+    for name, array in arrays.items():
+        data.append(np.ascontiguousarray(array, dtype="<f4"))
+        begin, end = end, end + data[-1].nbytes
+        entries[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)  # so that the numbers begin at a multiple of 8 bytes
+    write_whole(path, [len(header).to_bytes(8, "little"), header, *(array.data for array in data)])
+
+
+def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file in whole or not at all: beside its place first, then into it. Errors as in `write_trace`."""
+    part_file = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            with part_file.open("wb") as file:
+                for part in parts:
+                    file.write(part)
+            part_file.replace(path)
+        finally:
+            part_file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def read_trace(path: Path, only: str = "*") -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The values in a trace file, in float32 and in the order of execution, and its metadata.
+
+    only : the names to read, as in `record`; which scores the masks show ("visible") is always read
+
+    Raises
+    ------
+    UsageError : the file cannot be read, or a pattern in `only` names nothing in it
+    ModelFileError : it is there, and is no trace
+    NotEnoughMemoryError : the values do not fit
+    """
+    try:
+        with path.open("rb"):  # the library's own errors do not say why not
+            pass
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            names = names_of(path, metadata, file.keys())
+            check_patterns(only, names, f"{path}: --only")
+            patterns, tokens, size = f"{only},*.visible", set(), 0
+            for name in names:
+                tensor = file.get_slice(name)
+                dtype, shape = tensor.get_dtype(), tensor.get_shape()
+                if dtype not in DTYPES or len(shape) < 2 or 0 in shape:
+                    raise ModelFileError(
+                        f"{path}: {name}: expected numbers ({', '.join(DTYPES)}) with two axes or more, got {dtype}"
+                        f" {shape}"
+                    )
+                tokens.add(shape[-2])
+                size += 4 * prod(shape) if matches(name, patterns) else 0
+            if "ids" in metadata:
+                tokens.add(len(parse_ids(metadata["ids"], f"{path}: ids", ModelFileError)))
+            if len(tokens) != 1:
+                raise ModelFileError(
+                    f"{path}: expected all values of the same tokens, got {sorted(tokens)} tokens; write the file again"
+                )
+            check_memory({str(path): size})
+            arrays = {
+                name: file.get_tensor(name).astype(np.float32, copy=False) for name in names if matches(name, patterns)
+            }
+    except SafetensorError as error:
+        raise ModelFileError(f"{path}: expected a trace, which is a safetensors file, got {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return arrays, metadata
+
+
+def names_of(path: Path, metadata: Mapping[str, str], there: Collection[str]) -> list[str]:
+    """The names in a trace file, in the order of execution, and nothing that a terminal would obey."""
+    try:
+        names = json.loads(metadata.get("names", "null"))
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
+        raise ModelFileError(
+            f'{path}: expected a trace, got a safetensors file without a list of "names" in its metadata;'
+            " npllm trace and tools/hf_trace.py write one"
+        )
+    if len(names) != len(set(names)) or set(names) != set(there):
+        odd = sorted(set(names) ^ set(there))
+        raise ModelFileError(
+            f'{path}: expected "names" to list each tensor once, got others: {", ".join(map(repr, odd[:3]))}'
+        )
+    wild = [name for name in names if not name.isprintable()]
+    if wild:
+        raise ModelFileError(f"{path}: expected names that can be printed, got {wild[0]!r}")
+    return names
+
+
+def parse_ids(text: str, where: str, error: type[UsageError] | type[ModelFileError] = UsageError) -> list[int]:
+    """Token ids with commas between them, as a list."""
+    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text, re.ASCII):
+        raise error(f"{where}: expected token ids with commas between them, got {text[:80]!r}")
+    return [int(part) for part in text.split(",")]
