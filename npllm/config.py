@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ModelFileError
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -44,12 +42,3 @@ class Config:
     def rotary_dim(self) -> int:
         """2R: how many of a head's H dimensions are rotated by RoPE (partial rotary: fewer than H)."""
         return int(self.head_dim * self.partial_rotary_factor)
-
-
-def read_token_ids(keys: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
-    """One id, a list of ids or nothing, as a tuple: config.json and generation_config.json have all three."""
-    value = keys.get(key)
-    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise ModelFileError(f"{where}: {key}: expected a token id or a list of them, got {value!r}")
-    return ids

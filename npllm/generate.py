@@ -9,7 +9,6 @@ Keys and Values" (Figure 3-10).
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,17 +16,17 @@ import numpy as np
 from array_api_compat import device
 
 from .attention import attention
-from .backend.checks import check_options, check_prompt
+from .backend.checks import capacity_for, check_options, check_prompt
 from .backend.devices import free_bytes, to_host
 from .backend.memory import attention_bytes, check_memory
 from .cache import Cache, empty_cache, kv_cache_bytes
-from .config import read_token_ids
 from .errors import ModelFileError, UsageError
 from .flash import TILE, flash_attention
 from .heads import lm_head
 from .model import LM
 from .sampling import choose
 from .shapes import Array, Float, array_namespace
+from .text.end_ids import end_ids
 from .text.stream import TextStream, split_at_stop
 
 PREFILL_CHUNK = 512  # tokens of a prompt in one pass: their vectors are all that a longer prompt takes more memory for
@@ -48,12 +47,6 @@ class Generation(NamedTuple):
     ids: list[int]  # with the end token, or those of the stop string
     prompt_ids: list[int]
     finish_reason: str  # "stop" or "length"
-
-
-def end_ids(lm: LM) -> frozenset[int]:
-    """The tokens that end a text: those of the config, of the generation config and of the tokenizer together."""
-    ids = {*lm.config.eos_token_id, *read_token_ids(lm.generation_config, "eos_token_id", "generation_config.json")}
-    return frozenset(ids if lm.tokenizer is None else ids | lm.tokenizer.end_ids)
 
 
 def next_logits(lm: LM, ids: Sequence[int], cache: Cache) -> Float[Array, " V"]:
@@ -121,14 +114,7 @@ def steps(
         raise UsageError(
             f"cache: expected room for {len(ids)} tokens, got {cache['keys'][0].shape[-2]}; use cache.grow"
         )
-    left = lm.config.max_position_embeddings - len(ids)
-    if max_new_tokens > left:
-        warnings.warn(
-            f"only {left} new tokens instead of {max_new_tokens}: the prompt has {len(ids)}, and the model's context is"
-            f" {left + len(ids)} tokens",
-            stacklevel=2,
-        )
-    capacity = len(ids) + min(max_new_tokens, left)
+    capacity = capacity_for(lm.config, len(ids), max_new_tokens)
     rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
     needed = {"attention": attention_bytes(lm.config, rows, capacity, TILE)}
     if cache is None:
@@ -207,12 +193,9 @@ def generate(lm: LM, prompt: str | Sequence[int], **options: Any) -> Generation:
     ' Paris.'
     """
     prompt_ids = as_ids(lm, prompt)
-    text, ids, finish_reason = "", [], ""
-    for step in steps(lm, prompt_ids, **options):
-        text += step.text
-        ids.append(step.id)
-        finish_reason = step.finish_reason or ""  # only the last step has one
-    return Generation(text, ids, prompt_ids, finish_reason)
+    made = list(steps(lm, prompt_ids, **options))
+    text, ids = "".join(step.text for step in made), [step.id for step in made]
+    return Generation(text, ids, prompt_ids, made[-1].finish_reason or "")  # only the last has a reason
 
 
 def as_ids(lm: LM, prompt: str | Sequence[int]) -> list[int]:

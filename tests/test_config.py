@@ -4,8 +4,9 @@ import json
 import pytest
 
 from npllm.checkpoint.config_json import LARGEST, read_config
-from npllm.config import Config, read_token_ids
+from npllm.config import Config
 from npllm.errors import ModelFileError
+from npllm.text.end_ids import read_token_ids
 
 # The keys that every config.json has, with the numbers of Phi-3-mini.
 PHI3_MINI = {

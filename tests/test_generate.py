@@ -15,10 +15,11 @@ from npllm.backend.checks import check_ids
 from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
 from npllm.flash import flash_attention
-from npllm.generate import end_ids, generate, steps, stream
+from npllm.generate import generate, steps, stream
 from npllm.heads import lm_head
 from npllm.model import LM, forward, transform
 from npllm.shapes import Weights
+from npllm.text.end_ids import end_ids
 from npllm.text.stream import split_at_stop
 
 module = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name

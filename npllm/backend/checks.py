@@ -1,6 +1,7 @@
 """What may be asked of a model: checked while it is still Python numbers, before any array is made."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,3 +44,15 @@ def check_prompt(ids: Sequence[int], config: Config) -> None:
             f"the prompt is too long: {len(ids)} tokens leave no room for a new one in the model's context of {context}"
         )
     check_ids(ids, config.vocab_size)
+
+
+def capacity_for(config: Config, prompt: int, max_new_tokens: int) -> int:
+    """How many tokens the text may have in all: fewer than asked for where the context ends, with a warning."""
+    left = config.max_position_embeddings - prompt
+    if max_new_tokens > left:
+        warnings.warn(
+            f"only {left} new tokens instead of {max_new_tokens}: the prompt has {prompt}, and the model's context is"
+            f" {left + prompt} tokens",
+            stacklevel=3,
+        )
+    return prompt + min(max_new_tokens, left)

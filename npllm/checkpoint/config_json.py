@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import Config, read_token_ids
+from ..config import Config
 from ..errors import ModelFileError
+from ..text.end_ids import read_token_ids
 from .gpt2 import GPT2_KEYS, gpt2_keys
 
 MODEL_TYPES = ("phi3", "llama", "mistral", "qwen2", "gpt2")
