@@ -24,7 +24,8 @@ each; a module uses only those above it:
     sampling     logits to a token
     generate     the loop
 
-Beside them: backend (devices), checkpoint (files to weights), apps (what is built on the loop), cli (the commands).
+Beside them: text (text at its edges), backend (devices, packed weights), checkpoint (files to weights), inspect (looking
+inside), apps (what is built on the loop), cli (the commands).
 """
 
 from .apps.pipeline import pipeline
@@ -32,8 +33,8 @@ from .checkpoint.load import load
 from .generate import Generation, Step, generate, steps, stream
 from .heads import lm_head
 from .inspect.patch import patch
+from .inspect.record import record
 from .model import LM, forward, transform
-from .tap import record
 from .version import __version__
 
 __all__ = [

@@ -99,13 +99,8 @@ def steps(
     ModelFileError : the logits are not finite
     """
     stop = [stop] if isinstance(stop, str) else list(stop)
-    sampling = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-    }
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling["repetition_penalty"] = repetition_penalty
     check_options(max_new_tokens=max_new_tokens, **sampling, stop=stop, seed=seed)
     check_prompt(ids, lm.config)
     if stop and lm.tokenizer is None:

@@ -47,7 +47,7 @@ def transform(
     visible : which of the S cached and new tokens each may see: for all layers, or a list with one for each.
         By default causal, within the layer's sliding window, counted by places in the sequence, not by `positions`
     block, attention : other ways to compute the same
-    tap : looks at the values on the way, see `tap.record`
+    tap : looks at the values on the way, see inspect/record.py
 
     Returns
     -------
@@ -67,18 +67,8 @@ def transform(
 
     x = tap("embedding", embed(ids, weights.embed_tokens))
     for layer, block_weights in enumerate(weights.layers):
-        x = block(
-            x,
-            block_weights,
-            config,
-            cos,
-            sin,
-            visible[layer],
-            cache,
-            layer,
-            attention=attention,
-            tap=under(tap, f"layers.{layer}"),
-        )
+        inside = under(tap, f"layers.{layer}")
+        x = block(x, block_weights, config, cos, sin, visible[layer], cache, layer, attention=attention, tap=inside)
     if cache is not None:
         cache["length"] = past + new
     return tap("norm", rms_norm(x, weights.norm, config.rms_norm_eps)), cache

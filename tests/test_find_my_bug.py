@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 
 from npllm import forward, load
 from npllm.inspect.compare import compare, first_beyond
+from npllm.inspect.record import record
 from npllm.inspect.trace import read_trace, trace, write_trace
 from npllm.masks import sliding_window
-from npllm.tap import record
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "find-my-bug.md").read_text(encoding="utf-8")

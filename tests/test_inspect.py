@@ -34,12 +34,12 @@ from npllm.inspect.heatmap import ASCII, LEAST, SHADES, bounds, characters, dark
 from npllm.inspect.lens import likeliest, logit_lens, shares
 from npllm.inspect.look import lens, look, norms
 from npllm.inspect.parts import GPT2_PARTS, PACKAGE, PARTS, part, project_url, source
+from npllm.inspect.record import record
 from npllm.inspect.summary import check_choice, finite, named, summary
 from npllm.inspect.terminal import amount, coloured, percent, plain, report
 from npllm.inspect.tokens import columns, padded, token_bytes, visible
 from npllm.model import LM, forward, gpt2_transform
 from npllm.sampling import softmax
-from npllm.tap import record
 from npllm.tokenizer import Tokenizer
 
 IDS = [3, 1, 4, 1, 5]

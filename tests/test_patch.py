@@ -12,8 +12,8 @@ from npllm.backend.devices import to_host
 from npllm.errors import UsageError
 from npllm.flash import flash_attention
 from npllm.inspect.patch import zero_head, zero_neuron
+from npllm.inspect.record import record
 from npllm.model import LM, forward, transform
-from npllm.tap import record
 
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)

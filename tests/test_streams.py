@@ -11,9 +11,9 @@ from npllm.backend.devices import to_host
 from npllm.cache import empty_cache
 from npllm.generate import steps
 from npllm.heads import lm_head
+from npllm.inspect.record import record
 from npllm.masks import bidirectional, causal
 from npllm.model import LM, forward, transform
-from npllm.tap import record
 
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)

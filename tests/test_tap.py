@@ -7,8 +7,9 @@ from tolerance import assert_close
 
 from npllm.backend.devices import to_host
 from npllm.cache import empty_cache
+from npllm.inspect.record import record
 from npllm.model import forward, transform
-from npllm.tap import record, under, untapped
+from npllm.tap import under, untapped
 
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)

@@ -11,8 +11,8 @@ from models import random_gpt2_weights, random_ids, random_weights, tiny_config,
 import npllm
 from npllm.block import original_block
 from npllm.cache import empty_cache
+from npllm.inspect.record import record
 from npllm.model import forward, gpt2_transform, transform
-from npllm.tap import record
 
 PAGE = (Path(__file__).parent.parent / "docs" / "taps.md").read_text(encoding="utf-8")
 TODAY, GPT2 = (

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 from tolerance import assert_close
 
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
+from npllm.inspect.record import record
 from npllm.inspect.trace import check_patterns, read_trace, trace, write_trace
 from npllm.model import LM, forward, gpt2_transform
-from npllm.tap import record
 
 CONFIG = tiny_config(max_position_embeddings=16)
 MODEL = LM(CONFIG, random_weights(CONFIG), None, {})

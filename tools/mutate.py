@@ -715,7 +715,7 @@ MUTANTS = [
     ),
     mutant(
         "hidden scores recorded as 0",
-        "tap.py",
+        "inspect/record.py",
         'float("-inf") if leaf == "scores" else 0.0',
         "0.0",
         "test_tap.py::test_what_an_earlier_chunk_could_not_see_is_filled_as_a_mask_would[numpy]",

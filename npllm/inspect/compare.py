@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..shapes import Bool, Float
-from ..tap import matches
+from .record import matches
 
 # What two correct computations may differ by, by what the weights of one of them were rounded to. In float32 it is some
 # hundred roundings. The other two are no bounds, but four times the most that rounding the weights of SmolLM2-135M was

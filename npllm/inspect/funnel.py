@@ -10,7 +10,7 @@ from array_api_compat import device
 
 from ..sampling import choose, softmax
 from ..shapes import Array, Float, array_namespace
-from ..tap import record
+from .record import record
 
 
 class FunnelStep(NamedTuple):

@@ -16,7 +16,8 @@ from array_api_compat import device
 from ..backend.devices import to_host
 from ..errors import UsageError
 from ..shapes import Array, array_namespace
-from ..tap import Tap, matches, untapped
+from ..tap import Tap, untapped
+from .record import matches
 from .trace import check_patterns
 
 Change = Callable[[Array], Array] | Array

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..errors import UsageError
 from ..model import LM
-from ..tap import matches
 from ..version import __version__
+from .record import matches
 from .trace import parse_ids, read_trace, trace
 
 

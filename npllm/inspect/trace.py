@@ -29,7 +29,8 @@ from ..cache import empty_cache
 from ..errors import ModelFileError, UsageError
 from ..model import LM, forward
 from ..shapes import Array, array_namespace
-from ..tap import Tap, matches, record, untapped
+from ..tap import Tap, untapped
+from .record import matches, record
 
 DTYPES = ("F32", "F16", "BF16", "F64", "BOOL")  # of a tensor in a trace file; npllm writes F32
 
