@@ -24,8 +24,8 @@ each; a module uses only those above it:
     sampling     logits to a token
     generate     the loop
 
-Beside them: text (text at its edges), backend (devices, packed weights), checkpoint (files to weights), inspect (looking
-inside), apps (what is built on the loop), cli (the commands).
+Beside them: text (text at its edges), backend (devices, packed weights), checkpoint (files to weights), inspect
+(looking inside), apps (what is built on the loop), cli (the commands).
 """
 
 from .apps.pipeline import pipeline
