@@ -1,7 +1,7 @@
 """npllm: the transformer LLM of the chapter "Looking Inside Large Language Models", as plain array functions.
 
 Text flows one way: text -> ids -> vectors -> blocks -> logits -> id -> text. The modules in reading order, one concept
-each; a module uses only those above it:
+each; a module uses only those above it (tokenizer and generate also a wing: text, backend):
 
     shapes       what the letters in every shape mean; the names of all weights
     tap          looking at a value as it passes

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A model's configuration. Made by checkpoint/config_json.py, which checks it; the code after it relies on that."""
+    """A model's configuration. Made and checked by checkpoint/config_json.py (for GGUF too): the code relies on it."""
 
     model_type: str
     vocab_size: int  # V
@@ -21,7 +21,7 @@ class Config:
     rms_norm_eps: float = 0.0  # of the models with RMSNorm
     layer_norm_epsilon: float = 0.0  # of those with LayerNorm, which is GPT-2
     rope_theta: float = 10000.0
-    rope_scaling: Mapping[str, Any] | None = None  # {"rope_type": "linear", "factor": 2.0}, or llama3's five keys
+    rope_scaling: Mapping[str, Any] | None = None  # {"rope_type": "linear", ...}: "llama3", or GGUF's "factors"
     partial_rotary_factor: float = 1.0
     sliding_window: int | None = None  # W: how many tokens a token sees, itself among them
     layer_types: tuple[str, ...]  # "full_attention" or "sliding_attention", one for each layer

@@ -9,6 +9,7 @@ Keys and Values" (Figure 3-10).
 """
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from .shapes import Array, Float, array_namespace
 from .text.end_ids import end_ids
 from .text.stream import TextStream, split_at_stop
 
-PREFILL_CHUNK = 512  # tokens of a prompt in one pass: their vectors are all that a longer prompt takes more memory for
+PREFILL_CHUNK = 512  # tokens of a prompt in one pass: bounds the memory for their vectors, however long it is
 
 
 class Step(NamedTuple):
@@ -164,6 +165,7 @@ def next_token(
     if sampling["repetition_penalty"] != 1.0:
         seen = xp.asarray(np.isin(np.arange(logits.shape[0]), ids), device=device(logits))
     chosen = choose(logits, uniform=random.random(), seen=seen, **sampling)
+    # One transfer; float32 holds every id below 2**24 exactly.
     token, largest = to_host(xp.stack([xp.astype(chosen, xp.float32), xp.max(logits)]))
     if not math.isfinite(largest):
         raise ModelFileError(
@@ -196,7 +198,7 @@ def generate(lm: LM, prompt: str | Sequence[int], **options: Any) -> Generation:
 def as_ids(lm: LM, prompt: str | Sequence[int]) -> list[int]:
     """The prompt's token ids."""
     if not isinstance(prompt, str):
-        return [int(i) for i in prompt]
+        return [operator.index(i) for i in prompt]
     if lm.tokenizer is None:
         raise ModelFileError("the model has no tokenizer.json: expected one beside config.json; or give token ids")
     return lm.tokenizer.encode(prompt)

@@ -35,7 +35,7 @@ def sequence_classification_head(
     places = xp.arange(ids.shape[-1], device=device(ids))
     filled = places if pad_token_id is None else xp.where(ids != pad_token_id, places, 0)
     last = xp.max(filled, axis=-1, keepdims=True)  # [..., 1]
-    vector = xp.sum(xp.where((places == last)[..., None], hidden, 0.0), axis=-2)  # of all T only the last is not zero
+    vector = xp.sum(xp.where((places == last)[..., None], hidden, 0.0), axis=-2)  # hidden[last]
     return linear(vector, weights.score, weights.score_bias)
 
 

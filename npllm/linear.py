@@ -4,7 +4,7 @@ from .shapes import Array, Float, Weight, array_namespace, is_packed
 
 
 def product(x2d: Float[Array, "T D"], weight: Float[Array, "F D"]) -> Float[Array, "T F"]:
-    """x Wᵀ for a plain matrix, which takes x in its own dtype: float16 on a GPU. The result is of x's dtype again."""
+    """x Wᵀ for a plain matrix, to whose dtype x is cast: float16 on a GPU. The result is of x's dtype again."""
     if weight.dtype == x2d.dtype:
         return x2d @ weight.T
     xp = array_namespace(x2d)

@@ -50,11 +50,12 @@ class Packed(Protocol):
     """A weight matrix kept in a storage of its own (16, 8 or 4 bits), which knows how to multiply.
 
     `linear` and `embed` are the only functions that ask for one; everything else passes it on. This is what such a
-    storage has to offer; none is made yet: all weights are loaded as plain arrays.
+    storage has to offer; backend/packed.py has them. Large matrices are loaded so, small ones as plain arrays.
     """
 
     shape: tuple[int, int]  # [F, D]
     dtype: Any  # of the storage
+    nbytes: int
 
     def matmul(self, x2d: Float[Array, "T D"]) -> Float[Array, "T F"]:
         """x2d @ W.T"""

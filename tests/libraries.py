@@ -1,7 +1,4 @@
-"""The array libraries that the tests run on.
-
-JAX is not among them: it computes all of the math, but its arrays cannot be written to, and the KV cache is.
-"""
+"""The array libraries that the tests run on."""
 
 import importlib
 from typing import Any, NamedTuple
@@ -34,7 +31,7 @@ class Library(NamedTuple):
 
 
 NUMPY = Library(np)
-NAMES = ("numpy", "array_api_strict", "torch", "cupy")
+NAMES = ("numpy", "array_api_strict", "torch", "cupy", "jax")
 
 
 def library(name: str) -> Library:
@@ -51,4 +48,7 @@ def library(name: str) -> Library:
             pytest.skip(f"cupy is installed but does not work: {error}")
     if name in ("torch", "cupy"):  # their own functions do not take `device=` or `axis=` everywhere
         return Library(importlib.import_module(f"array_api_compat.{name}"))
+    if name == "jax":
+        module.config.update("jax_enable_x64", True)  # it has int64, as all others, and a slip into float64 is seen
+        return Library(importlib.import_module("jax.numpy"))
     return Library(module)

@@ -53,19 +53,21 @@ def test_it_is_the_loop(lib, heads, new, past, width, window):
 
 
 @given(kv_heads=st.integers(1, 3), group=st.integers(1, 3), batch=st.sampled_from([(), (2,)]))
-def test_grouped_query_attention_is_multi_head_attention_with_repeated_heads(kv_heads, group, batch):
+def test_grouped_query_attention_is_multi_head_attention_with_repeated_heads(lib, kv_heads, group, batch):
     q, k, v = tokens(kv_heads * group, kv_heads, 3, past=1, batch=batch)
+    repeated_k, repeated_v = (lib.array(np.repeat(a, group, axis=-3)) for a in (k, v))
+    q, k, v = lib.tree((q, k, v))
     scores = relevance_scores(q, k)
-    assert_close("scores", scores, relevance_scores(q, np.repeat(k, group, axis=-3)))
+    assert_close("scores", to_host(scores), to_host(relevance_scores(q, repeated_k)))
     weights = attention_weights(scores)
-    assert_close("mixed", combine(weights, v), combine(weights, np.repeat(v, group, axis=-3)))
+    assert_close("mixed", to_host(combine(weights, v)), to_host(combine(weights, repeated_v)))
 
 
-def test_multi_query_attention_gives_all_heads_the_same_keys_and_values():
+def test_multi_query_attention_gives_all_heads_the_same_keys_and_values(lib):
     q, k, v = tokens(3, 1, 2)
     q[:] = q[:1]
-    mixed = attention(q, k, v)
-    np.testing.assert_array_equal(mixed, mixed[[0, 0, 0]])
+    mixed = to_host(attention(*lib.tree((q, k, v))))
+    assert_close("mixed", mixed, mixed[[0, 0, 0]])
 
 
 def test_a_batch_is_its_sequences_one_by_one(lib):
@@ -81,27 +83,49 @@ def test_scores_are_divided_by_the_root_of_the_head_width(lib):
     assert to_host(relevance_scores(ones, ones)).item() == 16 / 4
 
 
-def test_neighbouring_query_heads_share_a_key_head():
-    q = np.ones((4, 1, 1), dtype=np.float32)
-    k = np.array([[[1.0]], [[2.0]]], dtype=np.float32)
-    np.testing.assert_array_equal(relevance_scores(q, k)[:, 0, 0], [1.0, 1.0, 2.0, 2.0])
+def test_neighbouring_query_heads_share_a_key_head(lib):
+    q, k = lib.array(np.ones((4, 1, 1))), lib.array([[[1.0]], [[2.0]]])
+    np.testing.assert_array_equal(to_host(relevance_scores(q, k))[:, 0, 0], [1.0, 1.0, 2.0, 2.0])
 
 
 @given(shift=st.integers(-1000, 1000))
-def test_softmax_does_not_change_when_all_scores_are_shifted(shift):
+def test_softmax_does_not_change_when_all_scores_are_shifted(lib, shift):
     scores = np.round(16 * random(2, 3, 5)) / np.float32(16)  # so few digits that shifting them is exact
-    np.testing.assert_array_equal(attention_weights(scores + np.float32(shift)), attention_weights(scores))
+    shifted = attention_weights(lib.array(scores + np.float32(shift)))
+    np.testing.assert_array_equal(to_host(shifted), to_host(attention_weights(lib.array(scores))))
 
 
 @given(order=st.permutations(range(5)))
-def test_the_order_of_keys_and_values_does_not_matter(order):
+def test_the_order_of_keys_and_values_does_not_matter(lib, order):
     q, k, v = tokens(4, 2, 3, past=2)
-    np.testing.assert_allclose(
-        attention_weights(relevance_scores(q, k[:, order])),
-        attention_weights(relevance_scores(q, k))[..., order],
-        rtol=1e-5,
-    )
-    assert_close("mixed", attention(q, k[:, order], v[:, order]), attention(q, k, v))
+    ordered = lib.tree((q, k[:, order], v[:, order]))
+    q, k, v = lib.tree((q, k, v))
+    weights = to_host(attention_weights(relevance_scores(q, k)))
+    assert_close("weights", to_host(attention_weights(relevance_scores(*ordered[:2]))), weights[..., order])
+    assert_close("mixed", to_host(attention(*ordered)), to_host(attention(q, k, v)))
+
+
+@given(order=st.permutations(range(4)))
+def test_each_query_is_answered_by_itself(lib, order):
+    q, k, v = tokens(4, 2, 4, past=1)
+    visible = np.tri(4, 5, 1) > 0
+    mixed = to_host(attention(*lib.tree((q, k, v, visible))))
+    reordered = attention(*lib.tree((q[:, order], k, v, visible[order])))
+    assert_close("mixed", to_host(reordered), mixed[:, order])
+
+
+def test_equal_scores_give_the_mean_of_the_values(lib):
+    q, k, v = tokens(4, 2, 3, past=2)
+    mixed = to_host(attention(*lib.tree((0 * q, k, v))))
+    assert_close("mixed", mixed, np.broadcast_to(np.repeat(np.mean(v, axis=1), 2, axis=0)[:, None], mixed.shape))
+
+
+@given(scale=st.sampled_from([0.1, 1.0, 30.0]), seed=st.integers(0, 5))
+def test_what_is_mixed_lies_between_the_smallest_and_the_largest_value(lib, scale, seed):
+    q, k, v = tokens(4, 2, 3, past=2)
+    mixed = to_host(attention(*lib.tree((scale * random(*q.shape, seed=seed), k, v))))
+    least, most = (np.repeat(of(v, axis=1, keepdims=True), 2, axis=0) for of in (np.min, np.max))
+    assert np.all((least - 1e-5 <= mixed) & (mixed <= most + 1e-5))
 
 
 @given(length=st.integers(1, 6), seed=st.integers(0, 5), scale=st.sampled_from([0.1, 10.0, 1e4]))
@@ -128,22 +152,21 @@ def test_a_query_that_sees_nothing_gets_zeros(lib):
 
 
 @pytest.mark.parametrize("hidden", [1e30, -1e30, math.inf])
-def test_a_hidden_score_does_not_matter_however_large(hidden):
-    scores = np.array([[[1.0, 2.0, hidden]]], dtype=np.float32)
-    weights = attention_weights(scores, np.array([[True, True, False]]))
-    np.testing.assert_array_equal(weights[..., :2], attention_weights(scores[..., :2]))
+def test_a_hidden_score_does_not_matter_however_large(lib, hidden):
+    weights = to_host(attention_weights(lib.array([[[1.0, 2.0, hidden]]]), lib.array([[True, True, False]])))
+    np.testing.assert_array_equal(weights[..., :2], to_host(attention_weights(lib.array([[[1.0, 2.0]]]))))
 
 
-def test_no_mask_hides_nothing():
-    scores = random(2, 3, 4)
-    np.testing.assert_array_equal(attention_weights(scores), attention_weights(scores, np.ones((3, 4), dtype=bool)))
+def test_no_mask_hides_nothing(lib):
+    scores, everything = lib.array(random(2, 3, 4)), lib.array(np.ones((3, 4), dtype=bool))
+    np.testing.assert_array_equal(to_host(attention_weights(scores)), to_host(attention_weights(scores, everything)))
 
 
-def test_all_weight_on_one_token_gives_its_value():
+def test_all_weight_on_one_token_gives_its_value(lib):
     v = random(2, 4, 3)
     weights = np.zeros((2, 1, 4), dtype=np.float32)
     weights[:, :, 2] = 1
-    np.testing.assert_array_equal(combine(weights, v), v[:, 2:3])
+    np.testing.assert_array_equal(to_host(combine(*lib.tree((weights, v)))), v[:, 2:3])
 
 
 def test_split_heads_gives_each_head_neighbouring_dimensions(lib):
@@ -154,9 +177,9 @@ def test_split_heads_gives_each_head_neighbouring_dimensions(lib):
 
 
 @given(batch=st.sampled_from([(), (2,), (1, 2)]), heads=st.integers(1, 4), width=st.integers(1, 3))
-def test_merge_heads_is_the_inverse_of_split_heads(batch, heads, width):
+def test_merge_heads_is_the_inverse_of_split_heads(lib, batch, heads, width):
     x = random(*batch, 5, heads * width)
-    np.testing.assert_array_equal(merge_heads(split_heads(x, heads)), x)
+    np.testing.assert_array_equal(to_host(merge_heads(split_heads(lib.array(x), heads))), x)
 
 
 @pytest.mark.parametrize("biases", [False, True])

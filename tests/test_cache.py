@@ -22,7 +22,7 @@ def random(*shape, seed=0):
 
 def held(cache):
     """Copies of what a cache holds."""
-    return [array[..., : cache["length"], :].copy() for name in ("keys", "values") for array in cache[name]]
+    return [to_host(array)[..., : cache["length"], :].copy() for name in ("keys", "values") for array in cache[name]]
 
 
 def test_an_empty_cache_has_room_for_every_layer(lib):
@@ -34,7 +34,8 @@ def test_an_empty_cache_has_room_for_every_layer(lib):
         assert all(array.dtype == lib.xp.float32 for array in cache[name])
 
 
-def test_append_writes_behind_what_is_held(lib):
+def test_append_writes_behind_what_is_held(writable_lib):
+    lib = writable_lib
     cache = empty_cache(CONFIG, 5, like=lib.array(LIKE))
     k, v = random(2, 3, 4), random(2, 3, 4, seed=1)
     append(cache, 1, lib.array(k[:, :2]), lib.array(v[:, :2]))
@@ -70,10 +71,11 @@ def test_decoding_hands_the_cache_itself_to_attention_and_never_a_copy():
     assert all(now is before for now, before in zip([*cache["keys"], *cache["values"]], rooms, strict=True))
 
 
-def test_an_interrupted_pass_leaves_the_cache_as_it_was():
+def test_an_interrupted_pass_leaves_the_cache_as_it_was(writable_lib):
+    lib, weights = writable_lib, writable_lib.tree(WEIGHTS)
     ids = random_ids(CONFIG, 6)
-    cache = empty_cache(CONFIG, 8, like=LIKE)
-    transform(ids[:4], WEIGHTS, CONFIG, cache)
+    cache = empty_cache(CONFIG, 8, like=weights.norm)
+    transform(lib.array(ids[:4]), weights, CONFIG, cache)
     before = held(cache)
 
     def interrupted(*arguments, **options):
@@ -82,12 +84,12 @@ def test_an_interrupted_pass_leaves_the_cache_as_it_was():
         return block(*arguments, **options)
 
     with pytest.raises(KeyboardInterrupt):
-        transform(ids[4:], WEIGHTS, CONFIG, cache, block=interrupted)
+        transform(lib.array(ids[4:]), weights, CONFIG, cache, block=interrupted)
     assert cache["length"] == 4
     for now, then in zip(held(cache), before, strict=True):
         np.testing.assert_array_equal(now, then)
-    again, _ = transform(ids[4:], WEIGHTS, CONFIG, cache)
-    assert_close("again", again, transform(ids, WEIGHTS, CONFIG)[0][4:])
+    again, _ = transform(lib.array(ids[4:]), weights, CONFIG, cache)
+    assert_close("again", to_host(again), transform(ids, WEIGHTS, CONFIG)[0][4:])
 
 
 def test_length_moves_on_after_the_last_block_only():
@@ -107,39 +109,32 @@ def test_length_moves_on_after_the_last_block_only():
 
 
 @given(kept=st.integers(0, 5))
-def test_lowering_length_forgets_the_last_tokens(kept):
-    cache = empty_cache(CONFIG, 8, like=LIKE)
-    transform(random_ids(CONFIG, 5, seed=1), WEIGHTS, CONFIG, cache)
+def test_lowering_length_forgets_the_last_tokens(writable_lib, kept):
+    lib, weights = writable_lib, writable_lib.tree(WEIGHTS)
+    cache = empty_cache(CONFIG, 8, like=weights.norm)
+    transform(lib.array(random_ids(CONFIG, 5, seed=1)), weights, CONFIG, cache)
     cache["length"] = kept
     other = random_ids(CONFIG, 3, seed=2)
-    rolled_back, _ = forward(other, WEIGHTS, CONFIG, cache)
+    rolled_back, _ = forward(lib.array(other), weights, CONFIG, cache)
     whole = np.concatenate([random_ids(CONFIG, 5, seed=1)[:kept], other])
-    assert_close("logits", rolled_back, forward(whole, WEIGHTS, CONFIG)[0][kept:])
+    assert_close("logits", to_host(rolled_back), forward(whole, WEIGHTS, CONFIG)[0][kept:])
 
 
 @given(batch=st.sampled_from([(), (2,)]), capacity=st.integers(1, 9))
-def test_grow_keeps_what_is_held_and_makes_room(batch, capacity):
-    cache = empty_cache(CONFIG, 4, batch, like=LIKE)
+def test_grow_keeps_what_is_held_and_makes_room(writable_lib, batch, capacity):
+    lib, weights = writable_lib, writable_lib.tree(WEIGHTS)
+    cache = empty_cache(CONFIG, 4, batch, like=weights.norm)
     ids = random_ids(CONFIG, *batch, 7)
-    transform(ids[..., :4], WEIGHTS, CONFIG, cache)
+    transform(lib.array(ids[..., :4]), weights, CONFIG, cache)
     before = held(cache)
     grow(cache, capacity)
-    assert cache["keys"][0].shape == cache["values"][1].shape == (*batch, 2, max(4, capacity), 4)
+    for array in (cache["keys"][0], cache["values"][1]):
+        assert tuple(array.shape) == (*batch, 2, max(4, capacity), 4)
     for now, then in zip(held(cache), before, strict=True):
         np.testing.assert_array_equal(now, then)
     if capacity >= 7:
-        after, _ = forward(ids[..., 4:], WEIGHTS, CONFIG, cache)
-        assert_close("logits", after, forward(ids, WEIGHTS, CONFIG)[0][..., 4:, :])
-
-
-def test_grow_works_on_every_library(lib):
-    cache = empty_cache(CONFIG, 2, like=lib.array(LIKE))
-    k = random(2, 2, 4)
-    append(cache, 0, lib.array(k), lib.array(k))
-    cache["length"] = 2
-    grow(cache, 6)
-    np.testing.assert_array_equal(to_host(cache["keys"][0])[:, :2], k)
-    assert tuple(cache["keys"][0].shape) == (2, 6, 4)
+        after, _ = forward(lib.array(ids[..., 4:]), weights, CONFIG, cache)
+        assert_close("logits", to_host(after), forward(ids, WEIGHTS, CONFIG)[0][..., 4:, :])
 
 
 def test_a_full_cache_refuses_more():

@@ -11,7 +11,7 @@ from npllm.apps.ablate import without_layers
 from npllm.apps.chat import Chat
 from npllm.inspect.funnel import funnel
 
-pytestmark = needs_default_model
+pytestmark = [needs_default_model, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

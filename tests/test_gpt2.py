@@ -17,10 +17,10 @@ from npllm.block import gpt2_block, original_block
 from npllm.cache import empty_cache
 from npllm.generate import generate
 from npllm.heads import lm_head
+from npllm.inspect.record import record
 from npllm.masks import causal, decoder_mask
 from npllm.model import LM, forward, gpt2_transform, transform
 from npllm.positions import sinusoidal_positions
-from npllm.tap import record
 
 original_transform = partial(gpt2_transform, block=original_block, final_norm=False)
 PASSES = {"gpt2": gpt2_transform, "original": original_transform}
@@ -192,10 +192,10 @@ def test_chunked_equals_whole(writable_lib, kind, chunks, batch):
 @given(batch=st.integers(1, 3), length=st.integers(1, 5))
 def test_batch_equals_single(lib, kind, batch, length):
     config = tiny_gpt2_config()
-    weights, ids = lib.tree(weights_of(kind, config)), random_ids(config, batch, length)
-    together = to_host(logits(kind, lib.array(ids), weights, config))
+    weights, ids = weights_of(kind, config), random_ids(config, batch, length)
+    together = to_host(logits(kind, lib.array(ids), lib.tree(weights), config))
     for one in range(batch):
-        assert_close("logits", together[one], to_host(logits(kind, lib.array(ids[one]), weights, config)))
+        assert_close("logits", together[one], logits(kind, ids[one], weights, config))
 
 
 @kinds

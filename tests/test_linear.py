@@ -24,8 +24,16 @@ def test_it_is_the_loop(lib, batch, width, out, has_bias):
     assert_close("linear", to_host(y), expected)
 
 
-def test_one_vector_alone_is_a_vector_again():
-    np.testing.assert_array_equal(linear(np.ones(2), np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])), [3.0, 7.0, 11.0])
+@given(a=st.floats(-3, 3), b=st.floats(-3, 3))
+def test_the_product_of_a_sum_is_the_sum_of_the_products(lib, a, b):
+    x, y, weight = random(3, 4), random(3, 4, seed=1), lib.array(random(5, 4, seed=2))
+    products = [to_host(linear(lib.array(vectors), weight)) for vectors in (x, y, a * x + b * y)]
+    assert_close("sum", products[2], a * products[0] + b * products[1])
+
+
+def test_one_vector_alone_is_a_vector_again(lib):
+    y = linear(lib.array([1.0, 1.0]), lib.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    np.testing.assert_array_equal(to_host(y), [3.0, 7.0, 11.0])
 
 
 @pytest.mark.parametrize("name", ["numpy", "array_api_compat.torch"])

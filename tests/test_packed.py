@@ -1,5 +1,7 @@
 """Weights in 16, 8 and 4 bits: they multiply as their own numbers in float32 do, however the rows are shared out."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from tolerance import assert_close
 
 import npllm
 from npllm.backend import packed, workers
-from npllm.backend.packed import Groups, Half, Rows8, empty_groups, fill_groups, quantize_groups, quantize_rows
+from npllm.backend.packed import Groups, Half, empty_groups, fill_groups, quantize_groups
 from npllm.backend.workers import Workers
 from npllm.checkpoint import narrow
 from npllm.checkpoint.blocks import BLOCK_FORMATS
@@ -24,7 +26,7 @@ from npllm.linear import linear
 from npllm.shapes import Packed
 
 WORKERS = [Workers(1), Workers(3)]
-KINDS = ["float16", "bfloat16", "rows8", "int8", "int4"]
+KINDS = ["float16", "bfloat16", "int8", "int4"]
 
 
 def matrix(height, width, seed=0):
@@ -35,8 +37,6 @@ def pack(weight, kind, some_workers, group=32):
     """A weight in that storage."""
     if kind in ("float16", "bfloat16"):
         return Half(weight.astype({"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[kind]), some_workers)
-    if kind == "rows8":
-        return Rows8(*quantize_rows(weight), some_workers)
     bits = {"int8": 8, "int4": 4}[kind]
     codes, scale, minimum = quantize_groups(weight, bits, group)
     made = empty_groups(*weight.shape, bits, group, 0, minimum is not None, some_workers)
@@ -48,7 +48,7 @@ def pack(weight, kind, some_workers, group=32):
 def small_tiles(monkeypatch):
     """Tiles and blocks of a few rows, and every product shared out: what only large weights meet otherwise."""
     monkeypatch.setattr(packed, "TILE", 1024)
-    monkeypatch.setattr(workers, "LEAST", 1)
+    monkeypatch.setattr(workers, "SHARED_FROM", 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,12 +88,10 @@ def test_quantizing_is_off_by_half_a_step_at_most(seed, group, bits):
     codes, scale, minimum = quantize_groups(weight, bits, group)
     back = codes * scale[..., None] + (0 if minimum is None else minimum[..., None])
     assert np.all(np.abs(back.reshape(weight.shape) - weight) <= 0.501 * np.repeat(scale, group, axis=1) + 1e-6)
-    codes, scale = quantize_rows(weight)
-    assert np.all(np.abs(codes * scale[:, None] - weight) <= 0.501 * scale[:, None] + 1e-6)
 
 
 def test_an_error_in_a_thread_is_an_error_of_the_product(monkeypatch):
-    monkeypatch.setattr(workers, "LEAST", 1)
+    monkeypatch.setattr(workers, "SHARED_FROM", 1)
 
     def work(first, last, scratch):
         if first > 0:
@@ -110,6 +108,18 @@ def test_the_threads_cover_every_row_once(count):
     assert sorted(seen) == list(range(count))
 
 
+def test_products_at_the_same_time_do_not_mix(monkeypatch):
+    """Two threads that use one model: they share the scratch, so they must wait for each other."""
+    monkeypatch.setattr(workers, "SHARED_FROM", 2**30)
+    weights = [pack(matrix(300, 320, seed), "int8", WORKERS[0]) for seed in range(2)]
+    x = matrix(1, 320, seed=9)
+    expected = [weight.matmul(x) for weight in weights]
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda i: weights[i % 2].matmul(x), range(400)))
+    for i, y in enumerate(made):
+        np.testing.assert_array_equal(y, expected[i % 2])
+
+
 # Reading them
 
 
@@ -117,7 +127,7 @@ def test_the_threads_cover_every_row_once(count):
 @pytest.mark.parametrize("interleaved_heads", [0, 2])
 def test_blocks_of_a_file_keep_their_numbers(tmp_path, monkeypatch, dtype, interleaved_heads):
     """Bit for bit those that widening gives, with the rows of interleaved heads in their new places."""
-    monkeypatch.setattr(narrow, "LEAST", 1)
+    monkeypatch.setattr(narrow, "NARROW_FROM", 1)
     width = 3 * BLOCK_FORMATS[dtype].numbers
     raw = blocks_of(dtype, rows=24)
     write_gguf_file(tmp_path / "x.gguf", {}, {"w": (GGUF_DTYPES[dtype], (24, width), raw.tobytes())})
@@ -144,7 +154,7 @@ class Bar:
 
 def test_parts_of_different_formats_share_a_storage_that_holds_both(tmp_path, monkeypatch):
     """As in Q4_K_M files, whose value projections are Q6_K where queries and keys are Q4_K."""
-    monkeypatch.setattr(narrow, "LEAST", 1)
+    monkeypatch.setattr(narrow, "NARROW_FROM", 1)
     raw = {"q": ("Q4_K", blocks_of("Q4_K", rows=4)), "v": ("Q6_K", blocks_of("Q6_K", rows=2))}
     tensors = {name: (GGUF_DTYPES[kind], (len(rows), 768), rows.tobytes()) for name, (kind, rows) in raw.items()}
     write_gguf_file(tmp_path / "x.gguf", {}, tensors)
@@ -175,7 +185,7 @@ def test_a_model_in_a_narrow_dtype_computes_with_its_own_numbers(tmp_path, dtype
 
 
 def test_auto_keeps_the_width_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(narrow, "LEAST", 1)
+    monkeypatch.setattr(narrow, "NARROW_FROM", 1)
     for dtype, kept in {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}.items():
         write_folder(tmp_path / dtype, dtype=dtype, tokenizer=False)
         assert npllm.load(tmp_path / dtype).weights.layers[0].down_proj.dtype == kept

@@ -18,16 +18,15 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-NUMPY = np.zeros(0)
 
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def turned(x, positions, config):
-    """x [..., N, T, H] with RoPE."""
-    return apply_rope(x, *rope_tables(np.asarray(positions), config, total_length=1000))
+def turned(lib, x, positions, config):
+    """x [..., N, T, H] with RoPE, computed by that library."""
+    return to_host(apply_rope(lib.array(x), *rope_tables(lib.array(positions), config, total_length=1000)))
 
 
 @given(
@@ -57,35 +56,54 @@ def test_a_token_at_position_one_turns_its_first_pair_by_one_radian_counterclock
 
 def test_position_zero_is_not_turned(lib):
     x = random(2, 1, 8)
-    tables = rope_tables(lib.array([0]), tiny_config(head_dim=8), total_length=1)
-    np.testing.assert_array_equal(to_host(apply_rope(lib.array(x), *tables)), x)
+    np.testing.assert_array_equal(turned(lib, x, [0], tiny_config(head_dim=8)), x)
 
 
 @given(position=st.integers(0, 500))
-def test_a_rotation_keeps_lengths(position):
+def test_a_rotation_keeps_lengths(lib, position):
     x = random(3, 1, 8)
-    y = turned(x, [position], tiny_config(head_dim=8))
+    y = turned(lib, x, [position], tiny_config(head_dim=8))
     assert_close("lengths", np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1))
 
 
 @given(m=st.integers(0, 200), n=st.integers(0, 200))
-def test_two_rotations_are_one_by_the_sum_of_their_positions(m, n):
+def test_two_rotations_are_one_by_the_sum_of_their_positions(lib, m, n):
     config, x = tiny_config(head_dim=8), random(1, 1, 8)
-    assert_close("twice", turned(turned(x, [m], config), [n], config), turned(x, [m + n], config))
+    assert_close("twice", turned(lib, turned(lib, x, [m], config), [n], config), turned(lib, x, [m + n], config))
 
 
-@given(query=st.integers(0, 50), key=st.integers(0, 50), shift=st.integers(0, 100))
-def test_the_score_of_a_query_and_a_key_depends_on_their_distance_only(query, key, shift):
+@given(position=st.integers(1, 500))
+def test_turning_back_gives_the_vector_again(lib, position):
+    config, x = tiny_config(head_dim=8), random(3, 1, 8)
+    assert_close("back", turned(lib, turned(lib, x, [position], config), [-position], config), x)
+
+
+@given(query=st.integers(0, 50), key=st.integers(0, 50), shift=st.integers(1, 100))
+def test_the_score_of_a_query_and_a_key_depends_on_their_distance_only(lib, query, key, shift):
     config, q, k = tiny_config(head_dim=8), random(8, 1, 8), random(8, 1, 8, seed=1)
-    here = turned(q, [query], config) @ turned(k, [key], config).mT
-    there = turned(q, [query + shift], config) @ turned(k, [key + shift], config).mT
+    here = turned(lib, q, [query], config) @ turned(lib, k, [key], config).mT
+    there = turned(lib, q, [query + shift], config) @ turned(lib, k, [key + shift], config).mT
     assert_close("score", there, here)
 
 
-def test_the_score_does_depend_on_the_distance():
+def test_the_score_does_depend_on_the_distance(lib):
     config, q, k = tiny_config(head_dim=8), random(1, 1, 8), random(1, 1, 8, seed=1)
-    scores = [(turned(q, [0], config) @ turned(k, [distance], config).mT).item() for distance in range(4)]
+    scores = [(turned(lib, q, [0], config) @ turned(lib, k, [far], config).mT).item() for far in range(4)]
     assert len({round(score, 3) for score in scores}) == 4
+
+
+@given(theta=st.floats(10.0, 1e6), factor=st.floats(2.0, 10.0))
+def test_theta_matters_to_all_pairs_but_the_first_and_a_larger_one_turns_them_less(lib, theta, factor):
+    small, large = (
+        to_host(rope_frequencies(tiny_config(head_dim=8, rope_theta=base), lib.array([0])))
+        for base in (theta, theta * factor)
+    )
+    assert small[0] == large[0] == 1.0
+    assert np.all(large[1:] < 0.9 * small[1:])
+    x = random(2, 1, 8)
+    y, other = (turned(lib, x, [1], tiny_config(head_dim=8, rope_theta=base)) for base in (theta, theta * factor))
+    np.testing.assert_array_equal(y[..., [0, 4]], other[..., [0, 4]])
+    assert np.all(y[..., 5:] != other[..., 5:])
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
@@ -94,21 +112,21 @@ def test_pair_i_turns_by_theta_to_the_minus_i_over_r(lib, theta):
     assert_close("frequencies", frequencies, [1.0, theta**-0.25, theta**-0.5, theta**-0.75])
 
 
-def test_partial_rotary_passes_the_rest():
+def test_partial_rotary_passes_the_rest(lib):
     config = tiny_config(model_type="phi3", head_dim=8, partial_rotary_factor=0.5)
     x = random(2, 3, 8)
-    y = turned(x, [5, 6, 7], config)
+    y = turned(lib, x, [5, 6, 7], config)
     np.testing.assert_array_equal(y[..., 4:], x[..., 4:])
     assert np.all(y[..., :4] != x[..., :4])
     # The frequencies are those of a head that is as wide as the rotated part.
-    np.testing.assert_array_equal(y[..., :4], turned(x[..., :4], [5, 6, 7], tiny_config(head_dim=4)))
+    np.testing.assert_array_equal(y[..., :4], turned(lib, x[..., :4], [5, 6, 7], tiny_config(head_dim=4)))
 
 
 @given(factor=st.floats(1.0, 64.0), position=st.integers(0, 50))
-def test_linear_scaling_divides_the_positions(factor, position):
+def test_linear_scaling_divides_the_positions(lib, factor, position):
     config = tiny_config(head_dim=8, rope_scaling={"rope_type": "linear", "factor": factor})
     expected = [loops.rope(head[0], position / factor, config.rope_theta) for head in random(2, 1, 8)]
-    assert_close("scaled", turned(random(2, 1, 8), [position], config)[:, 0], expected)
+    assert_close("scaled", turned(lib, random(2, 1, 8), [position], config)[:, 0], expected)
 
 
 def test_a_table_of_factors_divides_pair_by_pair(lib):
@@ -116,16 +134,20 @@ def test_a_table_of_factors_divides_pair_by_pair(lib):
     scaled = tiny_config(head_dim=8, rope_scaling={"rope_type": "linear", "factor": 2.0})
     object.__setattr__(scaled, "rope_scaling", {"rope_type": "factors", "factors": [1.0, 2.0, 4.0, 8.0]})
     frequencies = to_host(rope_frequencies(scaled, lib.array([0])))
-    assert_close("frequencies", frequencies, rope_frequencies(plain, NUMPY) / np.array([1.0, 2.0, 4.0, 8.0]))
+    assert_close(
+        "frequencies", frequencies, to_host(rope_frequencies(plain, lib.array([0]))) / np.array([1.0, 2.0, 4.0, 8.0])
+    )
 
 
 @given(theta=st.floats(10.0, 1e6), head_dim=st.sampled_from([8, 16, 64]))
-def test_llama3_scaling_keeps_high_frequencies_and_divides_low_ones(theta, head_dim):
-    plain = rope_frequencies(tiny_config(head_dim=head_dim, rope_theta=theta), NUMPY)
-    scaled = rope_frequencies(tiny_config(head_dim=head_dim, rope_theta=theta, rope_scaling=LLAMA3), NUMPY)
+def test_llama3_scaling_keeps_high_frequencies_and_divides_low_ones(lib, theta, head_dim):
+    plain, scaled = (
+        to_host(rope_frequencies(tiny_config(head_dim=head_dim, rope_theta=theta, **keys), lib.array([0])))
+        for keys in ({}, {"rope_scaling": LLAMA3})
+    )
     turns = 64 * plain.astype(np.float64) / (2 * math.pi)  # within the original context
     high, low = turns > 4.0, turns < 1.0
-    np.testing.assert_array_equal(scaled[high], plain[high])
+    assert_close("high frequencies", scaled[high], plain[high])
     assert_close("low frequencies", scaled[low], plain[low] / 8.0)
     between = ~high & ~low
     assert np.all((scaled < plain)[between] & (scaled > plain / np.float32(8))[between])
@@ -148,11 +170,11 @@ def test_llama3_scaling_is_that_of_its_formula(lib):
 
 
 @given(turns=st.sampled_from([1.0, 4.0]))
-def test_llama3_scaling_has_no_jump(turns):
+def test_llama3_scaling_has_no_jump(lib, turns):
     # One pair, whose frequency is always 1: the original context decides how many turns it makes.
     def scaled(turns):
         scaling = LLAMA3 | {"original_max_position_embeddings": turns * 2 * math.pi}
-        return rope_frequencies(tiny_config(head_dim=2, rope_scaling=scaling), NUMPY).item()
+        return to_host(rope_frequencies(tiny_config(head_dim=2, rope_scaling=scaling), lib.array([0]))).item()
 
     assert abs(scaled(turns * 1.0001) - scaled(turns * 0.9999)) < 1e-3
 
@@ -164,8 +186,8 @@ def test_tables_are_float32_and_follow_the_shape_of_the_positions(lib):
             assert tuple(table.shape) == (*np.shape(positions), 4)
 
 
-def test_each_sequence_of_a_batch_has_its_own_positions():
+def test_each_sequence_of_a_batch_has_its_own_positions(lib):
     config, x, positions = tiny_config(head_dim=8), random(2, 3, 4, 8), np.array([[0, 1, 2, 3], [9, 2, 5, 5]])
-    both = turned(x, positions, config)
+    both = turned(lib, x, positions, config)
     for one in range(2):
-        np.testing.assert_array_equal(both[one], turned(x[one], positions[one], config))
+        assert_close("one", both[one], turned(lib, x[one], positions[one], config))

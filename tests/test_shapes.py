@@ -20,6 +20,7 @@ class PackedMatrix:
     def __init__(self, matrix):
         self.shape = matrix.shape
         self.halves = (2 * matrix).astype(np.int8)
+        self.nbytes = self.halves.nbytes
 
     def matmul(self, x2d):
         return x2d @ (self.halves.T / np.float32(2))

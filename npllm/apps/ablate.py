@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from array_api_compat import device
 
-from ..backend.checks import check_ids
+from ..backend.checks import check_prompt
 from ..errors import UsageError
 from ..model import LM, forward
 from ..sampling import softmax
@@ -41,9 +41,7 @@ def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Abl
     """
     if part not in ("feedforward", "attention"):
         raise UsageError(f"part: expected feedforward or attention, got {part!r}")
-    if len(ids) == 0:
-        raise UsageError("the prompt is empty: expected at least one token")
-    check_ids(ids, lm.config.vocab_size)
+    check_prompt(ids, lm.config)
     xp = array_namespace(lm.weights.norm)
     on_device = xp.asarray(ids, device=device(lm.weights.norm))
 

@@ -19,6 +19,7 @@ from ..errors import UsageError
 from ..generate import as_ids
 from ..heads import sequence_classification_head, token_classification_head
 from ..model import LM
+from ..sampling import softmax
 from ..shapes import Array, Float, Int, array_namespace
 
 
@@ -79,9 +80,3 @@ def vectors(lm: LM, prompt_ids: list[int]) -> tuple[Int[Array, " T"], Float[Arra
     xp = array_namespace(like)
     ids = xp.asarray(prompt_ids, dtype=xp.int64, device=device(like))
     return ids, lm.transform(ids, lm.weights, lm.config)[0]
-
-
-def softmax(logits: Float[np.ndarray, "*T labels"]) -> Float[np.ndarray, "*T labels"]:
-    """Shares that sum to 1."""
-    shares = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
-    return shares / np.sum(shares, axis=-1, keepdims=True)

@@ -32,7 +32,7 @@ def check_memory(parts: Mapping[str, int], available: int | None = None) -> None
         arithmetic = " + ".join(f"{format_bytes(size)} {name}" for name, size in parts.items())
         raise NotEnoughMemoryError(
             f"{arithmetic} = {format_bytes(total)}, available {format_bytes(available)};"
-            " free memory, or take a smaller model or fewer tokens"
+            " free memory, or take a smaller model, fewer tokens, or --dtype int8 or int4"
         )
 
 

@@ -5,7 +5,6 @@ as long as widening them keeps up. All arithmetic is float32; a weight is widene
 product that needs it, and never exists in float32 as a whole.
 
     Half     float16 or bfloat16, as most checkpoints have them
-    Rows8    8 bits, with a scale for each row
     Groups   8 or 4 bits, with a scale, and perhaps a minimum, for every few numbers of a row, as in GGUF files
 """
 
@@ -36,28 +35,6 @@ class Half:
     def rows(self, ids: Int[np.ndarray, " T"]) -> Float[np.ndarray, "T D"]:
         """W[ids]"""
         return self.codes[ids].astype(np.float32)
-
-
-class Rows8:
-    """A matrix of whole numbers from -127 to 127, and what 1 of them means in each row.
-
-    codes : [F, D], int8
-    scale : [F], float32
-    """
-
-    dtype = np.dtype(np.int8)
-
-    def __init__(self, codes: np.ndarray, scale: np.ndarray, workers: Workers) -> None:
-        self.codes, self.scale, self.workers = codes, scale, workers
-        self.shape, self.nbytes = codes.shape, codes.nbytes + scale.nbytes
-
-    def matmul(self, x2d: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T F"]:
-        """x2d @ W.T: a row's scale is applied to its product, once, and not to each of its numbers."""
-        return tile_by_tile(x2d, self.codes, self.workers) * self.scale
-
-    def rows(self, ids: Int[np.ndarray, " T"]) -> Float[np.ndarray, "T D"]:
-        """W[ids]"""
-        return self.codes[ids] * self.scale[ids, None]
 
 
 class Groups:
@@ -188,12 +165,6 @@ def blocks_for(height: int, width: int) -> tuple[int, int]:
     return math.ceil(height / rows), rows
 
 
-def quantize_rows(weight: Float[np.ndarray, "F D"]) -> tuple[np.ndarray, np.ndarray]:
-    """codes [F, D] int8 and scale [F] for `Rows8`: the largest number of a row becomes 127."""
-    scale = np.abs(weight).max(axis=1) / 127
-    return np.rint(weight / np.maximum(scale, 1e-30)[:, None]).astype(np.int8), scale
-
-
 def quantize_groups(
     weight: Float[np.ndarray, "F D"], bits: int, group: int = 32
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -214,14 +185,14 @@ def quantize_groups(
 
 def fill_groups(packed: Groups, first: int, codes: np.ndarray, scale: np.ndarray, minimum: np.ndarray | None) -> None:
     """Put the rows from `first` on into their places: codes [F, groups, numbers], scale and minimum [F, groups]."""
-    height = packed.codes.shape[-1]
+    rows = packed.codes.shape[-1]
     if packed.bits == 4:
         half = packed.group // 2
         codes = codes[..., :half] | (codes[..., half:] << 4)
     done = 0
     while done < len(codes):
-        block, row = divmod(first + done, height)
-        count = min(height - row, len(codes) - done)
+        block, row = divmod(first + done, rows)
+        count = min(rows - row, len(codes) - done)
         some = slice(done, done + count)
         packed.codes[block, :, :, row : row + count] = codes[some].transpose(1, 2, 0)
         packed.scale[block, :, row : row + count] = scale[some].T

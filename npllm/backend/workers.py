@@ -2,29 +2,31 @@
 
 A packed weight is widened to float32 tile by tile. NumPy does that on one core; only its matrix products use all of
 them. So the rows are shared out: every thread widens and multiplies its own, with BLAS held to one thread meanwhile.
-Handing work to another thread takes about 50 µs, which a weight of less than `LEAST` numbers is not worth.
+Handing work to another thread takes about 50 µs, which a weight of less than `SHARED_FROM` numbers is not worth.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Lock
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 TILE = 2**19  # numbers that are widened at once; 2**17 was up to 1.6 times slower, 2**20 the same
-LEAST = 2**20
+SHARED_FROM = 2**20
 
 
 class Workers:
     """As many threads as BLAS may use (OPENBLAS_NUM_THREADS and the like), the calling one among them.
 
-    All packed weights of a model share one of these. It is not for two products at the same time.
+    All packed weights of a model share one of these, and its scratch: of two products at the same time one waits.
     """
 
     def __init__(self, threads: int | None = None) -> None:
         self.blas = ThreadpoolController().select(user_api="blas")
         limits = [library.num_threads for library in self.blas.lib_controllers]
         self.threads = threads or max(limits, default=1)
+        self.lock = Lock()
         self.tiles = [np.empty(TILE, dtype=np.float32) for _ in range(self.threads)]
         self.pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="npllm")
 
@@ -39,12 +41,13 @@ class Workers:
         numbers : of all that is to be widened, which decides whether it is worth sharing
         scratch : float32 [TILE]; what it holds is anybody's
         """
-        if numbers < LEAST or self.threads == 1:
-            work(0, count, self.tiles[0])
+        if numbers < SHARED_FROM or self.threads == 1:
+            with self.lock:
+                work(0, count, self.tiles[0])
             return
         bounds = [count * i // self.threads for i in range(self.threads + 1)]
         parts = list(zip(bounds[:-1], bounds[1:], self.tiles, strict=True))
-        with self.blas.limit(limits=1):
+        with self.lock, self.blas.limit(limits=1):
             others = [self.pool.submit(work, *part) for part in parts[1:]]
             try:
                 work(*parts[0])

