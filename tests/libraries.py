@@ -46,6 +46,8 @@ def library(name: str) -> Library:
         # A driver, a device or a library is missing: CuPy has a class for each, and no common base.
         except Exception as error:  # noqa: BLE001
             pytest.skip(f"cupy is installed but does not work: {error}")
+    if name == "torch":
+        module.set_num_threads(1)  # arrays as small as these wait for a second thread longer than they are computed
     if name in ("torch", "cupy"):  # their own functions do not take `device=` or `axis=` everywhere
         return Library(importlib.import_module(f"array_api_compat.{name}"))
     if name == "jax":

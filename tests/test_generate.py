@@ -11,7 +11,7 @@ from libraries import NUMPY
 from models import random_ids, random_weights, tiny_config
 
 from npllm.attention import attention
-from npllm.backend.checks import check_ids
+from npllm.backend.checks import check_ids, check_options
 from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
 from npllm.flash import flash_attention
@@ -96,6 +96,14 @@ def passes(monkeypatch):
     monkeypatch.setattr(module, "lm_head", looking_head)
     seen.of = lambda lm: lm._replace(transform=looking_transform)
     return seen
+
+
+def test_options_of_another_type_are_refused_in_one_line():
+    for name, value in {"max_new_tokens": 2.5, "top_k": "3", "seed": 0.5}.items():
+        with pytest.raises(UsageError, match=f"^{name}: expected a whole number, got {value!r}$"):
+            check_options(**{name: value})
+    with pytest.raises(UsageError, match="^temperature: expected 0 .*, got 'warm'$"):
+        check_options(temperature="warm")
 
 
 # The loop

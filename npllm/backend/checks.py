@@ -13,9 +13,9 @@ from ..errors import UsageError
 def check_options(**options: Any) -> None:
     """Refuse options of `steps` that mean nothing. `not 0 <= x` also refuses NaN."""
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "max_new_tokens": (lambda n: n >= 1, "a whole number, at least 1"),
+        "max_new_tokens": (lambda n: n >= 1, "at least 1"),
         "temperature": (lambda t: 0 <= t < math.inf, "0 (greedy) or more"),
-        "top_k": (lambda k: k >= 0, "a whole number, 0 (off) or more"),
+        "top_k": (lambda k: k >= 0, "0 (off) or more"),
         "top_p": (lambda p: 1e-6 <= p <= 1, "from 1e-6 to 1 (off)"),
         "min_p": (lambda p: 0 <= p <= 1, "from 0 (off) to 1"),
         "repetition_penalty": (lambda r: 1e-6 <= r <= 1e6, "from 1e-6 to 1e6 (1: off)"),
@@ -24,13 +24,14 @@ def check_options(**options: Any) -> None:
     }
     for name, value in options.items():
         valid, expected = rules[name]
-        whole = name not in ("max_new_tokens", "top_k", "seed") or value is None or isinstance(value, Integral)
+        if name in ("max_new_tokens", "top_k", "seed") and not isinstance(value, Integral | None):
+            raise UsageError(f"{name}: expected a whole number, got {value!r}")
         try:
-            if whole and valid(value):
-                continue
-        except TypeError:  # such as a text in place of a number
-            pass
-        raise UsageError(f"{name}: expected {expected}, got {value!r}")
+            fits = valid(value)
+        except TypeError as error:
+            raise UsageError(f"{name}: expected {expected}, got {value!r}") from error
+        if not fits:
+            raise UsageError(f"{name}: expected {expected}, got {value}")
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
