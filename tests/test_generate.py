@@ -102,7 +102,7 @@ def test_options_of_another_type_are_refused_in_one_line():
     for name, value in {"max_new_tokens": 2.5, "top_k": "3", "seed": 0.5}.items():
         with pytest.raises(UsageError, match=f"^{name}: expected a whole number, got {value!r}$"):
             check_options(**{name: value})
-    with pytest.raises(UsageError, match="^temperature: expected 0 .*, got 'warm'$"):
+    with pytest.raises(UsageError, match=r"^temperature: expected 0 .*, got 'warm'$"):
         check_options(temperature="warm")
 
 
