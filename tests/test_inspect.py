@@ -24,6 +24,7 @@ from models import (
 )
 from tolerance import assert_close
 
+from npllm.backend.devices import to_host
 from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.checkpoint.load import load_tokenizer
 from npllm.errors import UsageError
@@ -33,7 +34,7 @@ from npllm.inspect.cost import costs, total
 from npllm.inspect.heatmap import ASCII, LEAST, SHADES, bounds, characters, darkness, window
 from npllm.inspect.lens import likeliest, logit_lens, shares
 from npllm.inspect.look import lens, look, norms
-from npllm.inspect.parts import GPT2_PARTS, PACKAGE, PARTS, part, project_url, source
+from npllm.inspect.parts import GPT2_PARTS, PACKAGE, PARTS, part, source
 from npllm.inspect.record import record
 from npllm.inspect.summary import check_choice, finite, named, summary
 from npllm.inspect.terminal import amount, coloured, percent, plain, report
@@ -149,7 +150,7 @@ def test_the_lens_is_the_same_on_every_library(lib: Library):
     x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
     expected = logit_lens(x, lm.weights, lm.config)
     got = logit_lens(lib.array(x), lib.tree(lm.weights), lm.config)
-    assert_close("lens", np.from_dlpack(got) if lib.xp is not np else got, expected)
+    assert_close("lens", to_host(got), expected)
 
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=9).map(np.float32).map(np.asarray)
@@ -263,26 +264,6 @@ def test_letters_are_the_sizes_that_the_glossary_says():
     for name, shape in look(lm, IDS).shapes.items():
         assert tuple(sizes[letter] for letter in part(lm, name).letters.split()) == shape, name
     assert PARTS["attention.k"].letters != PARTS["attention.q"].letters
-
-
-def test_links_need_a_project_whose_address_is_known(monkeypatch):
-    monkeypatch.setattr("npllm.inspect.parts.metadata", lambda _: FakeMetadata(["Source, https://a.example/x"]))
-    assert project_url() == "https://a.example/x"
-    monkeypatch.setattr("npllm.inspect.parts.metadata", lambda _: FakeMetadata(["Source, javascript:alert(1)"]))
-    assert project_url() is None
-    monkeypatch.setattr("npllm.inspect.parts.metadata", lambda _: FakeMetadata(None))
-    assert project_url() is None
-
-
-class FakeMetadata:
-    def __init__(self, urls):
-        self.urls = urls
-
-    def get_all(self, name):
-        return self.urls if name == "Project-URL" else None
-
-
-# Costs: a run that counts
 
 
 class Counting(np.ndarray):

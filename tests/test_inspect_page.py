@@ -24,6 +24,7 @@ from npllm.inspect.lens import likeliest, shares
 from npllm.inspect.look import Look, lens, look, norms
 from npllm.inspect.look import given as given_by_the_model
 from npllm.inspect.page import attention_bytes, content_hash, contents, embedded, page, token_label
+from npllm.inspect.parts import PACKAGE
 from npllm.inspect.tokens import token_bytes
 from npllm.model import LM, gpt2_transform
 from npllm.sampling import choose
@@ -124,7 +125,7 @@ def test_every_part_of_the_page_has_its_data(gpt2):
         lm = LM(config, random_weights(config), None, {})
     seen = look(lm, [3, 1, 4, 1])
     told = contents(seen, 2, "tiny")
-    assert set(told["sections"]) == set(re.findall(r'<section id="(\w+)"', pages.read("page.html")))
+    assert set(told["sections"]) | {"source"} == set(re.findall(r'<section id="(\w+)"', pages.read("page.html")))
     assert [value["group"] for value in told["flow"]] == sorted(
         (value["group"] for value in told["flow"]), key=["before", "attention", "feedforward", "after"].index
     )
@@ -506,18 +507,29 @@ class TestInChromium:
 
     def test_every_part_names_its_figures_and_its_lines_of_the_source(self, show):
         tab, seen, _ = show(seen_by(tiny_lm(), "Hello"))
-        for section in tab.locator("section").all():
+        for section in tab.locator("section:not(#source)").all():
             assert re.match(r"Figures? 3-\d+.*npllm/[\w/]+\.py:\d+ \w+", section.locator(".where").inner_text())
         items = tab.locator("#flow-chart li").all()
         assert len(items) == len({name.split(".", 2)[-1] if "." in name else name for name in seen.shapes})
         assert all(re.search(r"npllm/\w+\.py:\d+ · Figures? 3-\d", item.inner_text()) for item in items)
         assert tab.locator("a[href^=http]").count() == 0
 
-    def test_a_known_project_makes_links_of_them_that_are_no_requests(self, show, monkeypatch):
-        monkeypatch.setattr("npllm.inspect.page.project_url", lambda: "https://code.example/npllm/blob/main")
+    def test_a_link_to_the_source_opens_the_file_at_its_line(self, show):
         tab, _, events = show(seen_by(tiny_lm(), "Hello"))
-        address = tab.locator("#attention .where a").first.get_attribute("href")
-        assert re.fullmatch(r"https://code\.example/npllm/blob/main/npllm/attention\.py#L\d+", address)
+        links = tab.locator(".where a, #flow-chart a").all()
+        assert len(links) > 20
+        for link in links[:: len(links) // 6]:
+            for _ in range(2):  # also a second time, when the address is the same already
+                tab.evaluate("scrollTo(0, 0)")
+                link.click()
+                line = tab.locator("#listings .here")
+                assert line.is_visible()
+                box = line.bounding_box()
+                assert 0 < box["y"] < 900
+                path, number = line.get_attribute("id").split(":")
+                assert link.inner_text() == f"{path}:{number}"
+                source = (PACKAGE.parent / path).read_text().splitlines()[int(number) - 1]
+                assert line.inner_text().rstrip("\n") == source
         assert len(events) == 1
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])

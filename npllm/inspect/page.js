@@ -157,9 +157,8 @@ function paint() {
 // The head of the page, and below each title its figures and its lines of the source
 
 function source({ path, line, name }) {
-  const text = el("code", {}, `${path}:${line}`);
-  const linked = data.url ? el("a", { href: `${data.url}/${path}#L${line}`, rel: "noopener noreferrer" }, text) : text;
-  return [linked, name ? ` ${name}` : ""];
+  const address = `${path}:${line}`;
+  return [el("a", { href: `#${address}` }, el("code", {}, address)), name ? ` ${name}` : ""];
 }
 
 const figure = (numbers) => `${/,|to/.test(numbers) ? "Figures" : "Figure"} ${numbers}`;
@@ -821,6 +820,41 @@ function cost() {
 }
 
 
+// The source, a line for each link to lead to; a file is shown when it is opened, or a link to one of its lines followed
+
+function listings() {
+  const files = {};
+  for (const [path, text] of Object.entries(data.listings)) {
+    const lines = el("pre", { tabindex: 0, "aria-label": path });
+    const file = el("details", {}, el("summary", {}, el("code", {}, path)), lines);
+    const fill = () => {
+      if (lines.childElementCount) return;
+      lines.append(...text.trimEnd().split("\n").map((line, i) =>
+        el("code", { id: `${path}:${i + 1}`, "data-number": i + 1 }, `${line}\n`)));
+    };
+    file.addEventListener("toggle", fill);
+    files[path] = { file, fill };
+    byId("listings").append(file);
+  }
+  function follow() {
+    const address = decodeURIComponent(location.hash.slice(1));
+    const found = files[address.replace(/:\d+$/, "")];
+    if (!found) return;
+    found.fill();
+    found.file.open = true;
+    const line = byId(address);
+    for (const before of document.querySelectorAll("code.here")) before.classList.remove("here");
+    line.classList.add("here");
+    line.scrollIntoView({ block: "center" });
+  }
+  window.addEventListener("hashchange", follow);
+  document.addEventListener("click", (event) => { // a second time, the address does not change
+    if (location.hash && event.target.closest("a")?.hash === location.hash) follow();
+  });
+  follow();
+}
+
+
 head();
 tokens();
 flow();
@@ -831,6 +865,7 @@ norms();
 sampling();
 cache();
 cost();
+listings();
 paint();
 for (const scroll of document.querySelectorAll(".scroll")) { // what scrolls must be reachable without a mouse
   if (!scroll.querySelector("[tabindex], button, canvas")) scroll.tabIndex = 0;

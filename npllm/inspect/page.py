@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from ..version import __version__
 from .cost import costs, total
 from .lens import logit_lens
 from .look import Look, given, lens, norms
-from .parts import part, project_url, source
+from .parts import PACKAGE, part, source
 from .summary import cost_table
 from .tokens import token_bytes, visible
 from .trace import write_whole
@@ -133,9 +133,10 @@ def contents(seen: Look, prompt_length: int, name: str) -> dict[str, Any]:
     text = "".join(f"#{i} " for i in seen.ids) if lm.tokenizer is None else lm.tokenizer.decode(seen.ids)
     maps = [attention_bytes(seen.values[f"layers.{i}.attention.weights"]) for i in range(config.num_hidden_layers)]
     nothing = np.full((1, count), np.nan, dtype=np.float32)
+    shown, values = sections(lm), flow(seen)
+    places = [value["source"] for value in values] + [one for what in shown.values() for one in what["sources"]]
     return {
         "version": __version__,
-        "url": project_url(),
         "text": "\n".join(visible(line) for line in text.split("\n")),
         "model": {
             "name": visible(name),
@@ -147,7 +148,8 @@ def contents(seen: Look, prompt_length: int, name: str) -> dict[str, Any]:
             "context": config.max_position_embeddings,
         },
         "letters": LETTERS,
-        "sections": sections(lm),
+        "sections": shown,
+        "listings": listings(one["path"] for one in places),
         "not_finite": seen.not_finite,
         "ids": seen.ids,
         "bytes": [None if data is None else data.hex(" ") for data in seen.bytes],
@@ -155,7 +157,7 @@ def contents(seen: Look, prompt_length: int, name: str) -> dict[str, Any]:
         "vocabulary": labels,
         "given": packed(probabilities, "<f4"),
         "ranks": ranks.tolist(),
-        "flow": flow(seen),
+        "flow": values,
         "attention": packed(np.stack(maps), "u1"),
         "lens": {
             "k": looked.ids.shape[-1],
@@ -201,6 +203,11 @@ def place(function: Callable[..., Any], line: str = "", name: bool = True) -> di
     """A line of the source, for a link."""
     path, number = source(function, line).split(":")
     return {"path": path, "line": int(number), "name": function.__name__ if name else ""}
+
+
+def listings(paths: Iterable[str]) -> dict[str, str]:
+    """The source files that the page links into, whole: it loads nothing, so it brings them along."""
+    return {path: (PACKAGE.parent / path).read_text(encoding="utf-8") for path in sorted(set(paths))}
 
 
 def flow(seen: Look) -> list[dict[str, Any]]:

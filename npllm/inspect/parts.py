@@ -5,7 +5,6 @@ Source: the chapter's figures, by their numbers.
 
 import inspect
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,14 +83,3 @@ def source(function: Callable[..., Any], line: str = "") -> str:
     offset = next(i for i, text in enumerate(lines) if line in text)
     path = Path(inspect.getfile(inspect.unwrap(function))).relative_to(PACKAGE.parent)
     return f"{path.as_posix()}:{first + offset}"
-
-
-def project_url() -> str | None:
-    """The folder that holds npllm/ on the project's site, if the installed package names one as its "Source"."""
-    try:
-        urls = metadata("npllm-reference").get_all("Project-URL") or []
-    except PackageNotFoundError:  # run from its folder, without being installed
-        return None
-    named = dict(url.split(", ", 1) for url in urls)
-    url = named.get("Source", "")
-    return url.rstrip("/") if url.startswith("https://") else None
