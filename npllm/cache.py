@@ -22,18 +22,23 @@ from .shapes import Array, Float, array_namespace
 Cache = dict[str, Any]
 
 
-def kv_cache_bytes(config: Config, tokens: int) -> int:
-    """The memory of a float32 KV cache for so many tokens: 2 (keys, values) · L · K · H · 4 bytes for each."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * 4
+def kv_cache_bytes(config: Config, tokens: int, number: int = 4) -> int:
+    """The memory of a KV cache for so many tokens: 2 (keys, values) · L · K · H · 4 bytes for each, or 2 (16 bits)."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * number
 
 
-def empty_cache(config: Config, capacity: int, batch: tuple[int, ...] = (), *, like: Array) -> Cache:
-    """A cache with room for `capacity` tokens, in float32, on the device of the array `like`."""
+def empty_cache(config: Config, capacity: int, batch: tuple[int, ...] = (), *, like: Array, dtype: Any = None) -> Cache:
+    """A cache with room for `capacity` tokens, on the device of the array `like`.
+
+    dtype : float32 by default. A type of 16 bits takes half the memory; attention gets float32 of it again, so nothing
+        else changes. bfloat16 keeps 8 bits of a number; float16 keeps 11, but turns what is above 65,504 into infinity
+    """
     xp = array_namespace(like)
+    dtype = xp.float32 if dtype is None else dtype
     shape = (*batch, config.num_key_value_heads, capacity, config.head_dim)
 
     def rooms() -> list[Array]:
-        return [xp.zeros(shape, dtype=xp.float32, device=device(like)) for _ in range(config.num_hidden_layers)]
+        return [xp.zeros(shape, dtype=dtype, device=device(like)) for _ in range(config.num_hidden_layers)]
 
     return {"keys": rooms(), "values": rooms(), "length": 0}
 
@@ -41,17 +46,18 @@ def empty_cache(config: Config, capacity: int, batch: tuple[int, ...] = (), *, l
 def append(
     cache: Cache, layer: int, k: Float[Array, "... K T H"], v: Float[Array, "... K T H"]
 ) -> tuple[Float[Array, "... K S H"], Float[Array, "... K S H"]]:
-    """Write the new keys and values of a layer behind the cached ones; return all of them, as views, not copies.
+    """Write the new keys and values of a layer behind the cached ones; return all of them, as views (16 bits: widened).
 
     Raises ValueError when the cache has no room for them (see `grow`).
     """
-    keys, values = cache["keys"][layer], cache["values"][layer]
+    xp, keys, values = array_namespace(k), cache["keys"][layer], cache["values"][layer]
     past, total = cache["length"], cache["length"] + k.shape[-2]
     if total > keys.shape[-2]:
         raise ValueError(f"KV cache: expected room for {total} tokens, got {keys.shape[-2]}; see cache.grow")
     keys[..., past:total, :] = k
     values[..., past:total, :] = v
-    return keys[..., :total, :], values[..., :total, :]
+    keys, values = keys[..., :total, :], values[..., :total, :]
+    return xp.astype(keys, k.dtype, copy=False), xp.astype(values, v.dtype, copy=False)
 
 
 def grow(cache: Cache, capacity: int) -> None:

@@ -10,19 +10,19 @@ Keys and Values" (Figure 3-10).
 
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import device
 
 from .attention import attention
-from .backend.checks import capacity_for, check_options, check_prompt
-from .backend.devices import free_bytes, to_host
-from .backend.memory import attention_bytes, check_memory
-from .cache import Cache, empty_cache, kv_cache_bytes
-from .errors import ModelFileError, UsageError
-from .flash import TILE, flash_attention
+from .backend.checks import capacity_for, check_fits, check_options, check_prompt, check_together
+from .backend.devices import to_host
+from .backend.dtypes import dtype_like
+from .cache import Cache, empty_cache
+from .errors import ModelFileError
+from .flash import flash_attention
 from .heads import lm_head
 from .model import LM
 from .sampling import choose
@@ -50,19 +50,28 @@ class Generation(NamedTuple):
     finish_reason: str  # "stop" or "length"
 
 
-def next_logits(lm: LM, ids: Sequence[int], cache: Cache) -> Float[Array, " V"]:
+def next_logits(lm: LM, ids: Sequence[int], cache: Cache, rows: int = 1) -> Float[Array, "rows V"]:
     """The logits for the token after `ids`, whose first cache["length"] tokens the cache holds already.
 
     A long prompt goes through in chunks, and their attention tile by tile. Only the last stream enters the LM head: the
-    others have done their part, as keys and values.
+    others have done their part, as keys and values. (With `rows`, the last ones, all of them in the last chunk.)
     """
-    like = lm.weights.norm  # any of the weights: they tell the array library and the device
+    like = lm.weights.norm
     xp = array_namespace(like)
     for start in range(cache["length"], len(ids), PREFILL_CHUNK):
         chunk = xp.asarray(ids[start : start + PREFILL_CHUNK], dtype=xp.int64, device=device(like))
         how = flash_attention if chunk.shape[0] > 1 else attention
         hidden, _ = lm.transform(chunk, lm.weights, lm.config, cache, attention=how)
-    return lm_head(hidden[-1:, :], lm.weights)[0, :]
+    return lm_head(hidden[-rows:, :], lm.weights)
+
+
+def one_by_one(
+    lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
+) -> Iterator[int]:
+    """One pass for each new token, which is appended to `ids`: the chapter's way to make what `loop` reads."""
+    while True:
+        ids.append(next_token(next_logits(lm, ids, cache)[0, :], ids, random, sampling))
+        yield ids[-1]
 
 
 def steps(
@@ -79,6 +88,8 @@ def steps(
     seed: int | None = None,
     use_cache: bool = True,
     cache: Cache | None = None,
+    cache_dtype: str = "float32",
+    tokens: Callable[..., Iterator[int]] = one_by_one,
 ) -> Iterator[Step]:
     """Generate token after token; the arguments are checked before the first.
 
@@ -92,6 +103,8 @@ def steps(
     use_cache : False forgets all keys and values after each token and computes every stream again
     cache : holds the first cache["length"] of the ids already, and has room for the prompt; for each new token the
         caller makes room beforehand or on the way, with `cache.grow`
+    cache_dtype : of the keys and values in it: "float32", or in half the memory "float16" or "bfloat16"
+    tokens : another way to make the same tokens: see apps/speculation.py
 
     Raises
     ------
@@ -102,47 +115,29 @@ def steps(
     stop = [stop] if isinstance(stop, str) else list(stop)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     sampling["repetition_penalty"] = repetition_penalty
-    check_options(max_new_tokens=max_new_tokens, **sampling, stop=stop, seed=seed)
+    check_options(max_new_tokens=max_new_tokens, **sampling, stop=stop, seed=seed, cache_dtype=cache_dtype)
     check_prompt(ids, lm.config)
-    if stop and lm.tokenizer is None:
-        raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
-    if cache is not None and cache["keys"][0].shape[-2] < len(ids):
-        raise UsageError(
-            f"cache: expected room for {len(ids)} tokens, got {cache['keys'][0].shape[-2]}; use cache.grow"
-        )
+    check_together(lm, len(ids), stop, cache, use_cache or tokens is one_by_one)
     capacity = capacity_for(lm.config, len(ids), max_new_tokens)
-    rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
-    needed = {"attention": attention_bytes(lm.config, rows, capacity, TILE)}
-    if cache is None:
-        needed["KV cache"] = kv_cache_bytes(lm.config, capacity)
-    check_memory(needed, free_bytes(lm.weights.norm))
-    if cache is None:
-        cache = empty_cache(lm.config, capacity, like=lm.weights.norm)
+    check_fits(lm, capacity, min(len(ids) if use_cache else capacity, PREFILL_CHUNK), cache, cache_dtype)
+    like = lm.weights.norm  # any of the weights: they tell the array library and the device
+    cache = cache or empty_cache(lm.config, capacity, like=like, dtype=dtype_like(cache_dtype, like))
     cache["length"] = min(cache["length"], len(ids) - 1)  # the last stream is computed anew: it makes the logits
-    return loop(lm, list(ids), cache, capacity - len(ids), sampling, stop, np.random.default_rng(seed), use_cache)
+    ids = list(ids)
+    made = tokens(lm, ids, cache, np.random.default_rng(seed), sampling)
+    return loop(lm, ids, made, capacity - len(ids), stop, cache, use_cache)
 
 
 def loop(
-    lm: LM,
-    ids: list[int],
-    cache: Cache,
-    max_new_tokens: int,
-    sampling: Mapping[str, Any],
-    stop: Sequence[str],
-    random: np.random.Generator,
-    use_cache: bool,
+    lm: LM, ids: list[int], tokens: Iterator[int], limit: int, stop: Sequence[str], cache: Cache, use_cache: bool
 ) -> Iterator[Step]:
-    """The loop of `steps`, its arguments checked."""
-    ends = end_ids(lm)
+    """The loop of `steps`, its arguments checked: token after token, until one ends the text."""
+    ends, waiting = end_ids(lm), ""
     text_stream = TextStream(lm.tokenizer, ids) if lm.tokenizer is not None else None
-    waiting = ""
-    for count in range(1, max_new_tokens + 1):
-        logits = next_logits(lm, ids, cache)
-        token = next_token(logits, ids, random, sampling)
-        ids.append(token)
+    for count, token in enumerate(tokens, 1):
         if not use_cache:
             cache["length"] = 0
-        finish_reason = "stop" if token in ends else "length" if count == max_new_tokens else None
+        finish_reason = "stop" if token in ends else "length" if count == limit else None
         if text_stream is not None:
             waiting += "" if token in ends else text_stream.step(token)
             waiting += text_stream.flush() if finish_reason else ""

@@ -34,7 +34,7 @@ def scale_by_temperature(logits: Float[Array, " V"], temperature: float) -> Floa
 def keep_top_k(logits: Float[Array, " V"], k: int) -> Float[Array, " V"]:
     """Keep the k most likely tokens, and those that tie with the last of them."""
     xp = array_namespace(logits)
-    least = xp.sort(logits, descending=True)[min(k, logits.shape[-1]) - 1]
+    least = xp.sort(logits, descending=True, stable=False)[min(k, logits.shape[-1]) - 1]
     return xp.where(logits < least, -math.inf, logits)
 
 
@@ -44,7 +44,7 @@ def keep_top_p(logits: Float[Array, " V"], p: float) -> Float[Array, " V"]:
     A token stays when those before it sum to less than p, so the likeliest always stays. Ties stay together.
     """
     xp = array_namespace(logits)
-    ordered = xp.sort(logits, descending=True)
+    ordered = xp.sort(logits, descending=True, stable=False)  # a stable sort takes three times as long
     probabilities = softmax(ordered)
     sum_before = xp.cumulative_sum(probabilities) - probabilities
     least = xp.min(xp.where(sum_before < p, ordered, math.inf))

@@ -7,9 +7,11 @@ its checkpoint; what makes that cheap is the KV cache, which still holds all but
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from ..backend.checks import check_options
 from ..backend.devices import free_bytes
+from ..backend.dtypes import BYTES, dtype_like
 from ..backend.memory import check_memory
-from ..cache import empty_cache, grow, kv_cache_bytes
+from ..cache import Cache, empty_cache, grow, kv_cache_bytes
 from ..errors import ModelFileError, UsageError
 from ..generate import Step, steps
 from ..model import LM
@@ -20,7 +22,7 @@ class Chat:
 
     lm : its tokenizer has the chat format
     messages : the turns so far, {"role": "system", "user" or "assistant", "content": text}
-    cache : the KV cache; it grows with the conversation, at least by doubling
+    cache : the KV cache, of numbers as cache_dtype says; it grows with the conversation, at least by doubling
     cached_ids : the tokens whose keys and values the cache holds
 
     >>> import npllm
@@ -32,7 +34,7 @@ class Chat:
     {'role': 'assistant', 'content': 'The capital of France is Paris.'}
     """
 
-    def __init__(self, lm: LM, system: str | None = None) -> None:
+    def __init__(self, lm: LM, system: str | None = None, cache_dtype: str = "float32") -> None:
         if lm.tokenizer is None:
             raise ModelFileError("the model has no tokenizer.json: expected one, which a chat needs")
         if lm.tokenizer.chat_template is None:
@@ -40,13 +42,16 @@ class Chat:
                 "the model has no chat template: expected one; it can only continue a text (npllm generate)"
             )
         self.lm, self.tokenizer = lm, lm.tokenizer
+        check_options(cache_dtype=cache_dtype)
+        self.cache_dtype = cache_dtype
         self.system = [] if system is None else [{"role": "system", "content": system}]
         self.reset()
 
     def reset(self) -> None:
         """Forget all turns but the system's."""
         self.messages = list(self.system)
-        self.cache = empty_cache(self.lm.config, 0, like=self.lm.weights.norm)
+        like = self.lm.weights.norm
+        self.cache = empty_cache(self.lm.config, 0, like=like, dtype=dtype_like(self.cache_dtype, like))
         self.cached_ids: list[int] = []
 
     def ids_with(self, text: str) -> list[int]:
@@ -73,24 +78,26 @@ class Chat:
         cache["length"] = common_prefix(self.cached_ids, ids)
         room, said, finish_reason = context - len(ids), "", None
         try:
-            self.make_room(len(ids))
+            make_room(self.lm, cache, len(ids), self.cache_dtype)
             for step in steps(self.lm, ids, max_new_tokens=min(max_new_tokens, room), cache=cache, **options):
                 ids.append(step.id)
                 said, finish_reason = said + step.text, step.finish_reason
-                self.make_room(len(ids))
+                make_room(self.lm, cache, len(ids), self.cache_dtype)
                 yield step
         finally:
             self.cached_ids = ids[: cache["length"]]
             if said or finish_reason:
                 self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": said}]
 
-    def make_room(self, tokens: int) -> None:
-        """Let the KV cache hold so many tokens."""
-        capacity = self.cache["values"][-1].shape[-2]  # the last that `grow` replaces, should it be interrupted
-        if tokens > capacity:
-            larger = min(max(tokens, 2 * capacity), self.lm.config.max_position_embeddings)
-            check_memory({"KV cache": kv_cache_bytes(self.lm.config, larger)}, free_bytes(self.lm.weights.norm))
-            grow(self.cache, larger)
+
+def make_room(lm: LM, cache: Cache, tokens: int, cache_dtype: str = "float32") -> None:
+    """Let the KV cache hold so many tokens."""
+    capacity = cache["values"][-1].shape[-2]  # the last that `grow` replaces, should it be interrupted
+    if tokens > capacity:
+        larger = min(max(tokens, 2 * capacity), lm.config.max_position_embeddings)
+        needed = kv_cache_bytes(lm.config, larger, BYTES[cache_dtype])
+        check_memory({"KV cache": needed}, free_bytes(lm.weights.norm))
+        grow(cache, larger)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

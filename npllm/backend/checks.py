@@ -4,10 +4,18 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..cache import Cache, kv_cache_bytes
 from ..config import Config
 from ..errors import UsageError
+from ..flash import TILE
+from .devices import free_bytes
+from .dtypes import BYTES
+from .memory import attention_bytes, check_memory
+
+if TYPE_CHECKING:
+    from ..model import LM
 
 
 def check_options(**options: Any) -> None:
@@ -21,6 +29,7 @@ def check_options(**options: Any) -> None:
         "repetition_penalty": (lambda r: 1e-6 <= r <= 1e6, "from 1e-6 to 1e6 (1: off)"),
         "stop": (all, "strings that are not empty"),
         "seed": (lambda s: s is None or s >= 0, "a whole number from 0 on, or None"),
+        "cache_dtype": (lambda d: d in BYTES, " or ".join(BYTES)),
     }
     for name, value in options.items():
         valid, expected = rules[name]
@@ -51,6 +60,27 @@ def check_prompt(ids: Sequence[int], config: Config) -> None:
             f"the prompt is too long: {len(ids)} tokens leave no room for a new one in the model's context of {context}"
         )
     check_ids(ids, config.vocab_size)
+
+
+def check_together(lm: "LM", prompt: int, stop: Sequence[str], cache: Cache | None, may_forget: bool) -> None:
+    """Refuse options of `steps` that do not go with the model, the prompt's length, or each other."""
+    if stop and lm.tokenizer is None:
+        raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
+    if cache is not None and cache["keys"][0].shape[-2] < prompt:
+        raise UsageError(f"cache: expected room for {prompt} tokens, got {cache['keys'][0].shape[-2]}; use cache.grow")
+    if not may_forget:
+        raise UsageError("use_cache: expected True where tokens are drafted: they are checked against what is cached")
+
+
+def check_fits(lm: "LM", capacity: int, rows: int, cache: Cache | None, cache_dtype: str) -> None:
+    """Refuse what does not fit into the memory: `rows` at once, for a text of `capacity` tokens, and a cache for it."""
+    config = lm.config
+    needed = {"attention": attention_bytes(config, rows, capacity, TILE)}
+    if cache is None:
+        needed["KV cache"] = kv_cache_bytes(config, capacity, BYTES[cache_dtype])
+        if BYTES[cache_dtype] < 4:
+            needed["a layer of it in float32"] = kv_cache_bytes(config, capacity) // config.num_hidden_layers
+    check_memory(needed, free_bytes(lm.weights.norm))
 
 
 def capacity_for(config: Config, prompt: int, max_new_tokens: int) -> int:

@@ -1,0 +1,26 @@
+"""The types of numbers that a KV cache may hold, by their names."""
+
+from typing import Any
+
+import ml_dtypes
+from array_api_compat import is_numpy_array
+
+from ..errors import UsageError
+from ..shapes import Array, array_namespace
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of one number
+
+
+def dtype_like(name: str, like: Array) -> Any:
+    """The dtype of that name in the library of the array `like`. NumPy's own has no bfloat16; ml_dtypes adds it.
+
+    >>> import numpy as np
+    >>> np.dtype(dtype_like("bfloat16", np.zeros(1))).itemsize
+    2
+    """
+    if name == "bfloat16" and is_numpy_array(like):
+        return ml_dtypes.bfloat16
+    xp = array_namespace(like)
+    if not hasattr(xp, name):
+        raise UsageError(f"cache_dtype: expected one that {xp.__name__} has, got {name}")
+    return getattr(xp, name)
