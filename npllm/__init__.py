@@ -28,6 +28,12 @@ Beside them: text (text at its edges), backend (devices, packed weights), checkp
 (looking inside), apps (what is built on the loop), cli (the commands).
 """
 
+import os
+
+# BLAS's threads spin for a while after each product, here for 2**20 cycles and not 2**26: the threads that share the
+# packed weights need the same cores. It counts only if NumPy is not imported yet.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+
 from .apps.pipeline import pipeline
 from .checkpoint.load import load
 from .generate import Generation, Step, generate, steps, stream
