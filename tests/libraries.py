@@ -3,6 +3,7 @@
 import importlib
 from typing import Any, NamedTuple
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -46,6 +47,9 @@ def library(name: str) -> Library:
         # A driver, a device or a library is missing: CuPy has a class for each, and no common base.
         except Exception as error:  # noqa: BLE001
             pytest.skip(f"cupy is installed but does not work: {error}")
+        # CuPy's argmax gives int64 by C's other name for it, "long long", which jaxtyping takes for another type: from
+        # here on it checks no annotations.
+        jaxtyping.config.update("jaxtyping_disable", True)
     if name == "torch":
         module.set_num_threads(1)  # arrays as small as these wait for a second thread longer than they are computed
     if name in ("torch", "cupy"):  # their own functions do not take `device=` or `axis=` everywhere

@@ -9,7 +9,7 @@ import pytest
 
 import npllm
 from npllm.backend import memory
-from npllm.backend.devices import free_bytes, pick, to_device, to_host
+from npllm.backend.devices import free_bytes, pick, to_host
 from npllm.backend.memory import available_bytes, check_memory, control_group_bytes, format_bytes, peak_bytes
 from npllm.errors import NotEnoughMemoryError, UnavailableError, UsageError
 
@@ -25,58 +25,147 @@ def test_an_unknown_device(name):
         pick(name)
 
 
+INSTALL = r"pip install 'cupy-cuda12x\[ctk\]'"
+
+
+def fails(pattern, name="cuda", error=UnavailableError):
+    """`pick` ends with this error, in one line; "auto" takes the CPU, and says why in the same words."""
+    with pytest.raises(error, match=pattern) as raised:
+        pick(name)
+    assert "\n" not in str(raised.value)
+    auto = pick("auto")
+    assert (auto.name, auto.xp) == ("cpu", np)
+    if name == "cuda":
+        assert auto.why == f"device: cpu, because there is no usable GPU ({raised.value})"
+
+
 def test_cuda_without_cupy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)  # import cupy then raises ImportError
-    with pytest.raises(UnavailableError, match=r"CuPy cannot be imported .*pip install 'cupy-cuda12x\[ctk\]'"):
-        pick("cuda")
-    device = pick("auto")
-    assert device.name == "cpu"
-    assert device.why.startswith("device: cpu, because there is no usable GPU (device cuda: CuPy cannot be imported")
+    monkeypatch.setitem(sys.modules, "cupy", None)  # import cupy then raises ModuleNotFoundError
+    fails(f"^device cuda:0: CuPy is not installed .*; {INSTALL}$")
 
 
-def fake_cupy(count=1, broken=None):
-    """As much of CuPy as `pick` needs: NumPy, and a runtime that counts devices or fails."""
+def fake_cupy(monkeypatch, count=1, driver=None, product=None):
+    """As much of CuPy as `pick` needs: NumPy, and a runtime that counts devices. driver, product : what they raise."""
 
     def get_device_count():
-        if broken is not None:
-            raise broken
+        if driver is not None:
+            raise driver
         return count
+
+    def ones(*arguments, **options):
+        if product is not None:
+            raise product
+        return np.ones(*arguments, **options)
 
     def device(index):
         return SimpleNamespace(use=lambda: cupy.used.append(range(count)[index]))
 
     cupy = ModuleType("cupy")
     cupy.used = []
-    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=get_device_count), Device=device)
-    cupy.ones, cupy.float16 = np.ones, np.float16
+    runtime = SimpleNamespace(
+        getDeviceCount=get_device_count,
+        getDeviceProperties=lambda index: {"name": b"Tesla T4", "totalGlobalMem": 15_800_000_000},
+    )
+    cupy.cuda = SimpleNamespace(runtime=runtime, Device=device)
+    cupy.ones, cupy.float16 = ones, np.float16
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
     return cupy
 
 
 def test_a_device_that_works(monkeypatch):
-    cupy = fake_cupy(count=2)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    cupy = fake_cupy(monkeypatch, count=2)
     assert pick("cuda").name == "cuda:0"
     assert pick("cuda:1").xp is cupy
     assert cupy.used == [0, 1]
-    assert pick("auto").why == "device: cuda:0, because CuPy found a GPU that works"
+    assert pick("auto").why == "device: cuda:0, because CuPy found a GPU that works (Tesla T4, 15.8 GB)"
 
 
 def test_an_index_that_there_is_not(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(count=2))
-    with pytest.raises(UnavailableError, match="device cuda:2: expected an index below 2, the number of GPUs here"):
+    fake_cupy(monkeypatch, count=2)
+    with pytest.raises(UnavailableError, match=r"^device cuda:2: expected an index below 2, the number of GPUs here$"):
         pick("cuda:2")
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(count=0))
-    assert pick("auto").name == "cpu"
+    fake_cupy(monkeypatch, count=0)
+    fails("^device cuda:0: expected an index below 0, the number of GPUs here$")
 
 
-def test_a_driver_or_a_library_that_is_missing(monkeypatch):
-    broken = RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient\nand pages of more")
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(broken=broken))
-    with pytest.raises(UnavailableError) as raised:
-        pick("cuda")
-    assert "RuntimeError: cudaErrorInsufficientDriver: CUDA driver version is insufficient)" in str(raised.value)
-    assert "\n" not in str(raised.value)
-    assert pick("auto").name == "cpu"
+class CUDARuntimeError(RuntimeError):
+    """CuPy's error of that name."""
+
+
+def test_a_driver_that_is_missing(monkeypatch):
+    text = (
+        "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version\nand pages of more"
+    )
+    fake_cupy(monkeypatch, driver=CUDARuntimeError(text))
+    fails(
+        r"^device cuda:0: CuPy found no GPU with a driver that works \(cudaErrorInsufficientDriver: .* version\);.*smi"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CuPy failed to load libnvrtc.so.12: OSError: libnvrtc.so.12: cannot open shared object file"),
+        ImportError("libcublas.so.12: cannot open shared object file: No such file or directory"),
+        OSError("Failed to find CUDA headers\nSet CUDA_PATH"),
+    ],
+)
+def test_a_library_that_is_missing(monkeypatch, error):
+    fake_cupy(monkeypatch, product=error)
+    first = str(error).splitlines()[0]
+    fails(rf"^device cuda:0: the driver works, but not a CUDA library \({type(error).__name__}: {first}\); {INSTALL}$")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Out of memory allocating 512 bytes"), CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")],
+)
+def test_a_gpu_whose_memory_others_have(monkeypatch, error):
+    fake_cupy(monkeypatch, product=error)
+    fails(rf"^device cuda:0: its memory is taken by other programs \({error}\);", error=NotEnoughMemoryError)
+
+
+def test_a_cupy_that_cannot_be_imported(monkeypatch, tmp_path):
+    """Its own message is a page; the reason is the cause below it."""
+    page = "\\n" + 60 * "=" + "\\nFailed to import CuPy.\\n"
+    (tmp_path / "cupy.py").write_text(
+        f'try:\n    raise ImportError("libcudart.so.12: cannot open")\nexcept ImportError as e:\n'
+        f'    raise ImportError("{page}") from e\n'
+    )
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    fails(rf"^device cuda:0: CuPy is installed, but cannot be imported \(libcudart.so.12: cannot open\); {INSTALL}$")
+
+
+def test_weights_that_a_gpu_has_no_room_for(monkeypatch, tmp_path):
+    """The arithmetic, before anything is sent."""
+    from checkpoints import write_folder
+
+    write_folder(tmp_path / "m", tokenizer=False)
+    cupy = fake_cupy(monkeypatch)
+    cupy.zeros = np.zeros
+    monkeypatch.setattr("npllm.checkpoint.load.free_bytes", lambda array: 1_000_000)
+    with pytest.raises(
+        NotEnoughMemoryError, match=r"kB weights on cuda:0 \+ .* buffers = .*, available 1.0 MB; take a small"
+    ):
+        npllm.load(tmp_path / "m", device="cuda")
+
+
+def test_a_dtype_that_a_gpu_does_not_take(monkeypatch, tmp_path):
+    fake_cupy(monkeypatch)
+    with pytest.raises(UsageError, match="dtype: expected float16, float32, int8 or int4 on cuda:0, got bfloat16"):
+        npllm.load(tmp_path / "m", device="cuda", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(("limit", "free"), [(0, 1000 + 70), (500, 200 + 70), (200, 70)])
+def test_free_memory_of_a_gpu(monkeypatch, limit, free):
+    """What nobody has, and what the pool keeps; the pool may have a limit (CUPY_GPU_MEMORY_LIMIT), and holds 300."""
+    cupy = fake_cupy(monkeypatch)
+    cupy.cuda.runtime.memGetInfo = lambda: (1000, 2000)
+    pool = SimpleNamespace(get_limit=lambda: limit, total_bytes=lambda: 300, free_bytes=lambda: 70)
+    cupy.get_default_memory_pool = lambda: pool
+    monkeypatch.setattr("npllm.backend.devices.is_cupy_array", lambda array: True)
+    assert free_bytes(np.zeros(1)) == free
 
 
 def test_load_never_falls_back_by_itself_and_auto_says_what_it_took(monkeypatch, tmp_path, capsys):
@@ -91,13 +180,6 @@ def test_load_never_falls_back_by_itself_and_auto_says_what_it_took(monkeypatch,
     assert out == ""
     assert err.startswith("device: cpu, because there is no usable GPU")
     assert err.count("\n") == 1
-
-
-def test_moving_to_the_cpu_copies_nothing():
-    array = np.ones((2, 3), dtype=np.float32)
-    assert to_device(array, pick("cpu")) is array
-    assert to_device(array, pick("cpu"), np.float32) is array
-    assert to_device(array, pick("cpu"), np.float16).dtype == np.float16
 
 
 def test_to_host(lib):

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import is_cupy_array
 
-from ..errors import UnavailableError, UsageError
+from ..errors import NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
 from ..shapes import Array
-from .memory import available_bytes
+from .memory import available_bytes, format_bytes
+
+INSTALL = "pip install 'cupy-cuda12x[ctk]'"  # [ctk]: with the CUDA libraries, so that only the driver must be there
 
 
 class Device(NamedTuple):
@@ -32,15 +34,17 @@ def pick(name: str) -> Device:
     ------
     UsageError : no such name
     UnavailableError : CUDA was asked for, and CuPy, the driver, a library or the device with that index is missing
+    NotEnoughMemoryError : CUDA was asked for, and others have taken all of the GPU's memory
     """
     if name == "cpu":
         return Device("cpu", np)
     if name == "auto":
         try:
             device = pick("cuda")
-        except UnavailableError as error:
+        except NpllmError as error:
             return Device("cpu", np, f"device: cpu, because there is no usable GPU ({error})")
-        return device._replace(why=f"device: {device.name}, because CuPy found a GPU that works")
+        found = gpu_name(device)
+        return device._replace(why=f"device: {device.name}, because CuPy found a GPU that works ({found})")
     match = re.fullmatch(r"cuda(?::(\d{1,4}))?", name)
     if match is None:
         raise UsageError(f"device: expected auto, cpu, cuda or cuda:<index>, got {name!r}")
@@ -49,28 +53,48 @@ def pick(name: str) -> Device:
 
 
 def working_cupy(index: int) -> Any:
-    """The cupy module, after a small product on the GPU has shown that all it needs is there."""
+    """The cupy module, after a small product on the GPU has shown that all it needs is there.
+
+    CuPy raises errors of its own, of the CUDA libraries and of the dynamic loader, with no common base. So what is
+    missing is told by the step that failed: the import, asking the driver, or the product.
+    """
+    where = f"device cuda:{index}"
     try:
         import cupy  # here, because most machines have none
-    except ImportError as error:
-        raise UnavailableError(
-            f"device cuda: CuPy cannot be imported ({first_line(error)}); pip install 'cupy-cuda12x[ctk]'"
-        ) from error
+    except ModuleNotFoundError as error:
+        raise UnavailableError(f"{where}: CuPy is not installed ({first_line(error)}); {INSTALL}") from error
+    except ImportError as error:  # its own message is a page, and says little; its cause names the library
+        cause = first_line(error.__cause__ or error)
+        raise UnavailableError(f"{where}: CuPy is installed, but cannot be imported ({cause}); {INSTALL}") from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-        if index < count:
-            cupy.cuda.Device(index).use()
-            ones = cupy.ones((2, 2), dtype=cupy.float16)
-            (ones @ ones + ones).sum().item()  # needs the driver, the compiler (NVRTC) and cuBLAS
-    # CuPy raises errors of its own, of the CUDA libraries and of the dynamic loader, with no common base.
     except Exception as error:
         raise UnavailableError(
-            f"device cuda:{index}: CuPy is installed but does not work ({type(error).__name__}: {first_line(error)});"
-            " check the driver with nvidia-smi, then pip install 'cupy-cuda12x[ctk]'"
+            f"{where}: CuPy found no GPU with a driver that works ({first_line(error)}); install or update NVIDIA's"
+            " driver, until nvidia-smi lists the GPU"
         ) from error
     if index >= count:
-        raise UnavailableError(f"device cuda:{index}: expected an index below {count}, the number of GPUs here")
+        raise UnavailableError(f"{where}: expected an index below {count}, the number of GPUs here")
+    try:
+        cupy.cuda.Device(index).use()
+        ones = cupy.ones((2, 2), dtype=cupy.float16)
+        (ones @ ones + ones).sum().item()  # needs the compiler (NVRTC), its headers, and cuBLAS
+    except Exception as error:
+        if isinstance(error, MemoryError) or "cudaErrorMemoryAllocation" in str(error):
+            raise NotEnoughMemoryError(
+                f"{where}: its memory is taken by other programs ({first_line(error)}); nvidia-smi lists them"
+            ) from error
+        raise UnavailableError(
+            f"{where}: the driver works, but not a CUDA library ({type(error).__name__}: {first_line(error)});"
+            f" {INSTALL}"
+        ) from error
     return cupy
+
+
+def gpu_name(device: Device) -> str:
+    """What the GPU calls itself, and its memory."""
+    properties = device.xp.cuda.runtime.getDeviceProperties(int(device.name.removeprefix("cuda:")))
+    return f"{properties['name'].decode()}, {format_bytes(properties['totalGlobalMem'])}"
 
 
 def first_line(error: BaseException) -> str:
@@ -79,17 +103,19 @@ def first_line(error: BaseException) -> str:
 
 
 def free_bytes(array: Array) -> int | None:
-    """The memory that can still be allocated on the device of an array, in bytes; None where unknown."""
+    """The memory that can still be allocated on the device of an array, in bytes; None where unknown.
+
+    On a GPU that is what nobody has, and what CuPy's pool has and does not use, within the pool's own limit.
+    """
     if not is_cupy_array(array):
         return available_bytes()
     import cupy
 
-    return cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
-
-
-def to_device(array: np.ndarray, device: Device, dtype: Any = None) -> Array:
-    """A NumPy array on a device, as `dtype` if one is given. On the CPU, the array itself where nothing changes."""
-    return device.xp.asarray(array if dtype is None else array.astype(dtype, copy=False))
+    pool = cupy.get_default_memory_pool()
+    free, limit = cupy.cuda.runtime.memGetInfo()[0], pool.get_limit()
+    if limit:
+        free = min(free, limit - pool.total_bytes())
+    return max(0, free) + pool.free_bytes()
 
 
 def to_host(array: Array) -> np.ndarray:

@@ -15,12 +15,15 @@ from ..errors import NotEnoughMemoryError
 if sys.platform != "win32":
     import resource
 
+REMEDY = "free memory, or take a smaller model, fewer tokens, or --dtype int8 or int4"
 
-def check_memory(parts: Mapping[str, int], available: int | None = None) -> None:
+
+def check_memory(parts: Mapping[str, int], available: int | None = None, remedy: str = REMEDY) -> None:
     """Raise NotEnoughMemoryError with the arithmetic if the parts together are more than what is available.
 
     parts : what is to be allocated, by name, in bytes
     available : bytes; by default those of `available_bytes`. Where nobody can tell, nothing is refused
+    remedy : what to do
 
     >>> check_memory({"weights": 15_300_000_000, "KV cache": 500_000_000}, 7_900_000_000)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -31,8 +34,7 @@ def check_memory(parts: Mapping[str, int], available: int | None = None) -> None
     if available is not None and total > available:
         arithmetic = " + ".join(f"{format_bytes(size)} {name}" for name, size in parts.items())
         raise NotEnoughMemoryError(
-            f"{arithmetic} = {format_bytes(total)}, available {format_bytes(available)};"
-            " free memory, or take a smaller model, fewer tokens, or --dtype int8 or int4"
+            f"{arithmetic} = {format_bytes(total)}, available {format_bytes(available)}; {remedy}"
         )
 
 

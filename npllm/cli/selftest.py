@@ -1,0 +1,91 @@
+"""npllm selftest: does this machine compute what it should, and how fast?"""
+
+import argparse
+
+from ..apps.selftest import GOLDEN_IDS, PROMPT, compute, differences, golden, same_tokens, speed, versions
+from ..backend.devices import pick
+from ..backend.memory import format_bytes
+from ..checkpoint.load import load
+from ..errors import UsageError
+from ..generate import as_ids
+from ..inspect.compare import TOLERANCES, first_beyond
+from . import options, report
+from .compare import lines
+
+DESCRIPTION = """\
+Compare a device with the CPU, step by step, and time it: one page to read, or
+to paste into an issue.
+
+1. tokens: the default model's are known, and the CPU's are those of the device
+2. every step of the pass: how far the device's values are from the CPU's
+3. time per token, beside what reading the weights takes at the least
+
+It ends with exit code 1 if anything differs by more than rounding explains.
+"""
+EXAMPLES = """\
+examples:
+  npllm selftest --device cuda
+  npllm selftest --device cuda --no-kernels
+  npllm selftest --device cuda --model microsoft/Phi-3-mini-4k-instruct
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument(
+        "-n", "--new-tokens", type=int, default=16, metavar="N", help="make N tokens (default: %(default)s)"
+    )
+    parser.add_argument("--all", action="store_true", help="show every step, and not only a line for each layer")
+    options.add_model_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compute, print the page, and return the exit code."""
+    if args.new_tokens < 8:
+        raise UsageError(f"--new-tokens: expected at least 8, got {args.new_tokens}")
+    place = pick(args.device)  # before the CPU works for nothing
+    dtype = ("float32" if place.name == "cpu" else "float16") if args.dtype == "auto" else args.dtype
+    if dtype not in TOLERANCES:
+        raise UsageError(f"--dtype: expected {', '.join(TOLERANCES)}: how far they may be off is known; got {dtype}")
+    report.note("computing on the CPU ...")
+    where = {"revision": args.revision, "cache_dir": args.cache_dir, "offline": args.offline}
+    lm = load(args.model, **where)
+    ids = as_ids(lm, PROMPT)
+    reference = compute(lm, ids, args.new_tokens, use_cache=False)
+    del lm
+
+    report.note(f"computing on {place.name} ...")
+    lm = options.load_model(args)
+    side = compute(lm, ids, args.new_tokens, use_cache=True)
+    rows = differences(reference, side, dtype)
+    tokens, first = same_tokens(reference, side, rows), first_beyond(rows)
+    known = golden(side) if tuple(ids) == GOLDEN_IDS and args.model is None else None
+    passed = tokens.passed and first is None and known is not False
+
+    report.write("".join(f"{name + ':':9}{text}\n" for name, text in versions(lm, place).items()))
+    kernels = "" if place.name == "cpu" else ", no kernels of ours" if args.no_kernels else ", our kernels"
+    report.write(f"model:   {args.model or 'the default model'}, {dtype}{kernels}\n\n1. Tokens\n")
+    if known is not None:
+        report.write(f"{PROMPT!r} goes on as it should: {'yes' if known else f'no: {side.made}'}\n")
+    report.write(f"the same as on the CPU: {tokens.same} of {len(side.made)}\n")
+    if tokens.gap is not None:
+        report.write(
+            f"then the CPU's best two logits are {tokens.gap:.4g} apart; up to {tokens.doubt:.4g} rounding decides\n"
+        )
+    sides = [
+        {"device": "cpu", "dtype": "as in the file", "passes": "in one pass"},
+        {"device": place.name, "dtype": dtype, "passes": "all but the last token, then one step with the cache"},
+    ]
+    table = lines(rows, first, TOLERANCES[dtype], {"A": [], "B": []}, sides, args.all)
+    report.write("\n2. Steps\n" + "".join(f"{line}\n" for line in table))
+
+    figures = speed(lm, ids, args.new_tokens)
+    seconds, bandwidth = figures["seconds_per_token"]["median"], figures["bandwidth"]
+    read = figures["weight_bytes_per_token"] + figures["kv_cache_bytes_per_token"]
+    report.write(
+        f"\n3. Time\n{1000 * seconds:.2f} ms per token ({1 / seconds:.1f} tokens/s), after a prompt of {len(ids)}\n"
+        f"it reads {format_bytes(round(read))}, so {format_bytes(round(read / seconds))}/s; the memory gives"
+        f" {format_bytes(round(bandwidth))}/s, at which a token takes {1000 * read / bandwidth:.2f} ms"
+        f" ({figures['bandwidth_share']:.0%} reached)\n\n{'PASSED' if passed else 'FAILED'}\n"
+    )
+    return 0 if passed else 1
