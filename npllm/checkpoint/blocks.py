@@ -4,11 +4,13 @@ Every kind comes down to the same: whole numbers (codes) in groups of 32 or 16, 
 minimum, of which the numbers are scale · code + minimum. The "K" kinds have blocks of 256 numbers, whose groups' scales
 are themselves whole numbers times a scale of the block.
 
+Codes of 4 bits stay two in a byte where a group's first half is in the lower bits of its bytes: `Groups` keeps them so.
+
 Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h for the layouts.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,9 +18,9 @@ import numpy as np
 class Split(NamedTuple):
     """Blocks taken apart."""
 
-    codes: np.ndarray  # [blocks, groups, numbers], int8 or uint8
-    scale: np.ndarray  # [blocks, groups], float32
-    minimum: np.ndarray | None  # of that shape, or None where it is 0
+    codes: np.ndarray  # [blocks, groups, numbers], int8 or uint8; two in a byte: [blocks, groups, numbers / 2], uint8
+    scale: np.ndarray  # [blocks, groups], float32; bfloat16 of our own 4 bits
+    minimum: np.ndarray | None  # of that shape and dtype, or None where it is 0
 
 
 class BlockFormat(NamedTuple):
@@ -30,15 +32,21 @@ class BlockFormat(NamedTuple):
     bits: int  # 4 if code - smallest is 0 to 15, else 8
     smallest: int  # the smallest code there can be
     has_minimum: bool
-    split: Callable[[np.ndarray], Split]  # uint8 [blocks, bytes]
+    split: Callable[[Any], Split]  # uint8 [blocks, bytes]
 
-    def widen(self, raw: np.ndarray) -> np.ndarray:
+    def codes(self, split: Split) -> np.ndarray:
+        """The codes, one number each: [blocks, groups, numbers]."""
+        if split.codes.shape[-1] == self.group:
+            return split.codes
+        return nibbles(split.codes).view(np.int8) + np.int8(self.smallest)
+
+    def widen(self, raw: Any) -> np.ndarray:
         """The numbers, float32 [blocks, numbers]."""
-        codes, scale, minimum = self.split(raw)
-        numbers = codes * scale[..., None]
-        if minimum is not None:
-            numbers += minimum[..., None]
-        return numbers.reshape(len(raw), self.numbers)
+        split = self.split(raw)
+        numbers = self.codes(split) * split.scale[..., None].astype(np.float32, copy=False)
+        if split.minimum is not None:
+            numbers += split.minimum[..., None].astype(np.float32, copy=False)
+        return numbers.reshape(-1, self.numbers)
 
 
 def halves(raw: np.ndarray) -> np.ndarray:
@@ -63,12 +71,12 @@ def q8_0(raw: np.ndarray) -> Split:
 
 def q4_0(raw: np.ndarray) -> Split:
     """A scale, and 32 numbers of 4 bits, meaning -8 to 7."""
-    return Split(nibbles(raw[:, None, 2:]).view(np.int8) - np.int8(8), halves(raw[:, :2]), None)
+    return Split(raw[:, None, 2:], halves(raw[:, :2]), None)
 
 
 def q4_1(raw: np.ndarray) -> Split:
     """A scale, a minimum, and 32 numbers of 4 bits."""
-    return Split(nibbles(raw[:, None, 4:]), halves(raw[:, :2]), halves(raw[:, 2:4]))
+    return Split(raw[:, None, 4:], halves(raw[:, :2]), halves(raw[:, 2:4]))
 
 
 def q5_0(raw: np.ndarray) -> Split:
@@ -131,4 +139,9 @@ BLOCK_FORMATS = {
     "Q4_K": BlockFormat(256, 144, group=32, bits=4, smallest=0, has_minimum=True, split=q4_k),
     "Q5_K": BlockFormat(256, 176, group=32, bits=8, smallest=0, has_minimum=True, split=q5_k),
     "Q6_K": BlockFormat(256, 210, group=16, bits=8, smallest=-32, has_minimum=False, split=q6_k),
+}
+# What `npllm convert` writes, see quantized.py: there codes, scales and minima are tensors of their own.
+OWN_FORMATS = {
+    "int8/32": BlockFormat(32, 32, group=32, bits=8, smallest=-128, has_minimum=False, split=lambda split: split),
+    "int4/32": BlockFormat(32, 16, group=32, bits=4, smallest=0, has_minimum=True, split=lambda split: split),
 }

@@ -6,6 +6,7 @@ shape, and from which byte to which it goes), and the numbers. Nothing in it is 
 
 import json
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,6 +15,7 @@ from .stored import FORMATS, Stored
 
 LARGEST_JSON = 100_000_000  # bytes; also the safetensors library's own limit for a header
 ENTRY = ("dtype", "shape", "data_offsets")
+BYTES = ("I8", "U8")  # dtypes of one byte that are no numbers of a model: codes, masks
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -92,10 +94,10 @@ def read_header(path: Path) -> dict[str, Stored]:
         dtype, shape, begin, end = read_entry(entry, name, path)
         stored[name] = Stored(path, name, dtype, shape, start + begin)
         ends.append((begin, end))
-        if dtype in FORMATS and end - begin != stored[name].nbytes:
-            raise ModelFileError(
-                f"{path}: {name}: expected {stored[name].nbytes} bytes for {dtype} {list(shape)}, got {end - begin}"
-            )
+        size_of = prod(shape) if dtype in BYTES else stored[name].nbytes if dtype in FORMATS else end - begin
+        if end - begin != size_of:
+            expected = f"{size_of} bytes for {dtype} {list(shape)}"
+            raise ModelFileError(f"{path}: {name}: expected {expected}, got {end - begin}")
     ends.sort()
     for (_, end), (begin, _) in pairwise(ends):
         if begin != end:
@@ -112,7 +114,14 @@ def read_entry(entry: Any, name: str, path: Path) -> tuple[str, tuple[int, ...],
         return isinstance(value, list) and all(type(count) is int and 0 <= count < 2**63 for count in value)
 
     dtype, shape, span = (entry.get(key) if isinstance(entry, dict) else None for key in ENTRY)
-    if not isinstance(dtype, str) or not is_counts(shape) or not is_counts(span) or len(span) != 2 or len(shape) > 8:
+    if (
+        not isinstance(dtype, str)
+        or not dtype.isupper()
+        or not is_counts(shape)
+        or not is_counts(span)
+        or len(span) != 2
+        or len(shape) > 8
+    ):
         raise ModelFileError(f"{path}: {name}: expected {', '.join(ENTRY)}, got {str(entry)[:80]!r}")
     if span[0] > span[1]:
         raise ModelFileError(f"{path}: {name}: expected data_offsets in order, got {span}")

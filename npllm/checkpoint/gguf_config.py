@@ -9,6 +9,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ModelFileError
+from ..rope import rope_frequencies
 from .config_json import read_config
 from .stored import Stored, read_rows
 
@@ -29,7 +30,13 @@ END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 
 
 def read_gguf_config(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Config:
-    """The configuration of the model in a .gguf file.
+    """The configuration of the model in a .gguf file; errors as in `gguf_keys`."""
+    config = read_config(gguf_keys(path, metadata, tensors), where=str(path))
+    return replace(config, rope_scaling=rope_factors(config, tensors) or config.rope_scaling)
+
+
+def gguf_keys(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Any]:
+    """The keys of config.json that a .gguf file's metadata mean; Llama 3's scaling, a tensor, is not among them.
 
     Some of it is told by the tensors: without an output matrix the embeddings are tied; biases are there or not;
     the vocabulary is as large as the embeddings matrix.
@@ -72,7 +79,7 @@ def read_gguf_config(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
     # Files of Phi-3-mini-4k and Phi-3-medium-4k that are older than the key: their window is known.
     old_phi3_4k = architecture == "phi3" and get("context_length") == 4096 and get("block_count") in (32, 40)
     window = get("attention.sliding_window", 2047 if old_phi3_4k else 0)
-    keys = {
+    return {
         "model_type": "mistral" if architecture == "llama" and window else architecture,
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "hidden_size": get("embedding_length"),
@@ -92,8 +99,6 @@ def read_gguf_config(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
         "eos_token_id": [metadata[key] for key in END_KEYS if key in metadata],
     }
-    config = read_config(keys, where=str(path))
-    return replace(config, rope_scaling=rope_factors(config, tensors) or config.rope_scaling)
 
 
 def rope_scaling(get: Any, refuse: Any) -> dict[str, Any] | None:
@@ -134,6 +139,26 @@ def rope_factors(config: Config, tensors: Mapping[str, Stored]) -> dict[str, Any
     if config.rope_scaling is not None:
         raise ModelFileError(f"{stored.path}: {stored.name}: expected one scaling, got these factors and a linear one")
     return {"rope_type": "factors", "factors": tuple(float(factor) for factor in factors)}
+
+
+def llama3_scaling(config: Config) -> dict[str, Any]:
+    """The keys of config.json that mean the same as a file's factors: Llama 3's, whose numbers are the same in all.
+
+    Raises
+    ------
+    ModelFileError : they are other factors, for which config.json has no word
+    """
+    factors = np.array((config.rope_scaling or {})["factors"])
+    published = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    scaling = {"rope_type": "llama3", "factor": float(factors.max()), **published}
+    like = np.zeros(0, dtype=np.float32)
+    plain, slowed = (rope_frequencies(replace(config, rope_scaling=how), like) for how in (None, scaling))
+    if not np.allclose(plain / slowed, factors, rtol=1e-4):
+        raise ModelFileError(
+            "rope_freqs.weight: expected the factors of Llama 3.1 to 3.3, got others, which config.json cannot tell;"
+            " keep the .gguf file"
+        )
+    return scaling
 
 
 def shortest(value: Any) -> Any:

@@ -83,10 +83,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     if len(vocabulary) < len(texts):
         raise refuse("tokens", f"{len(texts)} different pieces", f"{len(vocabulary)}")
     llama = kind == "llama"
-    bos = read_id(metadata, "bos_token_id", texts, 1 if llama else None)
-    eos = read_id(metadata, "eos_token_id", texts, 2 if llama else None)
-    unknown = read_id(metadata, "unknown_token_id", texts, 0 if llama else None)
-    padding = read_id(metadata, "padding_token_id", texts)
+    ids = special_ids(metadata, texts)
+    eos, unknown = ids.get("eos_token"), ids.get("unk_token")
     try:
         backend = llama_backend(metadata, texts, types, unknown) if llama else gpt2_backend(metadata, texts)
     except ModelFileError:
@@ -111,8 +109,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre")
     add_bos = read_flag(metadata, "add_bos_token", llama or pre in WHOLE_WORDS)
     add_eos = read_flag(metadata, "add_eos_token", False)
-    names = {"bos_token": bos, "eos_token": eos, "unk_token": unknown, "pad_token": padding}
-    special = {name: texts[i] for name, i in names.items() if i is not None}
+    special = {name: texts[i] for name, i in ids.items()}
     add_bos_and_eos(
         backend, special.get("bos_token") if add_bos else None, special.get("eos_token") if add_eos else None
     )
@@ -127,6 +124,18 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         chat_template=template,
         render=None if template is None else chat_renderer(template, special),
     )
+
+
+def special_ids(metadata: Mapping[str, Any], texts: list[str]) -> dict[str, int]:
+    """The tokens with a task, by their names in tokenizer_config.json: {"bos_token": 1, ...}."""
+    llama = metadata.get("tokenizer.ggml.model") == "llama"
+    ids = {
+        "bos_token": read_id(metadata, "bos_token_id", texts, 1 if llama else None),
+        "eos_token": read_id(metadata, "eos_token_id", texts, 2 if llama else None),
+        "unk_token": read_id(metadata, "unknown_token_id", texts, 0 if llama else None),
+        "pad_token": read_id(metadata, "padding_token_id", texts),
+    }
+    return {name: i for name, i in ids.items() if i is not None}
 
 
 def gpt2_backend(metadata: Mapping[str, Any], texts: list[str]) -> tokenizers.Tokenizer:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import Config
 from ..errors import ModelFileError
+from .blocks import OWN_FORMATS
 from .names import Part, check
 from .stored import Stored
 
@@ -92,9 +93,11 @@ def plan_gpt2(config: Config, tensors: Mapping[str, Stored], where: Path) -> dic
         for ours, theirs in OF_BLOCK.items()
     }
     for ours, theirs in names.items():
-        shape = matrices.get(ours.rsplit(".", 1)[-1], (width,))
-        plans[ours] = [Part(f"{prefix}{theirs}.weight", shape, transposed=len(shape) == 2)]
+        name, shape = f"{prefix}{theirs}.weight", matrices.get(ours.rsplit(".", 1)[-1], (width,))
         plans[f"{ours}_bias"] = [Part(f"{prefix}{theirs}.bias", shape[-1:])]
+        # `npllm convert` quantizes along the rows of a product, so it turns the matrix first.
+        turned = len(shape) == 2 and name in tensors and tensors[name].dtype in OWN_FORMATS
+        plans[ours] = [Part(name, shape[::-1] if turned else shape, transposed=len(shape) == 2 and not turned)]
     needed = {name: stored for name, stored in tensors.items() if not name.endswith(NOT_NEEDED)}
     if config.id2label:
         of_tokens = any(name.endswith("ForTokenClassification") for name in config.architectures)

@@ -2,16 +2,21 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from ..backend.devices import Device, free_bytes, pick, to_device
+from ..backend.cuda_attention import on_cuda
+from ..backend.cuda_block import with_kernels
+from ..backend.cuda_weights import row_groups
+from ..backend.devices import Device, free_bytes, pick
 from ..backend.memory import check_memory
+from ..backend.packed import by_columns
+from ..backend.transfer import SCRATCH, Staging
 from ..backend.workers import Workers
 from ..config import Config
 from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
@@ -27,10 +32,23 @@ from .gguf_tokenizer import tokenizer_from_gguf
 from .gpt2 import plan_gpt2
 from .hub import find
 from .names import GGUF, HUGGING_FACE, Part, biases, biases_found, plan
-from .narrow import HALVES, QUANTIZED, Storage, narrowed, read_narrow, row_order, storage_for
-from .stored import PIECE, Stored, not_finite, read_rows
+from .narrow import HALVES, NARROW_FROM, QUANTIZED, Storage, narrowed, read_narrow, row_order, storage_for
+from .quantized import joined
+from .stored import PIECE, READERS, Stored, not_finite, read_ahead, read_as_it_is, read_rows
+from .to_device import read_to_device
 
 DTYPES = ("float32", *HALVES, *QUANTIZED)
+
+
+class Files(NamedTuple):
+    """What a model's files say, but for its weights."""
+
+    keys: Mapping[str, Any]  # config.json as it is, or a .gguf file's metadata
+    config: Config
+    generation_config: Mapping[str, Any]
+    tensors: Mapping[str, Stored]
+    plans: Mapping[str, Sequence[Part]]
+    tokenizer: Tokenizer | None
 
 
 def load(
@@ -41,8 +59,11 @@ def load(
     cache_dir: str | Path | None = None,
     offline: bool = False,
     progress: bool = False,
+    kernels: bool = True,
 ) -> LM:
     """The model of that name, ready to generate.
+
+    Its weights are copied into memory, and the files are not needed after that; see stored.py, why they are not mapped.
 
     Parameters
     ----------
@@ -50,11 +71,13 @@ def load(
     device : "cpu", "cuda", "cuda:1", or "auto", which tells on stderr what it took
     dtype : what the matrices are kept in: "float32"; "float16", "bfloat16", to which norms and biases are rounded too;
         "int8" or "int4", quantized in groups of 32 (rows that are no multiple of it, or longer than 32,768, stay
-        float32). "auto" is float16 on a GPU; on the CPU it is the file's own width, but float32 for matrices of less
-        than 4 million numbers, which are faster so, and for GPT-2's, which are transposed in the file
+        float32), or taken as they are from a folder that `npllm convert` wrote. "auto" is float16 on a GPU; on the CPU
+        float32 for a model of less than 2**28 numbers (1 GB), which is faster so, and for GPT-2, whose matrices are
+        transposed in the file; for others the file's own width
     revision, cache_dir, offline : of a Hub name: which commit, branch or tag; where downloads are kept; never to
         connect
     progress : whether to show a progress bar on stderr
+    kernels : False computes the steps of generation by CuPy's own functions on a GPU too; see backend/cuda_block.py
 
     Returns
     -------
@@ -74,11 +97,12 @@ def load(
         print(place.why, file=sys.stderr)
     if place.name != "cpu":
         dtype = "float16" if dtype == "auto" else dtype
-        if dtype not in ("float16", "float32"):
-            raise UsageError(f"dtype: expected float16 or float32 on {place.name}, got {dtype}")
+        if dtype == "bfloat16":
+            raise UsageError(f"dtype: expected float16, float32, int8 or int4 on {place.name}, got {dtype}")
     path = find(None if name is None else str(name), revision, cache_dir, offline)
     with refusals(path):
-        return load_files(path, place, dtype, progress)
+        lm = load_files(path, place, dtype, progress)
+    return with_kernels(lm) if kernels and place.name != "cpu" else lm
 
 
 def load_tokenizer(
@@ -110,19 +134,29 @@ def refusals(path: Path) -> Iterator[None]:
 
 def load_files(path: Path, device: Device, dtype: str, progress: bool) -> LM:
     """A folder or a .gguf file as an LM."""
+    files = open_files(path)
+    weights = read_weights(files.config, files.plans, files.tensors, device, dtype, progress)
+    whole_pass = gpt2_transform if files.config.model_type == "gpt2" else transform
+    if device.name != "cpu":
+        whole_pass = on_cuda(whole_pass)
+    return LM(files.config, weights, files.tokenizer, files.generation_config, whole_pass)
+
+
+def open_files(path: Path) -> Files:
+    """All of a model but its weights, which are found and checked, and not read."""
+    tokenizer: Tokenizer | None
     if path.is_dir():
-        config = read_config(read_json(path / "config.json"), where=str(path / "config.json"))
+        keys = read_json(path / "config.json")
+        config = read_config(keys, where=str(path / "config.json"))
         generation = path / "generation_config.json"
         generation_config = read_json(generation) if generation.exists() else {}
-        tensors = read_folder(path)
-        if config.model_type == "gpt2":
-            plans = plan_gpt2(config, tensors, path)
-        else:
-            plans = plan(config, tensors, HUGGING_FACE, biases(config), path)
+        tensors = joined(keys, read_folder(path), str(path / "config.json"))
+        plans = plan_folder(config, tensors, path)
         tokenizer = tokenizer_from_folder(path) if (path / "tokenizer.json").exists() else None
     else:
         metadata, tensors = read_gguf(path)
-        config, generation_config = read_gguf_config(path, metadata, tensors), {}
+        keys, generation_config = metadata, {}
+        config = read_gguf_config(path, metadata, tensors)
         plans = plan(config, tensors, GGUF, biases_found(tensors.keys()), path)
         tokenizer = tokenizer_from_gguf(metadata)
     if tokenizer is not None and len(tokenizer) > config.vocab_size:
@@ -130,9 +164,14 @@ def load_files(path: Path, device: Device, dtype: str, progress: bool) -> LM:
             f"{path}: expected a tokenizer of at most {config.vocab_size} tokens, the rows of the embeddings, got"
             f" {len(tokenizer)}; take tokenizer and weights from the same place"
         )
-    weights = read_weights(config, plans, tensors, device, dtype, progress)
-    whole_pass = gpt2_transform if config.model_type == "gpt2" else transform
-    return LM(config, weights, tokenizer, generation_config, whole_pass)
+    return Files(keys, config, generation_config, tensors, plans, tokenizer)
+
+
+def plan_folder(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, list[Part]]:
+    """What each weight of a folder is made of."""
+    if config.model_type == "gpt2":
+        return plan_gpt2(config, tensors, where)
+    return plan(config, tensors, HUGGING_FACE, biases(config), where)
 
 
 def read_weights(
@@ -143,40 +182,66 @@ def read_weights(
     dtype: str,
     progress: bool,
 ) -> Weights:
-    """All weights, read one after the other into memory that is known to be there."""
+    """All weights, read into memory that is known to be there: on the CPU a few at a time, by threads."""
     shapes = {ours: weight_shape(parts) for ours, parts in plans.items()}
+    if dtype == "auto" and sum(prod(shape) for shape in shapes.values()) < NARROW_FROM:
+        dtype = "float32"
     storages: dict[str, Storage | None] = {}
     for ours, parts in plans.items():
         formats = [tensors[part.name].dtype for part in parts]
-        storages[ours] = storage_for(shapes[ours], formats, dtype) if device.name == "cpu" else None
+        storages[ours] = (
+            storage_for(shapes[ours], formats, dtype) if device.name == "cpu" or dtype in QUANTIZED else None
+        )
         if parts[0].transposed and dtype == "auto":  # GPT-2's [in, out] cannot be read row by row
             storages[ours] = None
     sizes = {name: kept.nbytes(shapes[name]) if kept else 4 * prod(shapes[name]) for name, kept in storages.items()}
     workers = Workers() if any(storages.values()) else None
-    buffers = 8 * 4 * PIECE + (workers.nbytes if workers else 0)  # a piece as read, widened, and what is in between
-    buffers += max((4 * prod(shapes[name]) for name, parts in plans.items() if parts[0].transposed), default=0)
+    buffers = 8 * 4 * PIECE  # a piece as read, widened, and what is in between
+    together = [part for parts in plans.values() for part in parts if part.transposed or part.interleaved_heads]
+    buffers += max((4 * prod(part.shape) for part in together), default=0)
+    if device.name == "cpu":
+        buffers = READERS * buffers + (workers.nbytes if workers else 0)
     if device.name == "cpu":
         check_memory({"weights": sum(sizes.values()), "buffers": buffers})
-    else:  # a weight is put together on the host, then copied
-        check_memory({"largest weight": max(sizes.values()), "buffers": buffers})
+    else:  # a weight goes there in pieces
         narrower = 2 if dtype == "float16" else 1
-        check_memory({f"weights on {device.name}": sum(sizes.values()) // narrower}, free_bytes(device.xp.zeros(1)))
+        there = {f"weights on {device.name}": sum(sizes.values()) // narrower, "buffers": SCRATCH}
+        largest = max((sizes[name] for name, kept in storages.items() if kept), default=0)  # laid out twice
+        check_memory({"buffers": buffers + (workers.nbytes if workers else 0) + 3 * largest})
+        check_memory(there, free_bytes(device.xp.zeros(1)), "take a smaller model, or --device cpu")
 
-    total = sum(tensors[part.name].nbytes for parts in plans.values() for part in parts)
+    tied = "lm_head" not in plans and "score" not in plans
+
+    def read(ours: str) -> Any:
+        parts, storage = plans[ours], storages[ours]
+        if storage is None or workers is None:
+            weight = read_weight(parts, tensors, dtype)
+            embeds = ours == "embed_tokens"
+            return weight if embeds and not tied else by_columns(weight, embeds)
+        if parts[0].transposed:
+            return narrowed(read_weight(parts, tensors, dtype), storage, workers)
+        return read_narrow(shapes[ours], parts, tensors, storage, workers)
+
+    file_bytes = {ours: sum(tensors[part.name].nbytes for part in parts) for ours, parts in plans.items()}
+    total = sum(file_bytes.values())
+    arrays: dict[str, Any] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=not progress) as bar:
-        arrays: dict[str, Any] = {}
-        for ours, parts in plans.items():
-            storage = storages[ours]
-            if storage is not None and workers is not None and not parts[0].transposed:
-                arrays[ours] = read_narrow(shapes[ours], parts, tensors, storage, workers, bar)
-                continue
-            weight = read_weight(parts, tensors, dtype, bar)
-            if storage is not None and workers is not None:
-                arrays[ours] = narrowed(weight, storage, workers)
-                continue
-            # Vectors (norms, biases) are added or multiplied in float32 anyway; only matrices gain by float16.
-            narrow = dtype == "float16" and device.name != "cpu" and weight.ndim == 2
-            arrays[ours] = to_device(weight, device, np.float16 if narrow else None)
+        if device.name == "cpu":
+            with closing(read_ahead(read, plans, waiting=len(plans))) as weights:
+                for ours, weight in zip(plans, weights, strict=True):
+                    arrays[ours] = weight
+                    bar.update(file_bytes[ours])
+        else:
+            staging = Staging(device)
+            for ours, parts in plans.items():
+                if storages[ours] is not None:
+                    arrays[ours] = row_groups(read(ours), device.xp)
+                    bar.update(file_bytes[ours])
+                    continue
+                plain = "float16" if dtype == "float16" else "float32"
+                arrays[ours] = read_to_device(shapes[ours], parts, tensors, staging, plain, bar)
+            if lost := staging.finish():
+                print(lost, file=sys.stderr)
 
     of_block: Any = GPT2BlockWeights if config.model_type == "gpt2" else BlockWeights
     layers = tuple(
@@ -195,7 +260,7 @@ def weight_shape(parts: Sequence[Part]) -> tuple[int, ...]:
     return (parts[-1].first + parts[-1].shape[0], *parts[0].shape[1:])
 
 
-def read_weight(parts: Sequence[Part], tensors: Mapping[str, Stored], dtype: str, bar: "tqdm[Any]") -> np.ndarray:
+def read_weight(parts: Sequence[Part], tensors: Mapping[str, Stored], dtype: str) -> np.ndarray:
     """One weight in float32: each part is read, widened, rounded to dtype, and put into its rows, a piece at a time.
 
     Raises
@@ -207,6 +272,9 @@ def read_weight(parts: Sequence[Part], tensors: Mapping[str, Stored], dtype: str
         stored, count = tensors[part.name], part.shape[0]
         place = weight.T if part.transposed else weight[part.first : part.first + count]
         order, row = row_order(part), 0
+        if stored.dtype == "F32" and dtype not in HALVES and order is None and not part.transposed:
+            read_as_it_is(place, stored)
+            continue
         for piece in read_rows(stored):
             with np.errstate(over="ignore"):  # an infinity is found below
                 rounded = piece.astype(HALVES[dtype]).astype(np.float32) if dtype in HALVES else piece
@@ -215,5 +283,4 @@ def read_weight(parts: Sequence[Part], tensors: Mapping[str, Stored], dtype: str
             rows = slice(row, row + len(rounded))
             place[rows if order is None else order[rows]] = rounded.reshape(-1, *place.shape[1:])
             row += len(rounded)
-            bar.update(stored.nbytes * len(rounded) // count)
     return weight

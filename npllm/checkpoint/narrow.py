@@ -4,26 +4,26 @@ No matrix is in memory in float32 as a whole: it is read a few rows at a time, s
 of GPT-2, which are transposed in the file and put together first, one at a time.)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
 from ..backend.packed import Groups, Half, blocks_for, empty_groups, fill_groups, quantize_groups
 from ..backend.workers import TILE, Workers
-from .blocks import BLOCK_FORMATS, Split
+from .blocks import BLOCK_FORMATS, OWN_FORMATS, BlockFormat, Split
 from .names import Part, halves_order
-from .stored import FORMATS, Stored, not_finite, read_blocks
+from .stored import FORMATS, Stored, is_finite, not_finite, read_as_it_is, read_blocks
 
 # The values of --dtype: for 16 bits their dtypes, for fewer their bits. And the 16-bit dtypes by their names in files.
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 QUANTIZED = {"int8": 8, "int4": 4}
 IN_FILES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}
-# With --dtype auto: a smaller matrix is faster in float32, because sharing its rows out to the cores costs 50 µs.
-NARROW_FROM = 2**22
+# With --dtype auto, a model of fewer numbers becomes float32 (1 GB at most): BLAS needs 5 µs to share a small matrix
+# out to the cores, `Workers` 50.
+NARROW_FROM = 2**28
 
 
 class Storage(NamedTuple):
@@ -34,6 +34,7 @@ class Storage(NamedTuple):
     group: int = 32
     offset: int = 0
     has_minimum: bool = False
+    scale_dtype: type = np.float32  # of the minima too: bfloat16 for the 4 bits that we make ourselves
     from_blocks: bool = False  # the file's own codes and scales; else they are computed from its numbers
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
@@ -41,9 +42,13 @@ class Storage(NamedTuple):
         if self.half is not None:
             return 2 * prod(shape)
         blocks, rows = blocks_for(*shape)
-        return blocks * rows * shape[1] * self.bits // 8 + blocks * rows * shape[1] // self.group * (
-            8 if self.has_minimum else 4
-        )
+        groups = blocks * rows * shape[1] // self.group
+        of_group = np.dtype(self.scale_dtype).itemsize * (2 if self.has_minimum else 1)  # its scale and minimum
+        return blocks * rows * shape[1] * self.bits // 8 + groups * of_group
+
+    def empty(self, shape: tuple[int, int], workers: Workers) -> Groups:
+        """Room for a matrix in groups."""
+        return empty_groups(*shape, self.bits, self.group, self.offset, self.has_minimum, workers, self.scale_dtype)
 
 
 def storage_for(shape: tuple[int, ...], formats: Sequence[str], dtype: str) -> Storage | None:
@@ -57,10 +62,9 @@ def storage_for(shape: tuple[int, ...], formats: Sequence[str], dtype: str) -> S
     if dtype in HALVES:
         return Storage(half=HALVES[dtype])
     if dtype in QUANTIZED:
-        bits = QUANTIZED[dtype]
-        return Storage(bits=bits, has_minimum=bits == 4) if shape[1] % 32 == 0 else None
-    if prod(shape) < NARROW_FROM:
-        return None
+        return own_storage(QUANTIZED[dtype], set(formats) == {f"{dtype}/32"}) if shape[1] % 32 == 0 else None
+    if len(set(formats)) == 1 and formats[0] in OWN_FORMATS:
+        return own_storage(OWN_FORMATS[formats[0]].bits, from_blocks=True)
     if len(set(formats)) == 1 and formats[0] in IN_FILES:
         return Storage(half=IN_FILES[formats[0]])
     if not all(name in BLOCK_FORMATS for name in formats):
@@ -76,13 +80,19 @@ def storage_for(shape: tuple[int, ...], formats: Sequence[str], dtype: str) -> S
     )
 
 
+def own_storage(bits: int, from_blocks: bool) -> Storage:
+    """How `quantize_groups` makes it: now, or when `npllm convert` wrote the file."""
+    four = bits == 4
+    scale_dtype = ml_dtypes.bfloat16 if four else np.float32
+    return Storage(bits=bits, has_minimum=four, scale_dtype=scale_dtype, from_blocks=from_blocks)
+
+
 def read_narrow(
     shape: tuple[int, ...],
     parts: Sequence[Part],
     tensors: Mapping[str, Stored],
     storage: Storage,
     workers: Workers,
-    bar: "tqdm[Any]",
 ) -> Half | Groups:
     """One matrix: each of its parts is read into its rows.
 
@@ -94,11 +104,11 @@ def read_narrow(
     if storage.half is not None:
         codes: np.ndarray = np.empty((height, width), dtype=storage.half)
         for part in parts:
-            read_half(codes[part.first : part.first + part.shape[0]], part, tensors[part.name], bar)
+            read_half(codes[part.first : part.first + part.shape[0]], part, tensors[part.name])
         return Half(codes, workers)
-    packed = empty_groups(height, width, storage.bits, storage.group, storage.offset, storage.has_minimum, workers)
+    packed = storage.empty((height, width), workers)
     for part in parts:
-        read_groups(packed, part, tensors[part.name], storage, bar)
+        read_groups(packed, part, tensors[part.name], storage)
     return packed
 
 
@@ -106,79 +116,85 @@ def narrowed(weight: np.ndarray, storage: Storage, workers: Workers) -> Half | G
     """A matrix that had to be put together in float32 first."""
     if storage.half is not None:
         return Half(weight.astype(storage.half), workers)
-    height, width = weight.shape
-    packed = empty_groups(height, width, storage.bits, storage.group, storage.offset, storage.has_minimum, workers)
+    packed = storage.empty((weight.shape[0], weight.shape[1]), workers)
     fill_groups(packed, 0, *quantize_groups(weight, storage.bits))
     return packed
 
 
-def read_half(place: np.ndarray, part: Part, stored: Stored, bar: "tqdm[Any]") -> None:
+def read_half(place: np.ndarray, part: Part, stored: Stored) -> None:
     """A part of a 16-bit matrix into its rows: as it is in the file, or rounded."""
     order, row = row_order(part), 0
-    infinity = np.int16(0x7C00 if place.dtype == np.float16 else 0x7F80)
+    as_it_is = IN_FILES.get(stored.dtype) == place.dtype
+    if as_it_is and order is None:
+        read_as_it_is(place, stored)
+        return
     for count, raw in read_blocks(stored):
-        if IN_FILES.get(stored.dtype) == place.dtype:
-            codes = raw.view(place.dtype).reshape(count, -1)
-            rounded_to = ""
+        if as_it_is:
+            codes = numbers = raw.view(place.dtype).reshape(count, -1)
         else:
             with np.errstate(over="ignore", invalid="ignore"):  # an infinity is found below
                 numbers = FORMATS[stored.dtype].widen(raw).reshape(count, -1)
                 codes = numbers.astype(place.dtype)
-            rounded_to = str(place.dtype) if np.isfinite(numbers).all() else ""
-        if np.max(codes.view(np.int16) & np.int16(0x7FFF)) >= infinity:
-            raise not_finite(stored, rounded_to)
+        if not is_finite(codes):
+            raise not_finite(stored, str(place.dtype) if is_finite(numbers) else "")
         rows = slice(row, row + count)
         place[rows if order is None else order[rows]] = codes
         row += count
-        bar.update(len(raw) * raw.shape[1])
 
 
-def read_groups(packed: Groups, part: Part, stored: Stored, storage: Storage, bar: "tqdm[Any]") -> None:
-    """A part of a matrix in groups into its rows: the file's own codes and scales, or new ones for its numbers."""
-    order = row_order(part)
-    whole: list[Split] = []  # of a part whose rows change places
-    row = part.first
+def read_groups(packed: Groups, part: Part, stored: Stored, storage: Storage) -> None:
+    """A part of a matrix in groups into its rows."""
+    order, row = row_order(part), part.first
+    if order is None:
+        for split in read_splits(stored, storage):
+            fill_groups(packed, row, *split)
+            row += len(split.codes)
+    else:
+        fill_groups(packed, row, *in_order(list(read_splits(stored, storage)), order))
+
+
+def read_splits(stored: Stored, storage: Storage) -> Iterator[Split]:
+    """A tensor as rows of groups [rows, groups, numbers]: the file's own codes and scales, or new ones.
+
+    Raises
+    ------
+    ModelFileError : it has a NaN or an infinity
+    """
     for count, raw in read_blocks(stored):
         if storage.from_blocks:
-            split = regroup(BLOCK_FORMATS[stored.dtype].split(raw), count, storage)
-            finite = np.isfinite(split.scale).all() and (split.minimum is None or np.isfinite(split.minimum).all())
+            kind: Any = FORMATS[stored.dtype]
+            split = regroup(raw, kind, count, storage)
+            finite = is_finite(split.scale) and (split.minimum is None or is_finite(split.minimum))
         else:
             with np.errstate(invalid="ignore"):
                 numbers = FORMATS[stored.dtype].widen(raw).reshape(count, -1)
-            finite = np.isfinite(numbers.min()) and np.isfinite(numbers.max())
+            finite = is_finite(numbers)
         if not finite:
             raise not_finite(stored)
-        if not storage.from_blocks:
-            split = Split(*quantize_groups(numbers, storage.bits))
-        if order is None:
-            fill_groups(packed, row, *split)
-        else:
-            whole.append(split)
-        row += count
-        bar.update(len(raw) * raw.shape[1])
-    if order is not None:
-        back = np.argsort(order)
-        codes, scale, minimum = zip(*whole, strict=True)
-        has_minimum = minimum[0] is not None
-        fill_groups(
-            packed,
-            part.first,
-            np.concatenate(codes)[back],
-            np.concatenate(scale)[back],
-            np.concatenate(minimum)[back] if has_minimum else None,
-        )
+        yield split if storage.from_blocks else Split(*quantize_groups(numbers, storage.bits))
 
 
-def regroup(split: Split, rows: int, storage: Storage) -> Split:
-    """A file's blocks as rows of groups [rows, groups, numbers] of the storage's size, codes and minima."""
-    codes, scale, minimum = split
-    times = codes.shape[-1] // storage.group  # a group of 32 is two groups of 16 that have the same scale
-    scale = np.repeat(scale.reshape(rows, -1), times, axis=1)
-    minimum = None if minimum is None else np.repeat(minimum.reshape(rows, -1), times, axis=1)
+def in_order(pieces: Sequence[Split], order: np.ndarray) -> Split:
+    """The rows of some pieces, together, in their places."""
+    back = np.argsort(order)
+    codes, scale, minimum = zip(*pieces, strict=True)
+    minima = None if minimum[0] is None else np.concatenate(minimum)[back]
+    return Split(np.concatenate(codes)[back], np.concatenate(scale)[back], minima)
+
+
+def regroup(raw: Any, kind: BlockFormat, rows: int, storage: Storage) -> Split:
+    """A file's blocks as rows of groups of the storage's size, codes and minima."""
+    split = kind.split(raw)
+    if storage.bits == 4 and split.codes.shape[-1] < kind.group:  # two in a byte there, two in a byte here
+        codes, times = split.codes, 1
+    else:
+        codes, times = kind.codes(split), kind.group // storage.group  # a group of 32: two of 16 of the same scale
+        codes = (codes - storage.offset).astype(np.uint8) if storage.bits == 4 else codes
+    scale = np.repeat(split.scale.reshape(rows, -1), times, axis=1)
+    minimum = None if split.minimum is None else np.repeat(split.minimum.reshape(rows, -1), times, axis=1)
     if storage.has_minimum and minimum is None:
         minimum = np.zeros_like(scale)
-    codes = codes.reshape(rows, -1, storage.group)
-    return Split((codes - storage.offset).astype(np.uint8) if storage.bits == 4 else codes, scale, minimum)
+    return Split(codes.reshape(rows, -1, codes.shape[-1] // times), scale, minimum)
 
 
 def row_order(part: Part) -> np.ndarray | None:

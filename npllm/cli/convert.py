@@ -1,0 +1,58 @@
+"""npllm convert: a model into a folder, in another dtype."""
+
+import argparse
+import os
+import sys
+
+from ..backend.memory import format_bytes
+from ..checkpoint.write import SHARD_BYTES, convert
+from . import options, report
+
+DESCRIPTION = """\
+Write the model SRC to the new folder DST, in Hugging Face layout: config.json,
+tokenizer.json, model.safetensors. `npllm generate -m DST` loads it; so does
+transformers, but for int8 and int4, which load without being quantized again.
+"""
+EXAMPLES = """\
+examples:
+  npllm convert microsoft/Phi-3-mini-4k-instruct phi3-int4 --dtype int4
+  npllm convert model.gguf folder --dtype bfloat16
+  npllm convert folder --dtype float32      (SRC is $NPLLM_MODEL, or the default model)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    default = os.environ.get("NPLLM_MODEL") or None
+    parser.add_argument("source", nargs="?", metavar="SRC", default=default, help=options.MODEL_HELP)
+    parser.add_argument("destination", metavar="DST", help="a folder that is not there yet, or empty")
+    parser.add_argument(
+        "--dtype", required=True, metavar="NAME", help="of the weights: float32, float16, bfloat16, int8 or int4"
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=float,
+        default=SHARD_BYTES / 1e9,
+        metavar="GB",
+        help="split the weights into files of at most so many GB (default: %(default)g)",
+    )
+    options.add_hub_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, say on stderr what came of it, and return the exit code."""
+    options.check_utf8("SRC", args.source or "")
+    options.check_utf8("DST", args.destination)
+    done = convert(
+        args.source,
+        args.destination,
+        args.dtype,
+        revision=args.revision,
+        cache_dir=args.cache_dir,
+        offline=args.offline,
+        progress=sys.stderr is not None and sys.stderr.isatty(),
+        shard_bytes=int(args.shard_size * 1e9) if 0 < args.shard_size < 1e9 else 0,
+    )
+    files = "1 file" if done.files == 1 else f"{done.files} files"
+    report.note(f"{done.folder}: {format_bytes(done.nbytes)} of weights in {files}")
+    return 0
