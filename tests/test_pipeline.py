@@ -251,7 +251,7 @@ def theirs(transformers, folder):
 @pytest.fixture(scope="module")
 def of_the_default_model(transformers):
     lm = npllm.load(dtype="float32")
-    model = importlib.import_module("bench_peers").in_transformers(lm)
+    model = importlib.import_module("bench_worker").in_transformers(lm)
     tokenizer = importlib.import_module("make_tokenizer_golden").default_tokenizer()
     return lm, transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
 

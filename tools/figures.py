@@ -4,11 +4,12 @@
     python tools/figures.py --check [DIR]   draw them again: are the files in DIR the same?
 
 Each function below `# The figures` draws one; the file has its name. Nothing in them is invented: what looks like a
-measured number is one, of the text named on the page. Letters are drawn as outlines, so that a figure looks the same
-on every machine; the words of a figure are in its page's alt text.
+measured number is one, of the text named on the page, or in `performance` of docs/performance.json. Letters are drawn
+as outlines, so that a figure looks the same on every machine; the words of a figure are in its page's alt text.
 """
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from functools import cache
@@ -766,6 +767,27 @@ def rope_scores() -> Figure:
         axes.plot(distances, relevance_scores(q, k)[0, 0], style, color=color, markersize=6, label=label, **edge)
     axes.set(xlabel="how many tokens the key lies before the query", ylabel="score of 'it' for 'squirrel'")
     axes.legend(frameon=False)
+    return figure
+
+
+def performance() -> Figure:
+    """Tokens per second of each side, from docs/performance.json."""
+    parts = json.loads((FOLDER.parent / "performance.json").read_text(encoding="utf-8"))["parts"]
+    styles = {"npllm": (DARK, ""), "transformers": (MIDDLE, "//"), "llama.cpp": (LIGHT, "..")}
+    titles = {"decode": "Phi-3-mini's shapes, 4 layers", "default_decode": "the default model"}
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
+    for axes, (part, title) in zip(panels, titles.items(), strict=True):
+        sides = parts.get(part, {}).get("sides", {})
+        for place, (side, row) in enumerate(sides.items()):
+            rates = 1 / np.array(row["seconds"])
+            middle = 1 / np.median(row["seconds"])
+            color, hatch = styles[side.partition(" ")[0]]
+            reach = [[middle - rates.min()], [rates.max() - middle]]
+            axes.barh(place, middle, color=color, hatch=hatch, edgecolor="black", linewidth=0.6)
+            axes.errorbar(middle, place, xerr=reach, color="black", ecolor="black", linewidth=0.8, capsize=2)
+        axes.set_yticks(range(len(sides)), sides)
+        axes.invert_yaxis()
+        axes.set(title=title, xlabel="tokens per second")
     return figure
 
 

@@ -41,6 +41,18 @@ PRESETS = {
         "pad_token_id": 32000,
     },
 }
+# The same kind of model, so small that a program can be tried with it in a second.
+PRESETS["tiny"] = PRESETS["phi-3-mini"] | {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 SHARD_BYTES = 2_000_000_000
 
@@ -128,7 +140,8 @@ def main() -> None:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (args.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
     (args.folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    (args.folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [32000, 32001, 32007]}) + "\n")
+    ends = [32000, 32001, 32007] if args.preset == "phi-3-mini" else [config["eos_token_id"]]
+    (args.folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
     write_tokenizer(args.folder)
     print(f"{args.folder}: {total:,} bytes in {len(groups)} shards")
 

@@ -53,11 +53,16 @@ def timed(lm: LM, prompt_ids: Sequence[int], new_tokens: int, use_cache: bool) -
         widths.append(ids.shape[-1])
         return lm.transform(ids, *arguments, **options)
 
-    endless = dataclasses.replace(lm.config, eos_token_id=())
-    endless_lm = lm._replace(config=endless, generation_config={}, tokenizer=None, transform=counting)
+    counted = endless(lm)._replace(transform=counting)
     started = time.perf_counter()
-    ids = generate(endless_lm, prompt_ids, max_new_tokens=new_tokens, use_cache=use_cache).ids
+    ids = generate(counted, prompt_ids, max_new_tokens=new_tokens, use_cache=use_cache).ids
     return Run(use_cache, time.perf_counter() - started, sum(widths), ids)
+
+
+def endless(lm: LM) -> LM:
+    """The model without end tokens, and without a tokenizer: nothing is timed but the loop."""
+    config = dataclasses.replace(lm.config, eos_token_id=())
+    return lm._replace(config=config, generation_config={}, tokenizer=None)
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:

@@ -1,0 +1,314 @@
+"""How fast the loop is, and how fast it could be: the time of a token beside the bytes that it has to read.
+
+To make one token, every weight is read once, and all cached keys and values: nothing is used twice. So a token cannot
+come sooner than those bytes do,
+
+    seconds per token >= (bytes of the weights + bytes of the KV cache) / bytes per second that the memory gives
+
+and the share of that bandwidth which is reached says how much there is still to gain. Reading a prompt is another
+thing: a weight that was read serves all its tokens, and the limit is arithmetic, here that of a bare `np.matmul`.
+
+A machine's speed changes from minute to minute with its neighbours. So what is compared takes turns, the bandwidth is
+measured in the same turns, and of many rounds the median counts.
+
+Every function that looks at a clock takes it as an argument.
+
+Source: "Speeding Up Generation by Caching Keys and Values"; Williams, Waterman and Patterson 2009, "Roofline: an
+insightful visual performance model for multicore architectures".
+"""
+
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from math import prod
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from array_api_compat import device
+
+from ..backend.devices import free_bytes, to_host
+from ..backend.dtypes import BYTES, dtype_like
+from ..backend.memory import check_memory, peak_bytes, read_numbers
+from ..cache import Cache, empty_cache, kv_cache_bytes
+from ..checkpoint.hub import find
+from ..checkpoint.load import load
+from ..errors import UsageError
+from ..generate import steps
+from ..inspect.cost import costs, total
+from ..model import LM
+from ..shapes import Array, array_namespace
+from .bench import endless
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+
+
+class Read(NamedTuple):
+    """Bytes read for one token."""
+
+    weights: float
+    kv_cache: float
+
+
+def in_turn(sides: Mapping[str, Callable[[], T]], rounds: int) -> Iterator[tuple[str, T]]:
+    """Call all sides once, then all of them again, and so on: a slow minute hits them alike.
+
+    >>> list(in_turn({"a": lambda: 1, "b": lambda: 2}, rounds=2))
+    [('a', 1), ('b', 2), ('a', 1), ('b', 2)]
+    """
+    return ((name, run()) for _ in range(rounds) for name, run in sides.items())
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """The median of the rounds, the least and the most.
+
+    >>> spread([3.0, 1.0, 2.0, 9.0])
+    {'median': 2.5, 'least': 1.0, 'most': 9.0, 'rounds': [3.0, 1.0, 2.0, 9.0]}
+    """
+    return {"median": statistics.median(values), "least": min(values), "most": max(values), "rounds": list(values)}
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def numbers_to_read(like: Array) -> Array:
+    """What `read_bandwidth` reads: 1 GiB, or an eighth of the memory; more than a processor's caches hold."""
+    size = min(2**30, (free_bytes(like) or 2**33) // 8)
+    xp = array_namespace(like)
+    return xp.ones(max(size // 4, 1), dtype=xp.float32, device=device(like))
+
+
+def read_bandwidth(numbers: Array, threads: int, repeat: int = 3, clock: Clock = time.perf_counter) -> float:
+    """Bytes per second in which the memory gives an array to a plain reduction, at the best of several times.
+
+    It is NumPy's `max`, by one thread for each core: the cheapest thing to do with a number that was read. On a GPU,
+    CuPy's, which needs no threads.
+    """
+    parts = np.array_split(numbers, threads) if isinstance(numbers, np.ndarray) else [numbers]
+    largest = array_namespace(numbers).max
+    best = float("inf")
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for _ in range(repeat):
+            started = clock()
+            for found in list(pool.map(largest, parts)):
+                to_host(found)  # a GPU is still at it until its result is here
+            best = min(best, clock() - started)
+    return 4 * prod(numbers.shape) / best
+
+
+def random_ids(lm: LM, tokens: int) -> list[int]:
+    """A prompt for timing, the same one each time."""
+    return [int(i) for i in np.random.default_rng(0).integers(0, lm.config.vocab_size, tokens)]
+
+
+def check_context(lm: LM, tokens: int, new_tokens: int) -> None:
+    """Raise UsageError unless so many tokens fit into the model's context."""
+    context = lm.config.max_position_embeddings
+    if tokens + new_tokens > context:
+        raise UsageError(
+            f"--context and --new-tokens: expected at most {context} together, the model's context, got {tokens} and"
+            f" {new_tokens}"
+        )
+
+
+def filled_cache(lm: LM, ids: Sequence[int], new_tokens: int, dtype: str = "float32") -> Cache:
+    """A cache that holds the ids, with room for the tokens that are to be timed."""
+    like, capacity = lm.weights.norm, len(ids) + new_tokens
+    check_memory({"KV cache": kv_cache_bytes(lm.config, capacity, BYTES[dtype])}, free_bytes(like))
+    cache = empty_cache(lm.config, capacity, like=like, dtype=dtype_like(dtype, like))
+    for _ in steps(endless(lm), ids, max_new_tokens=1, cache=cache):
+        pass
+    return cache
+
+
+def decode(
+    lm: LM, ids: Sequence[int], cache: Cache, new_tokens: int, clock: Clock = time.perf_counter
+) -> tuple[float, list[int]]:
+    """Seconds per token, of `new_tokens` tokens after `ids`, which the cache holds; and the tokens.
+
+    One more is made before, and not counted: it wakes the threads up. End tokens do not end it.
+    """
+    cache["length"] = len(ids)  # forgets what the last round added
+    made = steps(endless(lm), ids, max_new_tokens=new_tokens + 1, cache=cache)
+    tokens = [next(made).id]
+    started = clock()
+    tokens += [step.id for step in made]
+    return (clock() - started) / new_tokens, tokens
+
+
+def decode_read(lm: LM, context: int, new_tokens: int, cache_dtype: str = "float32") -> Read:
+    """What a token reads, in the mean over `new_tokens` tokens made as by `decode`.
+
+    Every matrix and norm once, of the embeddings one row; all keys and values of the tokens before. The first token
+    that is timed has `context` of them before it, each further one another.
+    """
+    first, last = (total(costs(lm.config, lm.weights, 1, past)) for past in (context, context + new_tokens - 1))
+    cached = (first.cache_bytes + last.cache_bytes) / 2  # as if they were float32
+    return Read((first.weight_bytes + last.weight_bytes) / 2, cached * BYTES[cache_dtype] / 4)
+
+
+def decode_row(lm: LM, seconds: Sequence[float], read: Read, bandwidth: float) -> dict[str, Any]:
+    """The figures of one way to keep the weights.
+
+    seconds : per token, of each round
+    bandwidth : what the memory gives, in bytes per second
+    """
+    row = spread(seconds)
+    per_second = (read.weights + read.kv_cache) / row["median"]
+    return {
+        "seconds_per_token": row,
+        "tokens_per_second": 1 / row["median"],
+        "weight_bytes_per_token": read.weights,
+        "kv_cache_bytes_per_token": read.kv_cache,
+        "read_bytes_per_second": per_second,
+        "bandwidth_share": per_second / bandwidth,
+        **sizes(lm),
+    }
+
+
+def sizes(lm: LM) -> dict[str, Any]:
+    """How many parameters there are, how many bytes they take in memory, and in which storages; each matrix once."""
+    w = lm.weights
+    # By identity, because with tied embeddings the LM head is the embeddings matrix.
+    arrays = {
+        id(array): array for group in (*w.layers, w._replace(layers=())) for array in group if hasattr(array, "nbytes")
+    }
+    storages: dict[str, int] = {}
+    for array in arrays.values():
+        storages[str(array.dtype)] = storages.get(str(array.dtype), 0) + array.nbytes
+    parameters = sum(prod(array.shape) for array in arrays.values())
+    return {
+        "parameters": parameters,
+        "weight_bytes": sum(storages.values()),
+        "bytes_per_weight": sum(storages.values()) / parameters,
+        "storages": storages,
+    }
+
+
+def prefill(lm: LM, ids: Sequence[int], clock: Clock = time.perf_counter) -> float:
+    """Seconds from a prompt to the first token after it."""
+    made = steps(endless(lm), ids, max_new_tokens=1)
+    started = clock()
+    for _ in made:
+        pass
+    return clock() - started
+
+
+def product_flops(lm: LM, tokens: int) -> int:
+    """The arithmetic of a prefill that is matrix products, two operations for each multiplication and its addition.
+
+    Every weight matrix of the blocks times every token, the LM head times the last one; in attention two products for
+    each pair of a token and one that it may see, itself or an earlier one.
+    """
+    c, w = lm.config, lm.weights
+    matrices = sum(
+        prod(array.shape) for block in w.layers for array in block if array is not None and len(array.shape) == 2
+    )
+    windows = [c.window(layer) or tokens for layer in range(c.num_hidden_layers)]
+    pairs = sum(min(seen, window) for window in windows for seen in range(1, tokens + 1))
+    width = c.num_attention_heads * c.head_dim
+    return 2 * tokens * matrices + 2 * c.vocab_size * c.hidden_size + 4 * width * pairs
+
+
+def bare_matmul(lm: LM, tokens: int, flops: int, clock: Clock = time.perf_counter) -> float:
+    """FLOP/s of a bare `np.matmul` in float32, over about `flops` of them.
+
+    It multiplies [tokens, D] by a matrix of the shape of a block's largest, again and again.
+    """
+    xp = array_namespace(lm.weights.norm)
+    height, width = max((array.shape for array in lm.weights.layers[0] if array is not None), key=prod)
+    place = device(lm.weights.norm)
+    x, matrix = (xp.ones(shape, dtype=xp.float32, device=place) for shape in ((tokens, width), (height, width)))
+    one = 2 * tokens * height * width
+    times = max(1, round(flops / one))
+    to_host((x @ matrix.T)[0, 0])  # not counted
+    started = clock()
+    for _ in range(times):
+        y = x @ matrix.T
+    to_host(y[0, 0])
+    return times * one / (clock() - started)
+
+
+def prefill_row(lm: LM, tokens: int, seconds: Sequence[float], bare: Sequence[float]) -> dict[str, Any]:
+    """The figures of one way to keep the weights.
+
+    seconds : of each round
+    bare : in the same rounds, FLOP/s of a bare matrix product
+    """
+    flops = product_flops(lm, tokens)
+    row = spread(seconds)
+    return {
+        "seconds": row,
+        "tokens_per_second": tokens / row["median"],
+        "flops": flops,
+        "flops_per_second": flops / row["median"],
+        "matmul_flops_per_second": statistics.median(bare),
+        "matmul_share": statistics.median(flops / s / b for s, b in zip(seconds, bare, strict=True)),
+        **sizes(lm),
+    }
+
+
+def load_once(options: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """Load a model and make one token; what that takes. Meant for a process of its own, whose peak it tells.
+
+    options : the arguments of `load`
+    tokens : of the prompt
+    """
+    before = resident_bytes()
+    started = time.perf_counter()
+    lm = load(**options)
+    loaded = time.perf_counter()
+    for _ in steps(endless(lm), random_ids(lm, tokens), max_new_tokens=1):
+        pass
+    there = time.perf_counter()
+    return {
+        "load_seconds": loaded - started,
+        "first_token_seconds": there - started,
+        "resident_bytes_before": before,
+        "resident_bytes": resident_bytes(),
+        "peak_bytes": peak_bytes(),
+        **sizes(lm),
+    }
+
+
+def load_in_new_process(options: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """`load_once` in a process that has loaded nothing before; its errors are raised here."""
+    with ProcessPoolExecutor(1, get_context("spawn"), ignore_interrupts) as pool:
+        return pool.submit(load_once, options, tokens).result()
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C to the process that waits for this one, which says so once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def load_row(rounds: Sequence[Mapping[str, Any]], file_bytes: int) -> dict[str, Any]:
+    """The figures of several loads: of times the spread, of memory the most."""
+    last = rounds[-1]
+    row: dict[str, Any] = {name: spread([r[name] for r in rounds]) for name in ("load_seconds", "first_token_seconds")}
+    for name in ("resident_bytes_before", "resident_bytes", "peak_bytes"):
+        known = [r[name] for r in rounds if r[name] is not None]
+        row[name] = max(known) if known else None
+    row["file_bytes"] = file_bytes
+    row["peak_share_of_file"] = None if row["peak_bytes"] is None else row["peak_bytes"] / file_bytes
+    return row | {name: last[name] for name in ("parameters", "weight_bytes", "bytes_per_weight", "storages")}
+
+
+def resident_bytes() -> int | None:
+    """The memory that this process holds now; None where the system does not tell."""
+    status = read_numbers("/proc/self/status")
+    return status["VmRSS:"] * 1024 if "VmRSS:" in status else None
+
+
+def model_file_bytes(name: str | None, revision: str | None, cache_dir: str | None, offline: bool) -> int:
+    """What the weights of a model take on the disk."""
+    path = find(name, revision, cache_dir, offline)
+    files: list[Path] = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
