@@ -671,8 +671,13 @@ def test_an_argument_that_is_no_text(start, folder):
 @unix
 @pytest.mark.parametrize(
     "argv",
-    [["generate", "Hello", "-n", "8000"], ["--help"], ["bench", "cache", "-n", "2"]],
-    ids=["generate", "help", "bench"],
+    [
+        ["generate", "Hello", "-n", "8000"],
+        ["--help"],
+        ["bench", "cache", "-n", "2"],
+        ["bench", "decode", "--context", "8", "-n", "2"],
+    ],
+    ids=["generate", "help", "bench", "decode"],
 )
 def test_a_reader_that_leaves_ends_it_quietly(start, argv, talkative):
     process = start(*argv, folder=talkative)

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("--system", metavar="TEXT", help="how the model shall answer")
     options.add_sampling_flags(parser, max_new_tokens=1000)
+    options.add_speed_flags(parser)
     options.add_model_flags(parser)
 
 
@@ -37,9 +38,11 @@ def run(args: argparse.Namespace) -> int:
     """Talk until /exit or the end of the input; return the exit code."""
     options.check_utf8("--system", args.system or "")
     how = options.sampling(args)
+    options.check_speed(args)
     if not isinstance(sys.stdin, io.TextIOWrapper):
         raise UsageError("stdin is closed: expected what you have to say")
-    chat = Chat(options.load_model(args), args.system)
+    chat = Chat(options.load_model(args), args.system, args.cache_dtype)
+    how |= options.speculation(args, {})
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a line that is no text is no end: see below
     interactive = sys.stdin.isatty()
     if interactive:

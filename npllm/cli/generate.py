@@ -5,6 +5,7 @@ import json
 import time
 
 from ..apps.chat import Chat
+from ..backend.dtypes import BYTES
 from ..backend.memory import peak_bytes
 from ..cache import kv_cache_bytes
 from ..errors import UsageError
@@ -18,6 +19,7 @@ examples:
   npllm generate --chat "What is the capital of France?" --stats
   npllm generate --temperature 0.8 --top-p 0.95 --seed 1 "Once upon a time"
   npllm generate -n 200 < letter.txt > continued.txt
+  npllm generate --prompt-lookup 8 --stats "1, 2, 3, 4, 1, 2, 3, 4, 1, 2,"
 """
 
 
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print an object: text, prompt_ids, ids, finish_reason, stats"
     )
     options.add_sampling_flags(parser, max_new_tokens=100)
+    options.add_speed_flags(parser)
     options.add_model_flags(parser)
 
 
@@ -42,9 +45,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--system: expected together with --chat: a raw prompt has no place for it")
     options.check_utf8("--system", args.system or "")
     how = options.sampling(args)
+    options.check_speed(args)
+    told: dict[str, int] = {}
 
     started = time.perf_counter()
     lm = options.load_model(args)
+    how |= {"cache_dtype": args.cache_dtype} | options.speculation(args, told)
     load_time = time.perf_counter() - started
 
     ids = Chat(lm, args.system).ids_with(prompt) if args.chat else as_ids(lm, prompt)
@@ -67,9 +73,10 @@ def run(args: argparse.Namespace) -> int:
     capacity = min(len(ids) + args.max_new_tokens, lm.config.max_position_embeddings)
     stats = {
         **report.speed(len(ids), times),
+        **report.speculation(len(made), told),
         "load_time_seconds": load_time,
         "peak_memory_bytes": peak_bytes(),
-        "kv_cache_bytes": kv_cache_bytes(lm.config, capacity),
+        "kv_cache_bytes": kv_cache_bytes(lm.config, capacity, BYTES[args.cache_dtype]),
         "seed": how["seed"],
         "finish_reason": finish_reason,
     }

@@ -11,7 +11,19 @@ from ..errors import NpllmError, UsageError
 from ..version import __version__
 from . import report
 
-COMMANDS = ("generate", "chat", "tokenize", "show", "trace", "inspect", "compare", "evaluate", "bench")
+COMMANDS = (
+    "generate",
+    "chat",
+    "tokenize",
+    "show",
+    "trace",
+    "inspect",
+    "compare",
+    "evaluate",
+    "convert",
+    "bench",
+    "selftest",
+)
 DESCRIPTION = """\
 Run a transformer LLM in plain array functions, and look at every number on the
 way.
@@ -25,7 +37,9 @@ commands, each with its own --help:
   inspect     show what the model does with a prompt, here or as a page
   compare     find the first step at which two runs part
   evaluate    perplexity of a text, and what rounding the weights costs
-  bench       time it: with and without the KV cache
+  convert     write a model to a folder, in another dtype
+  bench       time it: decoding, prefill, loading, with and without the KV cache
+  selftest    compare a device with the CPU, and time it
 """
 EXAMPLES = """\
 examples:
@@ -38,7 +52,7 @@ environment:
 
 exit codes:
   0    done
-  1    two computations differ (compare, bench)
+  1    two computations differ (compare, bench, selftest)
   2    wrong usage, or an output that cannot be written
   3    model or device not available
   4    model files rejected

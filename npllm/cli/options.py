@@ -6,6 +6,7 @@ import secrets
 import sys
 from typing import Any
 
+from ..apps.speculation import check_count, draft_model, prompt_lookup
 from ..backend.checks import check_options
 from ..checkpoint.load import load
 from ..checkpoint.load import load_tokenizer as load_tokenizer_of
@@ -13,12 +14,21 @@ from ..errors import UsageError
 from ..model import LM
 from ..tokenizer import Tokenizer
 
+MODEL_HELP = "a folder, a .gguf file or a Hugging Face Hub name (default: $NPLLM_MODEL, else SmolLM2-135M-Instruct)"
+
 
 def add_text(parser: argparse.ArgumentParser, name: str) -> None:
     """The positional PROMPT or TEXT."""
     parser.add_argument(
         "text", nargs="?", metavar=name, help="- or nothing: read from stdin, where one newline at the end is dropped"
     )
+
+
+def add_hub_flags(group: "argparse._ActionsContainer") -> None:
+    """Which version of a model on the Hub, and where it is kept."""
+    group.add_argument("--revision", metavar="NAME", help="a branch, tag or commit on the Hub")
+    group.add_argument("--offline", action="store_true", help="use only what is on this machine")
+    group.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept (default: the Hub's own cache)")
 
 
 def add_model_flags(parser: argparse.ArgumentParser, weights: bool = True) -> None:
@@ -29,11 +39,9 @@ def add_model_flags(parser: argparse.ArgumentParser, weights: bool = True) -> No
         "--model",
         metavar="NAME",
         default=os.environ.get("NPLLM_MODEL") or None,
-        help="a folder, a .gguf file or a Hugging Face Hub name (default: $NPLLM_MODEL, else SmolLM2-135M-Instruct)",
+        help=MODEL_HELP,
     )
-    group.add_argument("--revision", metavar="NAME", help="a branch, tag or commit on the Hub")
-    group.add_argument("--offline", action="store_true", help="use only what is on this machine")
-    group.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept (default: the Hub's own cache)")
+    add_hub_flags(group)
     if weights:
         group.add_argument(
             "--device",
@@ -47,6 +55,7 @@ def add_model_flags(parser: argparse.ArgumentParser, weights: bool = True) -> No
             default="auto",
             help="of the weights: auto (as in the file), float32, float16, bfloat16, int8 or int4",
         )
+        group.add_argument("--no-kernels", action="store_true", help="on a GPU, only CuPy's own functions")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
@@ -75,6 +84,53 @@ def add_sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int) -> 
     )
     group.add_argument("--seed", type=seed, metavar="S", help="the same seed draws the same text (default: any)")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be repeated")
+
+
+def add_speed_flags(parser: argparse.ArgumentParser) -> None:
+    """What makes it faster or smaller and leaves the text as it is, or nearly so."""
+    group = parser.add_argument_group("speed and memory")
+    group.add_argument(
+        "--prompt-lookup",
+        type=int,
+        metavar="K",
+        help="draft up to K tokens by looking in the text so far, and check them in one pass: the text stays the same",
+    )
+    group.add_argument("--draft-model", metavar="NAME", help="draft with a smaller model of the same vocabulary")
+    group.add_argument(
+        "--draft-tokens", type=int, metavar="K", help="with --draft-model: draft up to K tokens (default 4)"
+    )
+    group.add_argument(
+        "--cache-dtype",
+        metavar="NAME",
+        default="float32",
+        help="of the KV cache: float32, or in half the memory float16 or bfloat16 (default: %(default)s)",
+    )
+
+
+def check_speed(args: argparse.Namespace) -> None:
+    """Refuse flags of `add_speed_flags` that mean nothing, before a model is loaded."""
+    check_options(cache_dtype=args.cache_dtype)
+    for flag, count in (("--prompt-lookup", args.prompt_lookup), ("--draft-tokens", args.draft_tokens)):
+        if count is not None:
+            check_count(flag, count)
+    if args.draft_tokens is not None and args.draft_model is None:
+        raise UsageError("--draft-tokens: expected together with --draft-model")
+    if args.prompt_lookup is not None and args.draft_model is not None:
+        raise UsageError("--prompt-lookup: expected without --draft-model: only one of them can draft")
+    if getattr(args, "no_cache", False) and (args.prompt_lookup is not None or args.draft_model is not None):
+        raise UsageError(
+            "--no-cache: expected without --prompt-lookup and --draft-model, which check drafted tokens against what is"
+            " cached"
+        )
+
+
+def speculation(args: argparse.Namespace, told: dict[str, int]) -> dict[str, Any]:
+    """The flags that draft as arguments of `npllm.steps`; `told` is filled with what came of it."""
+    if args.prompt_lookup is not None:
+        return {"tokens": prompt_lookup(args.prompt_lookup, told)}
+    if args.draft_model is not None:
+        return {"tokens": draft_model(load_model(args, args.draft_model), args.draft_tokens or 4, told)}
+    return {}
 
 
 def seed(text: str) -> int:
@@ -131,16 +187,17 @@ def read_prompt(text: str | None) -> str:
     return prompt
 
 
-def load_model(args: argparse.Namespace) -> LM:
-    """The model that the flags name."""
+def load_model(args: argparse.Namespace, name: str | None = None) -> LM:
+    """The model that the flags name, or another one in the same way."""
     return load(
-        args.model,
+        name or args.model,
         device=args.device,
         dtype=args.dtype,
         revision=args.revision,
         cache_dir=args.cache_dir,
         offline=args.offline,
         progress=sys.stderr is not None and sys.stderr.isatty(),
+        kernels=not args.no_kernels,
     )
 
 

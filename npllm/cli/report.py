@@ -4,7 +4,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..backend.memory import format_bytes
@@ -85,6 +85,20 @@ def speed(prompt_tokens: int, times: Sequence[float]) -> dict[str, Any]:
         "time_to_first_token_seconds": made[0] - start if made else None,
         "prefill_tokens_per_second": prompt_tokens / (made[0] - start) if made else None,
         "decode_tokens_per_second": (len(made) - 1) / (made[-1] - made[0]) if len(made) > 1 else None,
+    }
+
+
+def speculation(new_tokens: int, told: Mapping[str, int]) -> dict[str, Any]:
+    """What came of the drafted tokens, as apps/speculation.py tells it; nothing where none were drafted."""
+    if not told:
+        return {}
+    drafted, accepted, passes = told["drafted"], told["accepted"], told["passes"]
+    return {
+        "passes": passes,
+        "drafted_tokens": drafted,
+        "accepted_tokens": accepted,
+        "accepted_share": round(accepted / drafted, 3) if drafted else None,
+        "tokens_per_pass": round(new_tokens / passes, 2) if passes else None,
     }
 
 
