@@ -7,25 +7,36 @@ Each mutant changes one place of npllm/, in a copy of the repository and never i
 tests named with it are run. Those tests must pass without any mutant. Prints a table, and exits with 1 if a mutant
 survives, that is, if its tests pass.
 
+Every run of pytest is a fork of this process, which has imported what takes long to import (a second each time), and
+nothing of npllm.
+
 A new convention in the code (an order, a sign, a boundary) deserves a line here.
 """
 
 import argparse
+import importlib
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("npllm", "tests", "setup.cfg", "README.md")
 WORKERS = 2
+TIMEOUT = 300  # seconds
+IMPORTED = "numpy pytest hypothesis jaxtyping beartype array_api_strict array_api_compat.numpy ml_dtypes tokenizers"
+IMPORTED += " safetensors.numpy huggingface_hub jinja2.sandbox tqdm threadpoolctl gguf rich.console"
+SETTINGS = {
+    "HYPOTHESIS_PROFILE": "mutants",
+    "PYTHONDONTWRITEBYTECODE": "1",  # a mutant of the same size and second would be taken for the file before it
+    "OMP_NUM_THREADS": "1",  # NumPy has no threads then, which a fork would lose
+}
 
 
 class Mutant(NamedTuple):
@@ -54,6 +65,9 @@ BLOCK = "test_block.py::test_it_is_the_loop[numpy]"
 MODEL = "test_model.py::test_it_is_the_loop[numpy]"
 CHUNKED = "test_model.py::test_chunked_equals_whole[numpy]"
 LONG_PROMPT = "test_generate.py::test_a_long_prompt_goes_through_in_chunks_of_512_tokens"
+SPECULATION = "test_speculation.py::test_greedy_decoding_with_lookup_gives_the_same_ids"
+LOOKUP = "test_speculation.py::test_the_lookup_copies_what_followed_the_last_place_of_the_last_tokens"
+DRAWN = "test_speculation.py::test_a_drawn_draft_leaves_the_models_probabilities"
 STOP = "test_generate.py::test_a_stop_string_never_leaks"
 NOT_FINITE = "test_generate.py::test_logits_that_are_not_finite_are_refused[numpy-greedy-nan]"
 
@@ -774,7 +788,7 @@ MUTANTS = [
     mutant(
         "GPT-2 computed with the modern pass",
         "checkpoint/load.py",
-        'whole_pass = gpt2_transform if config.model_type == "gpt2" else transform',
+        'whole_pass = gpt2_transform if files.config.model_type == "gpt2" else transform',
         "whole_pass = transform",
         "test_checkpoint_gpt2.py::test_it_generates_text_chunk_by_chunk_as_in_one",
     ),
@@ -964,7 +978,7 @@ MUTANTS = [
         "test_sampling.py::test_greedy_decoding_knows_the_repetition_penalty[numpy]",
     ),
     # The loop
-    mutant("the head gets the first row", "generate.py", "hidden[-1:, :]", "hidden[:1, :]", LONG_PROMPT),
+    mutant("the head gets the first row", "generate.py", "hidden[-rows:, :]", "hidden[:rows, :]", LONG_PROMPT),
     mutant(
         "every chunk is the first",
         "generate.py",
@@ -1119,8 +1133,8 @@ MUTANTS = [
     mutant(
         "an end token of generation_config.json ends a run",
         "apps/bench.py",
-        "config=endless, generation_config={}, ",
-        "config=endless, ",
+        "config=config, generation_config={}, ",
+        "config=config, ",
         "test_bench.py::test_end_tokens_do_not_end_a_run",
     ),
     mutant(
@@ -1526,6 +1540,467 @@ MUTANTS = [
         "if False:",
         "test_cli_inspect.py::test_a_text_that_is_too_long_for_a_page_is_refused_with_the_arithmetic",
     ),
+    # Timing decode, prefill and load
+    mutant(
+        "the first token timed too",
+        "apps/speed.py",
+        "    tokens = [next(made).id]\n    started = clock()\n",
+        "    started = clock()\n    tokens = [next(made).id]\n",
+        "test_speed.py::test_decoding_counts_the_seconds_of_the_tokens_after_the_first",
+    ),
+    mutant(
+        "the untimed token shares the time",
+        "apps/speed.py",
+        "(clock() - started) / new_tokens, tokens",
+        "(clock() - started) / len(tokens), tokens",
+        "test_speed.py::test_decoding_counts_the_seconds_of_the_tokens_after_the_first",
+    ),
+    mutant(
+        "a round goes on behind the last one's tokens",
+        "apps/speed.py",
+        '    cache["length"] = len(ids)  # forgets what the last round added\n',
+        "    ids = [*ids, 0]\n",
+        "test_speed.py::test_decoding_makes_the_models_own_tokens_each_round_anew",
+    ),
+    mutant(
+        "one token too many in the mean of what is read",
+        "apps/speed.py",
+        "(context, context + new_tokens - 1)",
+        "(context, context + new_tokens)",
+        "test_speed.py::test_what_a_token_reads_is_the_mean_over_the_tokens_that_are_timed",
+    ),
+    mutant(
+        "the KV cache as after the first token",
+        "apps/speed.py",
+        "cached = (first.cache_bytes + last.cache_bytes) / 2",
+        "cached = first.cache_bytes",
+        "test_speed.py::test_what_a_token_reads_is_the_mean_over_the_tokens_that_are_timed",
+    ),
+    mutant(
+        "a cache of 16 bits counted as one of 32",
+        "apps/speed.py",
+        "cached * BYTES[cache_dtype] / 4",
+        "cached",
+        "test_speed.py::test_a_cache_of_16_bits_is_filled_and_half_as_much_to_read",
+    ),
+    mutant(
+        "all embeddings read for each token",
+        "apps/speed.py",
+        "total(costs(lm.config, lm.weights, 1, past))",
+        "total(costs(lm.config, lm.weights, lm.config.vocab_size, past))",
+        "test_speed.py::test_what_a_token_reads_is_the_mean_over_the_tokens_that_are_timed",
+    ),
+    mutant(
+        "share of the bandwidth without the KV cache",
+        "apps/speed.py",
+        "(read.weights + read.kv_cache) / row",
+        "read.weights / row",
+        "test_speed.py::test_the_figures_of_decoding_follow_from_seconds_and_bytes",
+    ),
+    mutant(
+        "the worst time of reading for the best",
+        "apps/speed.py",
+        "best = min(best, clock() - started)",
+        "best = clock() - started",
+        "test_speed.py::test_bandwidth_is_the_array_over_the_best_time",
+    ),
+    mutant(
+        "numbers of a float32 array counted as bytes",
+        "apps/speed.py",
+        "return 4 * prod(numbers.shape) / best",
+        "return prod(numbers.shape) / best",
+        "test_speed.py::test_bandwidth_is_the_array_over_the_best_time",
+    ),
+    mutant(
+        "all pairs of tokens counted, also those that nobody may see",
+        "apps/speed.py",
+        "min(seen, window) for window in windows",
+        "min(tokens, window) for window in windows",
+        "test_speed.py::test_the_products_are_those_of_a_pass_with_the_pairs_that_nobody_may_see_left_out",
+    ),
+    mutant(
+        "sliding windows ignored in the arithmetic",
+        "apps/speed.py",
+        "c.window(layer) or tokens for layer",
+        "tokens for layer",
+        "test_speed.py::test_the_products_are_those_of_a_pass_with_the_pairs_that_nobody_may_see_left_out",
+    ),
+    mutant(
+        "the LM head counted for every token",
+        "apps/speed.py",
+        "+ 2 * c.vocab_size * c.hidden_size +",
+        "+ 2 * tokens * c.vocab_size * c.hidden_size +",
+        "test_speed.py::test_the_products_are_those_of_a_pass_with_the_pairs_that_nobody_may_see_left_out",
+    ),
+    mutant(
+        "the ratio of the medians for the median of the ratios",
+        "apps/speed.py",
+        "statistics.median(flops / s / b for s, b in zip(seconds, bare, strict=True))",
+        'flops / row["median"] / statistics.median(bare)',
+        "test_speed.py::test_the_figures_of_prefill_follow_from_seconds_and_operations",
+    ),
+    mutant(
+        "tied embeddings counted twice",
+        "apps/speed.py",
+        "id(array): array",
+        "(id(array), object()): array",
+        "test_speed.py::test_a_matrix_that_is_embeddings_and_head_counts_once",
+    ),
+    mutant(
+        "the memory of the last load, not the most",
+        "apps/speed.py",
+        "max(known) if known else None",
+        "known[-1] if known else None",
+        "test_speed.py::test_of_several_loads_the_median_and_the_most_memory_count",
+    ),
+    mutant(
+        "what was loaded is still held when they come one after the other",
+        "cli/bench.py",
+        "    except NotEnoughMemoryError:\n",
+        "    except NotEnoughMemoryError as error:\n        args.held = error\n",
+        "test_cli_bench.py::test_where_not_all_fit_they_come_one_after_the_other[by the caches]",
+    ),
+    # Speculation and the 16-bit KV cache
+    mutant(
+        "a refused draft goes on",
+        "apps/speculation.py",
+        "if token != guess:",
+        "if False:",
+        SPECULATION,
+    ),
+    mutant(
+        "the cache keeps what was refused",
+        "apps/speculation.py",
+        'cache["length"] = len(ids) - 1',
+        'cache["length"] += 0',
+        "test_speculation.py::test_with_each_step_the_cache_holds_all_but_the_last_token[lookup-greedy]",
+    ),
+    mutant(
+        "the first place and not the last",
+        "apps/speculation.py",
+        "range(len(ids) - size - 1, -1, -1)",
+        "range(len(ids) - size)",
+        LOOKUP,
+    ),
+    mutant(
+        "the last tokens found in themselves",
+        "apps/speculation.py",
+        "range(len(ids) - size - 1, -1, -1)",
+        "range(len(ids) - size, -1, -1)",
+        LOOKUP,
+    ),
+    mutant(
+        "more drafted than there is room for",
+        "apps/speculation.py",
+        "- len(ids) - 1  # room",
+        "- len(ids) + 1  # room",
+        "test_speculation.py::test_the_context_caps_the_draft",
+    ),
+    mutant(
+        "likely drafts are refused",
+        "apps/speculation.py",
+        "random.random() * float(q[guess]) < float(p[guess])",
+        "random.random() * float(p[guess]) < float(q[guess])",
+        DRAWN,
+    ),
+    mutant("a refused draft is drawn again", "apps/speculation.py", "xp.maximum(p - q, 0.0)", "p", DRAWN),
+    mutant(
+        "the penalty forgets what was drafted",
+        "apps/speculation.py",
+        "next_logits(small, text, cache)[0, :], text,",
+        "next_logits(small, text, cache)[0, :], ids,",
+        "test_speculation.py::test_a_text_has_the_drafts_own_probabilities_in_mind",
+    ),
+    mutant(
+        "the draft model takes another text for this one",
+        "apps/speculation.py",
+        "min(common_prefix(held, ids), len(ids) - 1)",
+        'min(cache["length"], len(ids) - 1)',
+        "test_speculation.py::test_a_draft_model_can_be_used_for_one_text_after_another",
+    ),
+    mutant(
+        "the same tokens with other ids",
+        "apps/speculation.py",
+        "if theirs.get(token) != number:",
+        "if token not in theirs:",
+        "test_speculation.py::test_a_draft_model_with_another_vocabulary_is_refused_at_once",
+    ),
+    mutant(
+        "drafts without a cache",
+        "backend/checks.py",
+        "if not may_forget:",
+        "if False:",
+        "test_speculation.py::test_without_the_cache_there_is_nothing_to_check_a_draft_against",
+    ),
+    mutant(
+        "attention in 16 bits",
+        "cache.py",
+        "xp.astype(keys, k.dtype, copy=False)",
+        "keys",
+        "test_cache_dtype.py::test_append_rounds_what_it_holds_and_hands_out_float32_of_it",
+    ),
+    mutant(
+        "16 bits counted as 32",
+        "cache.py",
+        "* tokens * number",
+        "* tokens * 4",
+        "test_cache_dtype.py::test_kv_cache_bytes_are_those_of_the_cache",
+    ),
+    mutant(
+        "scores of few rows left lying on their side",
+        "attention.py",
+        "(k @ grouped.mT).mT if few",
+        "(k @ grouped.mT) if few",
+        ATTENTION,
+    ),
+    # Converting and loading
+    mutant(
+        "the halves of a group change places",
+        "checkpoint/write.py",
+        "split.codes[..., :half] | (split.codes[..., half:] << 4)",
+        "split.codes[..., half:] | (split.codes[..., :half] << 4)",
+        "test_convert.py::test_what_lies_in_a_quantized_folder",
+    ),
+    mutant(
+        "scales and minima change places",
+        "checkpoint/quantized.py",
+        "*parts[1:])",
+        "*parts[:0:-1])",
+        "test_convert.py::test_quantized_matrices_are_read_back_and_not_quantized_again[phi3-int4]",
+    ),
+    mutant(
+        "what is in few bits already is quantized again",
+        "checkpoint/narrow.py",
+        'set(formats) == {f"{dtype}/32"}',
+        "False",
+        "test_convert.py::test_quantized_matrices_are_read_back_and_not_quantized_again[phi3-int8]",
+    ),
+    mutant(
+        "GPT-2's quantized matrices taken for transposed",
+        "checkpoint/gpt2.py",
+        "turned = len(shape) == 2 and",
+        "turned = False and",
+        "test_convert.py::test_quantized_matrices_are_read_back_and_not_quantized_again[gpt2-int8]",
+    ),
+    mutant(
+        "interleaved rows written as they lie",
+        "checkpoint/write.py",
+        "np.arange(job.outputs[0].shape[0]) if order is None else order",
+        "np.arange(job.outputs[0].shape[0])",
+        "test_convert.py::test_a_gguf_file_and_a_folder_of_the_same_model_become_the_same_tensors[llama-int4]",
+    ),
+    mutant(
+        "interleaved rows read as they lie",
+        "checkpoint/narrow.py",
+        "if as_it_is and order is None:",
+        "if as_it_is:",
+        "test_convert.py::test_a_gguf_file_and_a_folder_of_the_same_model_become_the_same_tensors[llama-bfloat16]",
+    ),
+    mutant(
+        "negative infinities and NaN pass",
+        "checkpoint/stored.py",
+        "largest < infinity and largest_negative < infinity + (1 << bits - 1)",
+        "largest < infinity",
+        "test_convert.py::test_finite_is_what_numpy_calls_finite[bfloat16]",
+    ),
+    mutant(
+        "infinity passes, NaN does not",
+        "checkpoint/stored.py",
+        "largest < infinity and",
+        "largest <= infinity and",
+        "test_convert.py::test_finite_is_what_numpy_calls_finite[float16]",
+    ),
+    mutant(
+        "all is read ahead, whatever there is room for",
+        "checkpoint/stored.py",
+        "if len(queue) > waiting:",
+        "if len(queue) > 50 + waiting:",
+        "test_convert.py::test_reading_ahead_keeps_the_order_and_does_not_run_away",
+    ),
+    mutant(
+        "what waits is read although nobody wants it",
+        "checkpoint/stored.py",
+        "pool.shutdown(cancel_futures=True)",
+        "pool.shutdown()",
+        "test_convert.py::test_nothing_is_begun_after_closing",
+    ),
+    mutant(
+        "config.json written early",
+        "checkpoint/write.py",
+        "for name, text in texts.items():",
+        "for name, text in sorted(texts.items()):",
+        "test_convert.py::test_config_json_comes_last_and_every_file_is_on_the_disk_first",
+    ),
+    mutant(
+        "half a folder stays behind",
+        "checkpoint/write.py",
+        "shutil.rmtree(part, ignore_errors=True)",
+        "pass",
+        "test_convert.py::test_a_write_that_fails_leaves_nothing",
+    ),
+    mutant(
+        "shards one tensor short",
+        "checkpoint/write.py",
+        "output.nbytes > most",
+        "output.nbytes >= most",
+        "test_convert.py::test_shards_are_in_order_and_no_larger_than_they_may_be",
+    ),
+    mutant(
+        "an unaligned header",
+        "checkpoint/write.py",
+        "(-len(text) % 8)",
+        "(-len(text) % 1)",
+        "test_convert.py::test_the_header_is_as_the_format_says",
+    ),
+    mutant(
+        "Llama 3's scaling with another upper border",
+        "checkpoint/gguf_config.py",
+        '"high_freq_factor": 4.0',
+        '"high_freq_factor": 3.0',
+        "test_convert.py::test_the_scaling_of_llama_3_gets_its_name_back",
+    ),
+    mutant(
+        "what was quantized still said of plain numbers",
+        "checkpoint/write.py",
+        '"torch_dtype", "quantization_config", "auto_map"',
+        '"torch_dtype", "auto_map"',
+        "test_convert.py::test_a_quantized_folder_can_be_converted_on[float32]",
+    ),
+    # The second block, and what its kernels are defined as
+    mutant(
+        "a rolled-back cache does not set the device's counter back",
+        "backend/cuda_block.py",
+        "if self.expected != past:",
+        "if self.expected < 0:",
+        "test_kernels.py::test_forgetting_tokens_sets_the_counter_back",
+    ),
+    mutant(
+        "an interrupted step is taken for a whole one",
+        "backend/cuda_block.py",
+        "        self.expected = -1\n        if self.graph",
+        "        self.expected = past\n        if self.graph",
+        "test_kernels.py::test_the_steps_after_an_interrupted_one_are_right",
+    ),
+    mutant(
+        "a grown cache keeps the captured step",
+        "backend/cuda_block.py",
+        "self.weights is weights and all(mine is theirs for mine, theirs in pairs)",
+        "self.weights is weights",
+        "test_kernels.py::test_another_cache_or_a_grown_one_is_captured_anew",
+    ),
+    mutant(
+        "a step returns the buffer that the next one writes to",
+        "backend/cuda_block.py",
+        "xp.asarray(self.hidden, copy=True)[None, :]",
+        "self.hidden[None, :]",
+        "test_kernels.py::test_each_step_returns_memory_of_its_own",
+    ),
+    mutant(
+        "kernels write behind the cache",
+        "backend/cuda_block.py",
+        "if past >= capacity:",
+        "if past > capacity:",
+        "test_kernels.py::test_a_full_cache_is_refused[whole_pass0]",
+    ),
+    mutant(
+        "a tap gets nothing to see",
+        "backend/cuda_block.py",
+        "or options or tap is not untapped or attention not in KNOWN",
+        "or options or attention not in KNOWN",
+        "test_kernels.py::test_whoever_looks_inside_or_changes_a_part_gets_the_plain_functions[tap]",
+    ),
+    mutant(
+        "the second block ignores the mask",
+        "backend/cuda_block.py",
+        "None if visible is None else xp.reshape(visible, (past + 1,)),",
+        "None,",
+        "test_kernels.py::test_the_second_block_heeds_its_arguments[visible]",
+    ),
+    mutant(
+        "a captured step has no window",
+        "backend/cuda_block.py",
+        "config.window(layer), None",
+        "None, None",
+        "test_kernels.py::test_the_second_block_is_the_block[numpy]",
+    ),
+    mutant(
+        "blocks of a group's two halves exchanged",
+        "backend/cuda_weights.py",
+        "[bytes_of_groups & 15, bytes_of_groups >> 4]",
+        "[bytes_of_groups >> 4, bytes_of_groups & 15]",
+        "test_kernels.py::test_a_weight_laid_out_row_by_row_has_the_same_numbers[17-16-int4]",
+    ),
+    mutant(
+        "a scale's bits taken for its value",
+        "backend/cuda_weights.py",
+        "(xp.astype(scale, xp.uint32) << 16).view(xp.float32)",
+        "xp.astype(scale, xp.float32)",
+        "test_kernels.py::test_a_weight_laid_out_row_by_row_has_the_same_numbers[17-32-int8]",
+    ),
+    mutant(
+        "the host asked for a value on the way",
+        "norm.py",
+        "mean_square = xp.mean(x32 * x32, axis=-1, keepdims=True)",
+        "mean_square = xp.mean(x32 * x32, axis=-1, keepdims=True) + 0.0 * float(xp.max(x32))",
+        "test_purity.py::test_a_pass_never_asks_for_a_value",
+    ),
+    mutant(
+        "a weight product of three axes",
+        "linear.py",
+        "        return x2d @ weight.T\n",
+        "        return (x2d[None, :, :] @ weight.T[None, :, :])[0, :, :]\n",
+        "test_purity.py::test_products_with_weights_are_of_two_matrices",
+    ),
+    mutant(
+        "a weight product by einsum",
+        "linear.py",
+        "        return x2d @ weight.T\n",
+        '        return array_namespace(x2d).einsum("td,fd->tf", x2d, weight)\n',
+        "test_purity.py::test_products_with_weights_are_of_two_matrices",
+    ),
+    mutant(
+        "an array made on the default device",
+        "masks.py",
+        "keys = xp.arange(total, device=device(like))",
+        "keys = xp.arange(total)",
+        "test_purity.py::test_a_pass_never_asks_for_a_value",
+    ),
+    mutant(
+        "the ids of a prompt not checked",
+        "backend/checks.py",
+        "        )\n    check_ids(ids, config.vocab_size)",
+        "        )",
+        "test_generate.py::test_a_prompt_that_cannot_be_used_is_refused",
+    ),
+    mutant(
+        "the buffers for a GPU not waited for",
+        "backend/transfer.py",
+        "                    self.read[self.turn].synchronize()\n",
+        "",
+        "test_transfer.py::test_a_buffer_is_written_to_only_after_it_was_read",
+    ),
+    mutant(
+        "the same buffer all the time",
+        "backend/transfer.py",
+        "self.turn = 1 - self.turn",
+        "self.turn = 0",
+        "test_transfer.py::test_while_one_buffer_is_read_the_other_is_filled",
+    ),
+    mutant(
+        "float16's limit taken for its largest number's",
+        "backend/transfer.py",
+        "FLOAT16_OVERFLOW = 65520.0",
+        "FLOAT16_OVERFLOW = 65536.0",
+        "test_transfer.py::test_from_65520_on_float16_overflows",
+    ),
+    mutant(
+        "a CUDA device that does not work taken for the CPU",
+        "backend/devices.py",
+        '    return Device(f"cuda:{index}", working_cupy(index))',
+        '    try:\n        return Device(f"cuda:{index}", working_cupy(index))\n    except NpllmError:\n'
+        '        return Device("cpu", np)',
+        "test_devices.py::test_cuda_without_cupy",
+    ),
 ]
 
 
@@ -1538,39 +2013,66 @@ def copy_of_the_repository(folder: Path) -> Path:
     return folder
 
 
-def run_tests(folder: Path, tests: Iterable[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "HYPOTHESIS_PROFILE": "mutants",
-        "PYTHONDONTWRITEBYTECODE": "1",  # a mutant of the same size and second would be taken for the file before it
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *(f"tests/{test}" for test in tests),
-    ]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+def start_tests(folder: Path, tests: Iterable[str]) -> int:
+    """A process that runs the tests in that folder; its number. What it prints goes to the folder's file "output"."""
+    process = os.fork()
+    if process:
+        return process
+    code = 70
+    try:
+        signal.alarm(TIMEOUT)  # ends the process
+        os.chdir(folder)
+        output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.path.insert(0, str(folder))
+        # The plugins are imported already, without pytest's way of reading their asserts, which it would warn of.
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        code = importlib.import_module("pytest").main([*options, *(f"tests/{test}" for test in tests)])
+    finally:  # whatever happened, this process must not go on with what its parent was doing
+        if error := sys.exc_info()[1]:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
-def verdict(folder: Path, mutant: Mutant) -> str:
-    """ "killed", or what happened instead."""
+def plant(mutant: Mutant, folder: Path) -> str:
+    """Put the bug into the copy; what stands in the way, or ""."""
     path = folder / "npllm" / mutant.file
     source = path.read_text(encoding="utf-8")
     if source.count(mutant.old) != 1:
         return f"OUTDATED: {mutant.old!r} occurs {source.count(mutant.old)} times in {mutant.file}"
     path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
-    try:
-        done = run_tests(folder, mutant.tests)
-    finally:
-        path.write_text(source, encoding="utf-8")
-    if done.returncode == 1:  # tests failed; any other error is not what a mutant is there for
+    return ""
+
+
+def verdict(status: int, folder: Path) -> str:
+    """ "killed", or what happened instead."""
+    code = os.waitstatus_to_exitcode(status)
+    if code == 1:  # tests failed; any other error is not what a mutant is there for
         return "killed"
-    return "SURVIVED" if done.returncode == 0 else f"BROKEN: pytest ended with {done.returncode}\n{done.stdout[-2000:]}"
+    return "SURVIVED" if code == 0 else f"BROKEN: pytest ended with {code}\n{(folder / 'output').read_text()[-2000:]}"
+
+
+def judge(mutants: Iterable[Mutant], folders: Iterable[Path]) -> Iterator[tuple[Mutant, str]]:
+    """Each mutant with its verdict, as they come; one at a time in each folder."""
+    free, running = list(folders), {}
+    waiting = list(reversed(list(mutants)))
+    while waiting or running:
+        if waiting and free:
+            mutant, folder = waiting.pop(), free.pop()
+            if problem := plant(mutant, folder):
+                free.append(folder)
+                yield mutant, problem
+            else:
+                running[start_tests(folder, mutant.tests)] = mutant, folder
+            continue
+        process, status = os.wait()
+        mutant, folder = running.pop(process)
+        shutil.copy(ROOT / "npllm" / mutant.file, folder / "npllm" / mutant.file)
+        free.append(folder)
+        yield mutant, verdict(status, folder)
 
 
 def main() -> int:
@@ -1579,31 +2081,26 @@ def main() -> int:
     word = parser.parse_args().k.lower()
     chosen = [mutant for mutant in MUTANTS if word in f"{mutant.file} {mutant.bug}".lower()]
     began = time.monotonic()
+    os.environ.update(SETTINGS)
+    for name in IMPORTED.split():
+        importlib.import_module(name)
 
     with tempfile.TemporaryDirectory() as temporary:
-        folders: SimpleQueue[Path] = SimpleQueue()
-        for number in range(WORKERS):
-            folder = Path(temporary, str(number))
+        folders = [Path(temporary, str(number)) for number in range(WORKERS)]
+        for folder in folders:
             folder.mkdir()
-            folders.put(copy_of_the_repository(folder))
+            copy_of_the_repository(folder)
 
-        done = run_tests(folder, sorted({test for mutant in chosen for test in mutant.tests}))
-        if done.returncode:
-            print(f"{done.stdout}{done.stderr}\nThe tests must pass without a mutant.")
+        start_tests(folders[0], sorted({test for mutant in chosen for test in mutant.tests}))
+        _, status = os.wait()
+        if status:
+            print(f"{(folders[0] / 'output').read_text()}\nThe tests must pass without a mutant.")
             return 1
 
-        def judge(mutant: Mutant) -> str:
-            folder = folders.get()
-            try:
-                return verdict(folder, mutant)
-            finally:
-                folders.put(folder)
-
-        with ThreadPoolExecutor(WORKERS) as pool:
-            verdicts = []
-            for mutant, result in zip(chosen, pool.map(judge, chosen), strict=True):
-                print(f"{mutant.file:20}{mutant.bug:52}{result}", flush=True)
-                verdicts.append(result)
+        verdicts = []
+        for mutant, result in judge(chosen, folders):
+            print(f"{mutant.file:20}{mutant.bug:52}{result}", flush=True)
+            verdicts.append(result)
 
     killed = verdicts.count("killed")
     print(f"\n{killed} of {len(chosen)} mutants killed in {time.monotonic() - began:.0f} s")
