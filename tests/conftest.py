@@ -5,6 +5,7 @@ import os
 
 import pytest
 from command_line import folder, npllm  # noqa: F401
+from emulated import cupy, emulator  # noqa: F401
 from hypothesis import Phase, settings
 from libraries import NAMES, Library, library
 
@@ -19,11 +20,12 @@ settings.register_profile("mutants", settings.get_profile("quick"), phases=[Phas
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 INSTALLED = [name for name in NAMES if importlib.util.find_spec(name)]
+MARKS = {"torch": pytest.mark.torch, "jax": pytest.mark.jax, "cupy": pytest.mark.cuda}
 
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(name, marks=[pytest.mark.jax] if name == "jax" else []) for name in INSTALLED],
+    params=[pytest.param(name, marks=MARKS.get(name, [])) for name in INSTALLED],
 )
 def lib(request) -> Library:
     """The same test for every array library that is installed; test_shapes.py skips once for each that is not."""
