@@ -30,7 +30,7 @@ from .shapes import Array, Float, array_namespace
 from .text.end_ids import end_ids
 from .text.stream import TextStream, split_at_stop
 
-PREFILL_CHUNK = 512  # tokens of a prompt in one pass: bounds the memory for their vectors, however long it is
+PREFILL_CHUNK = 256  # tokens of a prompt in one pass: bounds the memory for their vectors, and fits in the caches
 
 
 class Step(NamedTuple):
@@ -104,7 +104,7 @@ def steps(
     cache : holds the first cache["length"] of the ids already, and has room for the prompt; for each new token the
         caller makes room beforehand or on the way, with `cache.grow`
     cache_dtype : of the keys and values in it: "float32", or in half the memory "float16" or "bfloat16"
-    tokens : another way to make the same tokens: see apps/speculation.py
+    tokens : another way to make them, each appended to `ids`, with all but the last in the cache: apps/speculation.py
 
     Raises
     ------

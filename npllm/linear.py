@@ -22,7 +22,7 @@ def linear(x: Float[Array, "... D"], weight: Weight, bias: Float[Array, " F"] | 
     array([[1., 2., 3.]])
     """
     xp = array_namespace(x)
-    x2d = xp.reshape(x, (-1, x.shape[-1]))
+    x2d = x if x.ndim == 2 else xp.reshape(x, (-1, x.shape[-1]))
     y = weight.matmul(x2d) if is_packed(weight) else product(x2d, weight)
-    y = xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
+    y = y if x.ndim == 2 else xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
     return y if bias is None else y + bias
