@@ -274,7 +274,7 @@ def part_cache(bench: Bench) -> dict[str, Any]:
         runs = [ask("with_and_without_cache", prompt=PROMPT, tokens=tokens) for _ in range(2)]
         result["cache"] = {name: [run[name] for run in runs] for name in ("with", "without", "same")}
         try:
-            runs = [ask("lookup", prompt=REPEATING, tokens=tokens, drafted=8) for _ in range(4)][1:]
+            runs = [ask("lookup", prompt=REPEATING, tokens=tokens, drafted=16) for _ in range(4)][1:]
             result["lookup"] = {name: [run[name] for run in runs] for name in ("with", "without", "same")}
         except RuntimeError as error:
             print(f"prompt lookup is left out: {error}", file=sys.stderr)
