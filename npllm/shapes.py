@@ -50,7 +50,7 @@ class Packed(Protocol):
     """A weight matrix kept in a storage of its own (16, 8 or 4 bits), which knows how to multiply.
 
     `linear` and `embed` are the only functions that ask for one; everything else passes it on. This is what such a
-    storage has to offer; backend/packed.py has them. Large matrices are loaded so, small ones as plain arrays.
+    storage has to offer; backend/packed.py has them. Large models are loaded so; small ones mostly as plain arrays.
     """
 
     shape: tuple[int, int]  # [F, D]

@@ -1,6 +1,6 @@
 """CuPy for the tests: on a GPU, or on the emulated device of cupy-on-cpu, where there is one.
 
-    PYTHONPATH=../shared/cupy-on-cpu python -m pytest -p cupy_on_cpu.plugin -m cuda
+    PYTHONPATH=$CUPY_ON_CPU python -m pytest -p cupy_on_cpu.plugin -m cuda
 
 The plugin puts the emulated device under the CuPy wheel before the tests are collected. What is counted (launches,
 copies, bytes) only the emulated device can tell.

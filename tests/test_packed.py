@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import GGUF_DTYPES, dense, write_folder, write_gguf, write_gguf_file
+from checkpoints import GGUF_DTYPES, dense, write_folder, write_gguf, write_gguf_file, write_gpt2_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from test_gguf import blocks_of
@@ -13,7 +13,7 @@ from tolerance import assert_close
 
 import npllm
 from npllm.backend import packed, workers
-from npllm.backend.packed import Groups, Half, empty_groups, fill_groups, quantize_groups
+from npllm.backend.packed import Columns, Groups, Half, by_columns, empty_groups, fill_groups, quantize_groups
 from npllm.backend.workers import Workers
 from npllm.checkpoint import narrow
 from npllm.checkpoint.blocks import BLOCK_FORMATS
@@ -223,3 +223,41 @@ def test_a_number_too_large_for_float16_is_found(tmp_path):
 def test_an_unknown_dtype_lists_the_known_ones(tmp_path):
     with pytest.raises(UsageError, match="expected auto, float32, float16, bfloat16, int8, int4, got 'int2'"):
         npllm.load(tmp_path / "m", dtype="int2")
+
+
+@pytest.fixture(scope="module")
+def short_rows(tmp_path_factory):
+    """A tied model and GPT-2, large enough for matrices to be turned."""
+    folder = tmp_path_factory.mktemp("short")
+    write_folder(folder / "tied", "llama", "bfloat16", tied=True, vocab_size=4096, hidden_size=64)
+    return folder
+
+
+def test_short_rows_are_kept_by_columns_and_give_the_same(short_rows):
+    weight, x = matrix(4096, 64), matrix(3, 64, seed=1)
+    turned, table = by_columns(weight, embeds=False), by_columns(weight, embeds=True)
+    assert turned.flags.f_contiguous
+    np.testing.assert_array_equal(turned, weight)
+    ids = np.array([7, 4095, 7, 0])
+    np.testing.assert_array_equal(embed(ids, table), weight[ids])
+    for one in (turned, table):
+        assert_close("by columns", linear(x, one), x @ weight.T)
+    lm = npllm.load(short_rows / "tied")
+    assert lm.weights.lm_head is lm.weights.embed_tokens
+    assert isinstance(lm.weights.embed_tokens, Columns)
+    assert by_columns(matrix(64, 4096), embeds=False).flags.c_contiguous, "long rows stay as they are"
+
+
+def test_what_is_only_looked_up_stays_by_rows(tmp_path):
+    write_gpt2_folder(tmp_path / "gpt2", n_positions=4096, n_embd=64)
+    assert npllm.load(tmp_path / "gpt2").weights.embed_positions.flags.c_contiguous
+    write_folder(tmp_path / "apart", "llama", "bfloat16", tied=False, vocab_size=4096, hidden_size=64)
+    weights = npllm.load(tmp_path / "apart").weights
+    assert weights.embed_tokens.flags.c_contiguous
+    assert weights.lm_head.flags.f_contiguous
+
+
+def test_a_small_model_becomes_float32(short_rows, monkeypatch):
+    assert npllm.load(short_rows / "tied").weights.layers[0].qkv_proj.dtype == np.float32
+    monkeypatch.setattr("npllm.checkpoint.load.NARROW_FROM", 1)
+    assert npllm.load(short_rows / "tied").weights.layers[0].qkv_proj.dtype == ml_dtypes.bfloat16

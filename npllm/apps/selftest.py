@@ -61,7 +61,7 @@ def compute(lm: LM, ids: Sequence[int], new_tokens: int, use_cache: bool) -> Sid
     """One side: all values of the text, and how it goes on."""
     values = from_run(lm, Run(use_cache=use_cache), ids).values
     values[STEP] = step_logits(lm, ids) if use_cache else values["logits"][-1:]
-    made = generate(endless(lm), ids, max_new_tokens=new_tokens).ids
+    made = generate(endless(lm), ids, max_new_tokens=new_tokens, use_cache=use_cache).ids
     on_device = array_namespace(lm.weights.norm).asarray([*ids, *made[:-1]], device=device(lm.weights.norm))
     logits = to_host(forward(on_device, lm.weights, lm.config, transform=lm.transform)[0])[len(ids) - 1 :]
     best = np.sort(logits, axis=-1)[:, -2:]

@@ -50,7 +50,7 @@ Drafted = tuple[list[int], list[Float[Array, " V"] | None]]  # tokens, and what 
 def prompt_lookup(count: int, told: dict[str, int] | None = None) -> Callable[..., Iterator[int]]:
     """The `tokens` of `npllm.steps`, with up to `count` of them drafted from the text so far: see `look_up`.
 
-    told : is filled with the numbers of "passes", "drafted" and "accepted" tokens
+    told : the numbers of "passes", "drafted" and "accepted" tokens are added to it
 
     >>> import npllm
     >>> lm, told = npllm.load(), {}
@@ -75,8 +75,8 @@ def prompt_lookup(count: int, told: dict[str, int] | None = None) -> Callable[..
 def draft_model(small: LM, count: int = 4, told: dict[str, int] | None = None) -> Callable[..., Iterator[int]]:
     """The `tokens` of `npllm.steps`, with up to `count` of them drafted by a smaller model.
 
-    It has a KV cache of its own, which grows, and is used again for a text that goes on, as in a conversation. Where
-    the text is longer than its context, it drafts nothing.
+    It has a KV cache of its own, in float32, which grows, and is used again for a text that goes on, as in a
+    conversation. Where the text is longer than its context, it drafts nothing.
 
     told : as in `prompt_lookup`
 

@@ -11,7 +11,7 @@ thing: a weight that was read serves all its tokens, and the limit is arithmetic
 A machine's speed changes from minute to minute with its neighbours. So what is compared takes turns, the bandwidth is
 measured in the same turns, and of many rounds the median counts.
 
-Every function that looks at a clock takes it as an argument.
+A function that looks at a clock takes it as an argument (but `load_once`, which is a process of its own).
 
 Source: "Speeding Up Generation by Caching Keys and Values"; Williams, Waterman and Patterson 2009, "Roofline: an
 insightful visual performance model for multicore architectures".
@@ -109,12 +109,12 @@ def random_ids(lm: LM, tokens: int) -> list[int]:
 
 
 def check_context(lm: LM, tokens: int, new_tokens: int) -> None:
-    """Raise UsageError unless so many tokens fit into the model's context."""
-    context = lm.config.max_position_embeddings
-    if tokens + new_tokens > context:
+    """Raise UsageError unless so many tokens, and the one before those that are timed, fit into the context."""
+    most = lm.config.max_position_embeddings - 1
+    if tokens + new_tokens > most:
         raise UsageError(
-            f"--context and --new-tokens: expected at most {context} together, the model's context, got {tokens} and"
-            f" {new_tokens}"
+            f"--context and --new-tokens: expected at most {most} together, the model's context but for one token, got"
+            f" {tokens} and {new_tokens}"
         )
 
 

@@ -62,13 +62,13 @@ def check_prompt(ids: Sequence[int], config: Config) -> None:
     check_ids(ids, config.vocab_size)
 
 
-def check_together(lm: "LM", prompt: int, stop: Sequence[str], cache: Cache | None, may_forget: bool) -> None:
+def check_together(lm: "LM", prompt: int, stop: Sequence[str], cache: Cache | None, allowed: bool) -> None:
     """Refuse options of `steps` that do not go with the model, the prompt's length, or each other."""
     if stop and lm.tokenizer is None:
         raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
     if cache is not None and cache["keys"][0].shape[-2] < prompt:
         raise UsageError(f"cache: expected room for {prompt} tokens, got {cache['keys'][0].shape[-2]}; use cache.grow")
-    if not may_forget:
+    if not allowed:
         raise UsageError("use_cache: expected True where tokens are drafted: they are checked against what is cached")
 
 

@@ -3,6 +3,7 @@
 `attention.attention` works on CuPy as it stands. But CuPy's product of more than two axes first copies both operands,
 and widens them to float32: for each new token all keys and values of the text, in every layer. cuBLAS, which CuPy
 calls, needs no copy: it takes matrices at equal distances in memory, and of float16 it sums the products in float32.
+(Of a cache in 16 bits `cache.append` gives float32 copies; only the kernels read that one where it lies.)
 
 Source: "How attention is calculated" (Figures 3-17 to 3-21); cuBLAS, cublasGemmStridedBatchedEx.
 """

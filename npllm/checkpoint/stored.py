@@ -9,10 +9,10 @@ warm file cache, with the search for NaN:
     one thread                                3.4 to 6 s
     two threads, memory in pages of 4 KB      5.8 s (NumPy asks for pages of 2 MB)
 
-Mapping saves seconds, once; then each pass over the weights takes 1.2 times as long (15.4 and not 18.7 GB/s), for every
-token. A mapped file's pages are the first to go when memory is short: those of a model that had been idle were seen to
-be gone, and to come back from disk at an eighth of the speed. And a mapped file that is cut short meanwhile kills the
-process (SIGBUS), without a message.
+Mapping saves seconds, once; then each pass over the weights takes 1.2 times as long (15.4 GB/s, and 18.7 from a copy),
+for every token. A mapped file's pages are the first to go when memory is short: those of a model that had been idle
+were seen to be gone, and to come back from disk at an eighth of the speed. And a mapped file that is cut short
+meanwhile kills the process (SIGBUS), without a message.
 """
 
 import os

@@ -3,8 +3,8 @@
 A few tensors at a time are in memory, never the whole model. The folder is written under another name beside its place
 and gets its own name when all is there; config.json, without which it is no model, is written last.
 
-A model in 8 or 4 bits loads without quantizing it again. That makes a converted folder the cache of what a model was
-turned into, and there is no other: it is made once, by name, and found where its owner put it.
+A model in 8 or 4 bits loads without quantizing it again. npllm keeps no hidden cache of what it made of a model: a
+converted folder serves as one.
 
 Source: https://github.com/huggingface/safetensors for the file format.
 """
@@ -37,7 +37,7 @@ from .quantized import CODES, DTYPE_OF_CODES, DTYPE_OF_SCALES, GROUP, MINIMUM, S
 from .stored import PIECE, READERS, Stored, read_ahead
 
 SHARD_BYTES = 5_000_000_000
-IN_FILE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+NAMES_IN_FILES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
 # What belongs to a tokenizer or to generation: copied as it is. The last are for older libraries than npllm's.
 COPIED = (
@@ -133,7 +133,7 @@ def planned(files: Files, path: Path, dtype: str) -> list[Job]:
         for part, name in zip(parts, names, strict=True):
             shape = part.shape[::-1] if part.transposed else part.shape
             storage = storage_for(shape, [files.tensors[part.name].dtype], dtype) if dtype in QUANTIZED else None
-            outputs = [Output(name, IN_FILE.get(dtype, "F32"), part.shape)]
+            outputs = [Output(name, NAMES_IN_FILES.get(dtype, "F32"), part.shape)]
             if storage is not None:
                 rows, width = shape
                 outputs = [Output(name + CODES, DTYPE_OF_CODES[storage.bits], (rows, width * storage.bits // 8))]
@@ -167,7 +167,7 @@ def described(files: Files, path: Path, dtype: str) -> tuple[dict[str, Any], dic
         small: dict[str, str | bytes] = {name: (path / name).read_bytes() for name in COPIED if (path / name).is_file()}
     else:
         keys, small = described_gguf(files, path)
-    keys["torch_dtype"] = dtype if dtype in IN_FILE else "float32"  # also what newer versions call "dtype"
+    keys["torch_dtype"] = dtype if dtype in NAMES_IN_FILES else "float32"  # also what newer versions call "dtype"
     if dtype in QUANTIZED:
         keys["quantization_config"] = quantization_config(QUANTIZED[dtype])
     return keys, small
@@ -290,7 +290,7 @@ def arrays(job: Job, tensors: Mapping[str, Stored], dtype: str) -> list[np.ndarr
             pieces = [two_in_a_byte(Split(*quantize_groups(weight, storage.bits)), storage)]
         else:
             pieces = [two_in_a_byte(split, storage) for split in read_splits(stored, storage)]
-        whole = in_order(pieces, np.arange(job.outputs[0].shape[0]) if order is None else order)
+        whole = in_order(pieces, order)
         return [array for array in whole if array is not None]
     as_it_lies = part._replace(transposed=False)
     if dtype not in HALVES:

@@ -130,7 +130,7 @@ def fill_defaults(args: argparse.Namespace) -> None:
 def load_as(args: argparse.Namespace, dtype: str) -> LM:
     """The model that the flags name, in one of the dtypes."""
     lm = options.load_model(argparse.Namespace(**{**vars(args), "dtype": dtype}))
-    speed.check_context(lm, args.context, args.new_tokens or 1)
+    speed.check_context(lm, args.context, args.new_tokens or 0)
     return lm
 
 
