@@ -3,6 +3,9 @@
 import importlib.util
 import os
 
+# A process of tests for each core (`-n auto`; `pytest -n 0` has one): BLAS's threads would be in their way.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 from command_line import folder, npllm  # noqa: F401
 from emulated import cupy, emulator  # noqa: F401

@@ -146,6 +146,7 @@ def swapped(weights):
     )
 
 
+@pytest.mark.slow
 @needs_default_model
 def test_in_the_default_model_they_are_found_too(monkeypatch):
     lm = load(dtype="float32")

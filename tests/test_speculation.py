@@ -140,6 +140,7 @@ def test_a_draft_is_accepted_with_the_ratio_of_the_probabilities():
     assert accept_or_replace(0, q, q, Scripted([1 - 2**-53])) == 0
 
 
+@pytest.mark.slow
 def test_a_text_with_a_draft_model_has_the_probabilities_of_one_without(monkeypatch):
     """How often each text of three tokens comes, in 600 texts that are always the same."""
     lm, small = tiny_lm({"vocab_size": 3}.items()), tiny_lm({"vocab_size": 3}.items(), seed=1)

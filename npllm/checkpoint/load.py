@@ -199,16 +199,15 @@ def read_weights(
     buffers = 8 * 4 * PIECE  # a piece as read, widened, and what is in between
     together = [part.shape for parts in plans.values() for part in parts if part.transposed or part.interleaved_heads]
     together += [shapes[name] for name, kept in storages.items() if kept is None and has_short_rows(shapes[name])]
-    buffers += max((4 * prod(shape) for shape in together), default=0)  # a second time, in another order
+    twice = sorted((4 * prod(shape) for shape in together), reverse=True)  # a second time, in another order
     if device.name == "cpu":
-        buffers = READERS * buffers + (workers.nbytes if workers else 0)
-    if device.name == "cpu":
+        buffers = READERS * buffers + sum(twice[:READERS]) + (workers.nbytes if workers else 0)
         check_memory({"weights": sum(sizes.values()), "buffers": buffers})
     else:  # a weight goes there in pieces
         narrower = 2 if dtype == "float16" else 1
         there = {f"weights on {device.name}": sum(sizes.values()) // narrower, "buffers": SCRATCH}
         largest = max((sizes[name] for name, kept in storages.items() if kept), default=0)  # read, by rows, and sent
-        check_memory({"buffers": buffers + (workers.nbytes if workers else 0) + 3 * largest})
+        check_memory({"buffers": buffers + sum(twice[:1]) + (workers.nbytes if workers else 0) + 3 * largest})
         check_memory(there, free_bytes(device.xp.zeros(1)), "take a smaller model, or --device cpu")
 
     tied = "lm_head" not in plans and "score" not in plans
