@@ -887,8 +887,8 @@ MUTANTS = [
     mutant(
         "groups: the smallest code ignored",
         "checkpoint/narrow.py",
-        "(codes - storage.offset).astype(np.uint8)",
-        "codes.astype(np.uint8)",
+        "offset=kinds[0].smallest if four else 0,",
+        "offset=0,",
         "test_packed.py::test_blocks_of_a_file_keep_their_numbers",
     ),
     # Sampling

@@ -189,7 +189,7 @@ def regroup(raw: Any, kind: BlockFormat, rows: int, storage: Storage) -> Split:
         codes, times = split.codes, 1
     else:
         codes, times = kind.codes(split), kind.group // storage.group  # a group of 32: two of 16 of the same scale
-        codes = (codes - storage.offset).astype(np.uint8) if storage.bits == 4 else codes
+        codes = codes.astype(np.uint8) if storage.bits == 4 else codes  # Q4_K's, which are 0 to 15
     scale = np.repeat(split.scale.reshape(rows, -1), times, axis=1)
     minimum = None if split.minimum is None else np.repeat(split.minimum.reshape(rows, -1), times, axis=1)
     if storage.has_minimum and minimum is None:
