@@ -18,7 +18,7 @@ def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -
     """
     xp = array_namespace(x)
     x32 = xp.astype(x, xp.float32, copy=False)  # squares of float16 overflow
-    mean_square = xp.sum(x32 * x32, axis=-1, keepdims=True) / x.shape[-1]  # [..., 1]
+    mean_square = xp.mean(x32 * x32, axis=-1, keepdims=True)  # [..., 1]
     return xp.astype(x32 / xp.sqrt(mean_square + eps), x.dtype, copy=False) * weight
 
 
