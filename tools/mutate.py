@@ -2056,7 +2056,9 @@ def start_tests(folder: Path, tests: Iterable[str]) -> int:
         os.dup2(output, 2)
         sys.path.insert(0, str(folder))
         # The plugins are imported already, without pytest's way of reading their asserts, which it would warn of.
-        options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        # And without setup.cfg's options: checking every shape takes longer than the tests.
+        options = ["-o", "addopts=", "--import-mode=importlib", "-x", "-q", "-p", "no:cacheprovider"]
+        options += ["-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
         code = importlib.import_module("pytest").main([*options, *(f"tests/{test}" for test in tests)])
     finally:  # whatever happened, this process must not go on with what its parent was doing
         if error := sys.exc_info()[1]:
