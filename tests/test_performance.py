@@ -145,7 +145,6 @@ def test_the_decoding_table_tells_the_share_of_the_bandwidth():
 
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0"])
 def test_llama_cpp_gets_the_same_weights(tiny, tmp_path, kind):
-    pytest.importorskip("gguf")
     make_gguf = importlib.import_module("make_gguf")
     make_gguf.write_gguf(tiny, tmp_path / "tiny.gguf", kind)
     ours, theirs = npllm.load(tiny, dtype="float32"), npllm.load(tmp_path / "tiny.gguf", dtype="float32")

@@ -11,23 +11,12 @@ The assumptions are few, and stand below. Every figure is an estimate, until `np
 
 from typing import NamedTuple
 
+from make_checkpoint import PRESETS
+
 from npllm.cache import kv_cache_bytes
 from npllm.checkpoint.config_json import read_config
 from npllm.config import Config
 
-PHI3_MINI = {  # microsoft/Phi-3-mini-4k-instruct's config.json
-    "model_type": "phi3",
-    "vocab_size": 32064,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "sliding_window": 2047,
-}
 PROMPT, NEW = 24, 100  # the chapter's: the email to Sarah, 100 tokens
 # Kernels and matrix products of a step; tests/test_cuda_budget.py and tests/test_cuda_kernels.py count them.
 PLAIN = 1945  # CuPy's own
@@ -57,7 +46,7 @@ CHAPTER = {"cache": 45, "no cache": 218}  # ms per token: 4.5 s and 21.8 s for 1
 
 def config() -> Config:
     """The chapter's model."""
-    return read_config(PHI3_MINI)
+    return read_config(PRESETS["phi-3-mini"])
 
 
 def matrix_weights(c: Config) -> int:
