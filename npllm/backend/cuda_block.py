@@ -1,9 +1,10 @@
 """The second block: the same as `block.block`, by kernels of our own, for the one new token of a decode step.
 
 It enters from above and nothing below knows of it. `cuda_block` is passed as `transform(block=cuda_block)`; and
-`with_kernels` gives an LM a `transform` of its own, which captures a whole step as a CUDA graph: all launches of one
-step, recorded once, and from then on handed to the GPU together. Who looks inside (a tap), or computes more than one
-token, gets the plain functions; the captured step is also left for them by a mask or positions of one's own.
+`with_kernels` gives an LM a `transform` of its own, which captures a step as a CUDA graph: all launches of one step,
+up to the final norm, recorded once, and from then on handed to the GPU together. Who looks inside (a tap), or computes
+more than one token, gets the plain functions; the captured step is also left for them by a mask or positions of one's
+own.
 
 Source: "Inside the Transformer Block"; "Speeding Up Generation by Caching Keys and Values"; the CUDA C++ programming
 guide, on graphs.
