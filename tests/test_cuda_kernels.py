@@ -25,7 +25,8 @@ from npllm.backend.cuda_block import OneRow, cuda_block, replayed, with_kernels
 from npllm.backend.cuda_weights import RowGroups, row_groups
 from npllm.backend.devices import to_host
 from npllm.cache import empty_cache, grow
-from npllm.model import LM, transform
+from npllm.heads import lm_head
+from npllm.model import LM, forward, transform
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("cupy")]
 
@@ -102,6 +103,17 @@ def swiglu_cases():
     yield Case("swiglu", (100 * random(32), weight("float32", 36, 32), None, nothing(18)))  # e to the hundreds
 
 
+def recall_cases():
+    for kind in ("float16", OURS[1]):
+        for height, width in ((1, 32), (9, 320), (256, 32), (700, 64), (9, 3072)):
+            x, product = random(width), random(height, seed=5)
+            yield Case("recall", (x, weight(kind, height, width), x, product, nothing(height)))
+            for place in (0, 20, -1):
+                other = x.copy()
+                other[place] += 1.0
+                yield Case("recall", (x, weight(kind, height, width), other, product, nothing(height)))
+
+
 def rope_cases():
     past_on_device = np.array([5], dtype=np.int32)
     for heads, kv_heads, width, pairs in ((4, 2, 8, 4), (3, 1, 8, 2), (2, 2, 96, 48)):
@@ -142,6 +154,7 @@ CASES = {
     "embed": embed_cases,
     "matvec": matvec_cases,
     "swiglu": swiglu_cases,
+    "recall": recall_cases,
     "rope_and_append": rope_cases,
     "attention": attention_cases,
     "advance": advance_cases,
@@ -215,6 +228,11 @@ BUGS = [
     ("matvec", "y += bias[row]", "y += bias[0]", "matvec"),
     ("swiglu", "fminf(-gate, 88.0f)", "gate", "swiglu"),
     ("swiglu", "row + height, x", "row + 1, x", "swiglu"),
+    ("recall", "differs |=", "differs =", "recall"),  # a thread's last number counts
+    ("recall", "!__syncthreads_or(differs)", "!differs", "recall"),  # threads do not agree
+    ("recall", "!__syncthreads_or(differs)", "false", "recall"),
+    ("recall", "int row = first + threadIdx.x;", "int row = threadIdx.x;", "recall"),
+    ("recall", "row < end; row", "row + 1 < end; row", "recall"),
     ("rms_norm", " + eps", "", "rms_norm"),
     ("rms_norm", "__syncthreads();", "", "rms_norm"),
     ("rms_norm", "lane < blockDim.x / 32 ?", "lane < 1 ?", "rms_norm"),
@@ -351,6 +369,43 @@ def test_a_step_is_launched_once_and_from_then_on_replayed(emulator, cupy):
     assert_close("hidden", to_host(again), to_host(plain))
 
 
+@pytest.mark.parametrize("dtype", PLAIN)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_logits_of_captured_steps_are_those_of_the_cpu(emulator, cupy, dtype, tied):
+    """Two texts take turns, and all logits are looked at last: nothing that a later step writes to is handed out."""
+    lm, on_host = random_lm(cupy, dtype, tie_word_embeddings=tied)
+    lm, texts = with_kernels(lm), random_ids(lm.config, 2, 7)
+    expected = [forward(ids, on_host.weights, on_host.config)[0] for ids in texts]
+    caches = [empty_cache(lm.config, 7, like=lm.weights.norm) for _ in texts]
+    made = []
+    with emulator.lazy(), emulator.poison_every_allocation():
+        for at in range(7):
+            vectors = []
+            for ids, cache in zip(texts, caches, strict=True):
+                vectors.append(lm.transform(cupy.asarray(ids[at : at + 1]), lm.weights, lm.config, cache)[0])
+                made.append(lm_head(vectors[-1][-1:, :], lm.weights))
+            vectors.reverse()
+            made += [lm_head(hidden, lm.weights) for hidden in vectors]  # the last step's, and that of the one before
+    for place, logits in enumerate(made):
+        at, text = place // 4, (0, 1, 1, 0)[place % 4]
+        assert_close("logits", to_host(logits)[0], expected[text][at])
+
+
+def test_logits_are_taken_from_the_step_only_for_its_own_vector(emulator, cupy):
+    """`recall` is launched in any case: for another vector, or one that was changed in place, it multiplies."""
+    lm, _ = random_lm(cupy)
+    lm, ids = with_kernels(lm), cupy.asarray([1, 2, 3, 4])
+    cache, weight = empty_cache(lm.config, 4, like=lm.weights.norm), to_host(lm.weights.lm_head.weight)
+    vectors = [lm.transform(ids[i : i + 1], lm.weights, lm.config, cache)[0] for i in range(3)]
+    lm.weights.lm_head.made[1][...] = 7.0  # no product of anything
+    assert (to_host(lm_head(vectors[-1], lm.weights)) == 7.0).all()
+    vectors[-1][0, -1] += 1.0
+    for hidden in vectors:
+        assert_close("logits", to_host(lm_head(hidden, lm.weights)), to_host(hidden) @ weight.T)
+    events = emulator.trace(lm_head, vectors[-1], lm.weights)
+    assert [event.name for event in events.of("launch")] == ["recall"]
+
+
 def test_a_captured_step_goes_with_its_cache(cupy):
     """Nobody else holds the memory."""
     lm, _ = random_lm(cupy)
@@ -433,15 +488,16 @@ def test_a_decode_step_of_phi3_mini_is_within_its_budget(emulator, phi3):
     emulator.reset_peak()
     events = emulator.trace(next, steps)
     (graph,) = events.of("graph_launch")
-    assert graph.info["nodes"] == sum(PER_LAYER.values()) * phi3.config.num_hidden_layers + 3
+    assert graph.info["nodes"] == sum(PER_LAYER.values()) * phi3.config.num_hidden_layers + 4
     assert graph.info["nodes"] + len(events.of("launch", "gemm", "blas", "sort")) <= CALLS
     assert [event.info["bytes"] for event in events.of("memcpyD2H")] == [8]
     assert [event.info["bytes"] for event in events.of("memcpyH2D")] == [8]
     assert Counter(event.name for event in events.of("sync")) == {"cudaStreamSynchronize": 1}
     assert not events.of("malloc", "free", "host_malloc", "host_free", "memset")
-    for event in events.of("launch"):  # beside the captured ones: the head, and small vectors
-        threads = event.info["grid_x"] * event.info["block_x"]
-        assert event.name == "matvec" or threads <= 2 * phi3.config.vocab_size, event
+    beside = events.of("launch")  # none of them multiplies: the logits are copied, and the token is chosen
+    assert [event.name for event in beside if event.name in kernels.SOURCES] == ["recall"]
+    for event in beside:
+        assert event.info["grid_x"] * event.info["block_x"] <= 2 * phi3.config.vocab_size, event
     assert sum(event.info["bytes"] for event in events.of("memcpyD2D")) <= 1e5
     assert 0 <= emulator.peak_bytes() - weight_bytes(phi3) - cache_bytes(cache) <= MEMORY
 
@@ -465,7 +521,9 @@ def test_every_weight_is_read_once(emulator, phi3, monkeypatch):
     steps = decoding(phi3, PAST, cache)
     monkeypatch.setattr(kernels, "launch", looking)
     cache["step"].launch()  # what was captured
+    captured = len(read)
     next(steps)  # and what is launched beside it
+    assert len(read) == captured
     needed = [*matrices(phi3), phi3.weights.lm_head.weight]
     assert sum(matrix.nbytes for matrix in needed) <= sum(matrix.nbytes for matrix in read)
     assert sum(matrix.nbytes for matrix in read) <= 1.03 * sum(matrix.nbytes for matrix in needed)
@@ -478,7 +536,7 @@ def test_the_launches_of_a_step(emulator, phi3):
     decoding(phi3, PAST, cache)
     events = emulator.trace(cache["step"].launch)
     layers = phi3.config.num_hidden_layers
-    once = Counter({"embed": 1, "rms_norm": 1, "advance": 1})
+    once = Counter({"embed": 1, "rms_norm": 1, "matvec": 1, "advance": 1})  # from the id to the logits
     assert Counter(event.name for event in events) == once + Counter({k: n * layers for k, n in PER_LAYER.items()})
     assert events.counts() == {"launch": len(events)}  # nothing is allocated or copied, so it can be captured
     for event in events.of("launch"):

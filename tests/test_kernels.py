@@ -1,6 +1,7 @@
 """The second block without a GPU: what its kernels are defined as is what the ground floor computes."""
 
 import inspect
+import itertools
 from functools import partial
 
 import numpy as np
@@ -22,13 +23,16 @@ from npllm.backend.cuda_weights import row_groups
 from npllm.backend.devices import to_host
 from npllm.backend.packed import empty_groups, fill_groups
 from npllm.cache import empty_cache, grow
+from npllm.errors import UsageError
+from npllm.generate import next_logits
+from npllm.heads import lm_head
 from npllm.linear import linear
-from npllm.model import LM, gpt2_transform, transform
+from npllm.model import LM, forward, gpt2_transform, transform
 from npllm.rope import rope_tables
 from npllm.shapes import Packed
 
 TWIN_BLOCK = partial(cuda_block, functions=kernel_twins)
-LAUNCHED = ["embed", "rms_norm", "matvec", "swiglu", "rope_and_append", "attention", "advance"]
+LAUNCHED = ["embed", "rms_norm", "matvec", "swiglu", "recall", "rope_and_append", "attention", "advance"]
 
 
 def random_lm(lib, seed=0, biases=False, **keys):
@@ -283,6 +287,162 @@ def test_the_head_scores_one_vector_in_float32_and_many_as_before():
     assert_close("one", linear(x[:1], head), x[:1] @ weight.astype(np.float32).T)
     np.testing.assert_array_equal(linear(x, head), linear(x, weight))
     np.testing.assert_array_equal(head.rows(np.array([3, 0])), weight[[3, 0]].astype(np.float32))
+
+
+# The logits that a step leaves for the LM head
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The widths that come out of the products, one after the other; only the head's is that of the vocabulary."""
+    heights, matvec = [], kernel_twins.matvec
+
+    def looking(x, weight, bias, residual, out):
+        heights.append(weight.shape[0])
+        matvec(x, weight, bias, residual, out)
+
+    monkeypatch.setattr(kernel_twins, "matvec", looking)
+    return heights
+
+
+def lm_with_twins(**keys):
+    """A model whose steps are made of the kernels' definitions, and room for five tokens of it."""
+    lm = with_kernels(random_lm(NUMPY, **keys), kernel_twins)
+    return lm, random_ids(lm.config, 5), empty_cache(lm.config, 5, like=lm.weights.norm)
+
+
+def vector(lm, ids, cache):
+    """One step."""
+    return lm.transform(ids[cache["length"] :][:1], lm.weights, lm.config, cache)[0]
+
+
+def check_logits(lm, hidden):
+    """What `lm_head` gives is the product of just this vector."""
+    assert_close("logits", lm_head(hidden, lm.weights), linear(hidden, lm.weights.lm_head.weight))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_head_is_multiplied_once_for_a_token_and_in_the_step(products, tied):
+    lm, ids, cache = lm_with_twins(tie_word_embeddings=tied)
+    plain, other = random_lm(NUMPY, tie_word_embeddings=tied), empty_cache(lm.config, 5, like=ids)
+    for count in range(1, 6):
+        products.clear()
+        hidden = vector(lm, ids, cache)
+        assert products.count(lm.config.vocab_size) == 1
+        logits = lm_head(hidden[-1:, :], lm.weights)
+        assert lm_head(hidden, lm.weights).shape == (1, lm.config.vocab_size)
+        assert products.count(lm.config.vocab_size) == 1
+        assert_close("logits", logits, next_logits(plain, ids[:count].tolist(), other))
+
+
+def test_logits_that_are_kept_stay_as_they_are():
+    lm, ids, cache = lm_with_twins()
+    kept = [next_logits(lm, ids[:count].tolist(), cache) for count in range(1, 6)]
+    expected, _ = forward(ids, lm.weights, lm.config)
+    for made, wanted in zip(kept, expected, strict=True):
+        assert_close("logits", made[0], wanted)
+
+
+@pytest.mark.parametrize("place", [0, 3, -1])
+def test_a_vector_that_was_changed_in_place_gets_logits_of_its_own(products, place):
+    lm, ids, cache = lm_with_twins()
+    hidden = vector(lm, ids, cache)
+    products.clear()
+    hidden[0, place] += 1.0
+    check_logits(lm, hidden)
+    assert products == [lm.config.vocab_size]
+    hidden[0, place] = np.nan
+    assert np.isnan(lm_head(hidden, lm.weights)).all()
+
+
+def test_a_vector_of_another_pass_gets_logits_of_its_own():
+    lm, ids, cache = lm_with_twins()
+    earlier = vector(lm, ids, cache)
+    later = vector(lm, ids, cache)
+    prompt, _ = lm.transform(ids[:3], lm.weights, lm.config)
+    tapped, _ = lm.transform(ids[2:3], lm.weights, lm.config, cache, tap=lambda name, value: value * 1.5)
+    for hidden in (earlier, later, prompt, prompt[-1:], tapped, -later, later * 0, later[None]):
+        check_logits(lm, hidden)
+
+
+def test_two_texts_that_take_turns_get_logits_of_their_own():
+    lm, ids, one = lm_with_twins()
+    two = empty_cache(lm.config, 5, like=ids)
+    last = {}
+    for name, cache in (("one", one), ("two", two), ("two", two), ("one", one)):
+        last[name] = vector(lm, ids if name == "one" else ids[::-1], cache)
+        for hidden in last.values():
+            check_logits(lm, hidden)
+    made = {}
+    texts = {"one": npllm.steps(lm, [1, 2], max_new_tokens=6), "two": npllm.steps(lm, [3], max_new_tokens=6)}
+    for step_of_one, step_of_two in zip(*texts.values(), strict=True):
+        made.setdefault("one", []).append(step_of_one.id)
+        made.setdefault("two", []).append(step_of_two.id)
+    for name, prompt in (("one", [1, 2]), ("two", [3])):
+        assert made[name] == npllm.generate(random_lm(NUMPY), prompt, max_new_tokens=6).ids
+
+
+def test_after_a_grown_a_shortened_or_a_dropped_cache_the_logits_are_right():
+    lm, ids, cache = lm_with_twins()
+    vectors = [vector(lm, ids, cache) for _ in range(3)]
+    grow(cache, 9)
+    vectors.append(vector(lm, ids, cache))
+    cache["length"] = 1
+    vectors += [vector(lm, ids, cache) for _ in range(2)]
+    del cache
+    other = empty_cache(lm.config, 5, like=ids)
+    vectors.append(vector(lm, ids[::-1], other))
+    del other
+    for hidden in vectors:
+        check_logits(lm, hidden)
+
+
+@pytest.mark.parametrize(("name", "times"), [("embed", 1), ("rms_norm", 5), ("matvec", 7), ("advance", 1)])
+def test_after_an_interrupted_step_the_logits_are_right(monkeypatch, name, times):
+    """Wherever it was interrupted, and also for the vector that it had come to."""
+    lm, ids, cache = lm_with_twins()
+    launch = getattr(kernel_twins, name)
+    for at in range(times):
+        cache["length"], calls = 0, itertools.count()
+        before = [vector(lm, ids, cache) for _ in range(2)]
+
+        def interrupted(*arguments, at=at, calls=calls):
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            launch(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel_twins, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                vector(lm, ids, cache)
+        for hidden in (*before, cache["step"].hidden[None, :].copy()):
+            check_logits(lm, hidden)
+        check_logits(lm, vector(lm, ids, cache))
+
+
+def test_a_model_that_classifies_ends_its_steps_at_the_final_norm(products):
+    lm = random_lm(NUMPY)
+    lm = lm._replace(weights=lm.weights._replace(lm_head=None, score=lm.weights.lm_head))
+    twins, ids = with_kernels(lm, kernel_twins), random_ids(lm.config, 5)
+    expected, _ = pass_by_pass(lm, ids, transform, (2, 1, 1, 1))
+    made, cache = pass_by_pass(twins, ids, twins.transform, (2, 1, 1, 1))
+    for a, b in zip(made, expected, strict=True):
+        assert_close("hidden", a, b)
+    assert "step" in cache
+    assert lm.config.vocab_size not in products
+    with pytest.raises(UsageError, match="no LM head"):
+        lm_head(made[-1], twins.weights)
+
+
+def test_another_head_in_the_models_place_is_heeded():
+    lm, ids, cache = lm_with_twins()
+    hidden = vector(lm, ids, cache)
+    other = matrix(lm.config.vocab_size, lm.config.hidden_size, seed=7)
+    for head in (other, OneRow(other, kernel_twins)):
+        weights = lm.weights._replace(lm_head=head)
+        assert_close("logits", lm_head(hidden, weights), linear(hidden, other))
+        again, _ = lm.transform(ids[1:2], weights, lm.config, cache)
+        assert_close("logits", lm_head(again, weights), linear(again, other))
 
 
 @pytest.mark.parametrize(

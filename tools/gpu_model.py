@@ -20,7 +20,7 @@ from npllm.config import Config
 PROMPT, NEW = 24, 100  # the chapter's: the email to Sarah, 100 tokens
 # Kernels and matrix products of a step; tests/test_cuda_budget.py and tests/test_cuda_kernels.py count them.
 PLAIN = 1945  # CuPy's own
-KERNELS = 299  # ours, which the host asks for as one graph
+KERNELS = 300  # ours, which the host asks for as one graph
 NO_CACHE = 2562  # CuPy's own, for a text of up to 256 tokens
 CALL = 8e-6  # seconds that CuPy and the driver take on the host for each
 SMALL = 2e-6  # seconds that a kernel takes on the GPU beside what it reads

@@ -2,9 +2,12 @@
 
 It enters from above and nothing below knows of it. `cuda_block` is passed as `transform(block=cuda_block)`; and
 `with_kernels` gives an LM a `transform` of its own, which captures a step as a CUDA graph: all launches of one step,
-up to the final norm, recorded once, and from then on handed to the GPU together. Who looks inside (a tap), or computes
-more than one token, gets the plain functions; the captured step is also left for them by a mask or positions of one's
-own.
+from the token's id to the logits, recorded once, and from then on handed to the GPU together. Who looks inside (a tap),
+or computes more than one token, gets the plain functions; the captured step is also left for them by a mask or
+positions of one's own.
+
+`transform` returns the vector after the final norm, as every one does. The logits wait in the LM head's weight (see
+`OneRow`), and the choice of the token is the loop's, by whatever its caller asked for.
 
 Source: "Inside the Transformer Block"; "Speeding Up Generation by Caching Keys and Values"; the CUDA C++ programming
 guide, on graphs.
@@ -54,7 +57,7 @@ def buffers_for(weights: BlockWeights, config: Config, capacity: int, like: Arra
     def empty(*shape: int) -> Array:
         return xp.empty(shape, dtype=xp.float32, device=device(like))
 
-    model_width, inner = weights.down_proj.shape
+    model_width, feedforward_width = weights.down_proj.shape
     return Buffers(
         normed=empty(model_width),
         qkv=empty(weights.qkv_proj.shape[0]),
@@ -62,7 +65,7 @@ def buffers_for(weights: BlockWeights, config: Config, capacity: int, like: Arra
         work=kernels.Work(empty(heads, chunks), empty(heads, chunks), empty(heads, chunks, width)),
         mixed=empty(heads * width),
         between=empty(model_width),
-        activation=empty(inner),
+        activation=empty(feedforward_width),
     )
 
 
@@ -146,11 +149,50 @@ def check_room(past: int, capacity: int) -> None:
         raise ValueError(f"KV cache: expected room for {past + 1} tokens, got {capacity}; see cache.grow")
 
 
+class OneRow:
+    """A weight of which a single vector's product is a kernel of ours, and so float32. For the LM head.
+
+    A captured step ends with this product, and leaves it here for `lm_head`, which is called only after the step.
+    Whether it is asked for that very vector is found out on the device, by comparing the numbers (`kernels.recall`):
+    for another vector, or one that was changed in place, the product is computed. Only the weight is not looked at:
+    who writes to it between a step and `lm_head` gets the logits of before.
+
+    made : the vector of the last step and its product, in buffers that the next step writes to; None: there is none
+    """
+
+    def __init__(self, weight: Weight, functions: ModuleType = kernels) -> None:
+        self.weight, self.functions = weight, functions
+        self.shape, self.dtype, self.nbytes = weight.shape, weight.dtype, weight.nbytes
+        self.made: tuple[Float[Array, " D"], Float[Array, " F"]] | None = None
+
+    def matmul(self, x2d: Float[Array, "T D"]) -> Float[Array, "T F"]:
+        """x2d @ W.T, always in memory of its own."""
+        if x2d.shape[0] > 1:
+            return linear(x2d, self.weight)
+        xp, made = array_namespace(x2d), self.made
+        y = xp.empty((1, self.shape[0]), dtype=xp.float32, device=device(x2d))
+        if made is None:
+            self.functions.matvec(x2d[0, :], self.weight, None, None, y[0, :])
+        else:
+            self.functions.recall(x2d[0, :], self.weight, *made, y[0, :])
+        return y
+
+    def rows(self, ids: Int[Array, " T"]) -> Float[Array, "T D"]:
+        """W[ids]"""
+        return embed(ids, self.weight)
+
+
+def inner(weight: Weight) -> Any:
+    """The weight's own storage."""
+    return weight.weight if isinstance(weight, OneRow) else weight
+
+
 class DecodeStep:
-    """One step of a model and a cache, from the token's id to the final norm, on buffers that stay where they are.
+    """One step of a model and a cache, from the token's id to the logits, on buffers that stay where they are.
 
     The host says the id. The position counts on in the device's memory: a captured launch has its arguments fixed.
 
+    head : the LM head; None where the model classifies, or the head is a plain array: the step ends at the final norm
     graph : the captured step, once there is one
     expected : the position that the device will have at the next step; -1: unknown, because a step was interrupted
     """
@@ -164,6 +206,9 @@ class DecodeStep:
         self.position = xp.zeros(1, dtype=xp.int32, device=device(like))
         self.cos, self.sin = rope_tables(xp.arange(capacity, device=device(like)), config, total_length=capacity)
         self.x, self.hidden = (xp.empty(like.shape, dtype=xp.float32, device=device(like)) for _ in range(2))
+        self.head = weights.lm_head if isinstance(weights.lm_head, OneRow) else None
+        if self.head is not None:
+            self.logits = xp.empty(self.head.shape[0], dtype=xp.float32, device=device(like))
         self.layers = cast(tuple[BlockWeights, ...], weights.layers)  # `with_kernels` looks
         self.buffers = buffers_for(self.layers[0], config, capacity, like)
         self.graph: Any = None
@@ -183,6 +228,8 @@ class DecodeStep:
             where = self.cos, self.sin, self.position, config.window(layer), None
             block_step(self.x, of_block, config, *where, keys, values, self.buffers, self.x, f)
         f.rms_norm(self.x, weights.norm, config.rms_norm_eps, self.hidden)
+        if self.head is not None:
+            f.matvec(self.hidden, self.head.weight, None, None, self.logits)
         f.advance(self.position)
 
     def run(self, ids: Int[Array, "1"], past: int) -> Float[Array, "1 D"]:
@@ -191,6 +238,8 @@ class DecodeStep:
         self.ids[...] = ids
         if self.expected != past:  # the first step, or the cache was shortened
             self.position[...] = past
+        if self.head is not None:
+            self.head.made = None  # until the step is whole: the buffers are written to
         self.expected = -1
         if self.graph is not None:
             self.graph.launch()
@@ -199,6 +248,8 @@ class DecodeStep:
             if self.functions is kernels:
                 self.graph = captured(self.launch)
         self.expected = past + 1
+        if self.head is not None:
+            self.head.made = (self.hidden, self.logits)
         return xp.asarray(self.hidden, copy=True)[None, :]
 
 
@@ -244,32 +295,6 @@ def replayed(whole_pass: Callable[..., Any], functions: ModuleType = kernels) ->
         return hidden, cache
 
     return transform
-
-
-class OneRow:
-    """A weight of which a single vector's product is the matvec kernel, and so float32. For the LM head."""
-
-    def __init__(self, weight: Weight, functions: ModuleType = kernels) -> None:
-        self.weight, self.functions = weight, functions
-        self.shape, self.dtype, self.nbytes = weight.shape, weight.dtype, weight.nbytes
-
-    def matmul(self, x2d: Float[Array, "T D"]) -> Float[Array, "T F"]:
-        """x2d @ W.T"""
-        if x2d.shape[0] > 1:
-            return linear(x2d, self.weight)
-        xp = array_namespace(x2d)
-        y = xp.empty((1, self.shape[0]), dtype=xp.float32, device=device(x2d))
-        self.functions.matvec(x2d[0, :], self.weight, None, None, y[0, :])
-        return y
-
-    def rows(self, ids: Int[Array, " T"]) -> Float[Array, "T D"]:
-        """W[ids]"""
-        return embed(ids, self.weight)
-
-
-def inner(weight: Weight) -> Any:
-    """The weight's own storage."""
-    return weight.weight if isinstance(weight, OneRow) else weight
 
 
 def with_kernels(lm: LM, functions: ModuleType = kernels) -> LM:

@@ -25,6 +25,7 @@ ROWS = 4  # warps in a block of a matrix-vector product, and so rows
 NORM_THREADS = 1024
 CHUNK = 128  # keys that one block of `attend` works on
 ATTEND_THREADS = 256
+RECALL_ROWS = 256  # of a product, for one block to copy
 SHARED_BYTES = 48 * 1024  # of a block's shared memory, without asking for more
 
 COMMON = r"""
@@ -180,6 +181,32 @@ extern "C" __global__ void swiglu(
             up += bias[row + height];
         }
         out[row] = gate / (1.0f + expf(fminf(-gate, 88.0f))) * up;  // e to the 89 overflows float32
+    }
+}
+"""
+
+# W x, which a step may have computed: `product` is that of the vector `known`. Each block looks for itself whether x is
+# that vector, bit by bit; both are small and come from the caches. If so, it copies its part, a thread for each number,
+# and W is not read. If not, it multiplies, each warp one row after the other.
+RECALL = r"""
+extern "C" __global__ void recall(
+    const NUMBER* codes, const SCALE* scale, const SCALE* minimum, const float* x, const float* known,
+    const float* product, float* out, int height, int width)
+{
+    const int first = blockIdx.x * blockDim.x, end = min(first + (int)blockDim.x, height);
+    int differs = 0;
+    for (int i = threadIdx.x; i < width; i += blockDim.x)
+        differs |= __float_as_int(x[i]) != __float_as_int(known[i]);
+    if (!__syncthreads_or(differs)) {  // one answer for all threads of the block
+        const int row = first + threadIdx.x;
+        if (row < end)
+            out[row] = product[row];
+        return;
+    }
+    for (int row = first + threadIdx.x / 32; row < end; row += blockDim.x / 32) {
+        const float y = row_times(codes, scale, minimum, row, x, width, threadIdx.x % 32);
+        if (threadIdx.x % 32 == 0)
+            out[row] = y;
     }
 }
 """
@@ -352,6 +379,7 @@ SOURCES = {
     "embed": EMBED,
     "matvec": MATVEC,
     "swiglu": SWIGLU,
+    "recall": RECALL,
     "rms_norm": RMS_NORM,
     "rope_and_append": ROPE_AND_APPEND,
     "attend": ATTEND,
@@ -452,6 +480,20 @@ def swiglu(
     added = None if bias is None else checked(bias, 2 * height)
     arguments = (*kept.arrays, checked(x, width), added, checked(out, height), height, width)
     launch("swiglu", kept.row, kept.options, (-(-height // ROWS),), 32 * ROWS, arguments)
+
+
+def recall(
+    x: Float[Array, " D"],
+    weight: Array | RowGroups,
+    known: Float[Array, " D"],
+    product: Float[Array, " F"],
+    out: Float[Array, " F"],
+) -> None:
+    """out = W x, which is `product` if x is `known`, and computed if not."""
+    (height, width), kept = weight.shape, storage(weight)
+    vectors = checked(x, width), checked(known, width), checked(product, height), checked(out, height)
+    arguments = (*kept.arrays, *vectors, height, width)
+    launch("recall", kept.row, kept.options, (-(-height // RECALL_ROWS),), RECALL_ROWS, arguments)
 
 
 def rms_norm(x: Float[Array, " D"], weight: Float[Array, " D"], eps: float, out: Float[Array, " D"]) -> None:
