@@ -1,5 +1,7 @@
 """Weights in 16, 8 and 4 bits: they multiply as their own numbers in float32 do, however the rows are shared out."""
 
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -13,8 +15,8 @@ from tolerance import assert_close
 
 import npllm
 from npllm.backend import packed, workers
-from npllm.backend.packed import Columns, Groups, Half, by_columns, empty_groups, fill_groups, quantize_groups
-from npllm.backend.workers import Workers
+from npllm.backend.packed import Columns, Groups, Half, by_columns, empty_groups, fill_groups, quantize_groups, rooms
+from npllm.backend.workers import Workers, own_cores
 from npllm.checkpoint import narrow
 from npllm.checkpoint.blocks import BLOCK_FORMATS
 from npllm.checkpoint.gguf import read_gguf
@@ -102,6 +104,43 @@ def test_an_error_in_a_thread_is_an_error_of_the_product(monkeypatch):
 
     with pytest.raises(ArithmeticError, match="in the last thread"):
         WORKERS[1].share(10, 10, work)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux lets a thread stay on a core")
+def test_each_thread_has_a_core_of_its_own_while_they_share(monkeypatch):
+    """Told by what is asked of the system, so that it holds on any number of cores."""
+    cores, asked = {3, 5, 8}, []
+    allowed = threading.local()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: getattr(allowed, "cores", cores))
+
+    def stay(_, where):
+        allowed.cores = set(where)
+        asked.append((threading.current_thread(), set(where)))
+
+    monkeypatch.setattr(os, "sched_setaffinity", stay)
+    some_workers, at_work = Workers(3), {}
+    everybody_is_there = threading.Barrier(3, timeout=60)
+
+    def work(first, last, scratch):
+        at_work[threading.current_thread()] = os.sched_getaffinity(0)
+        everybody_is_there.wait()
+
+    for _ in range(2):
+        some_workers.share(3, 2**30, work)
+        assert sorted(map(list, at_work.values())) == [[3], [5], [8]]
+    main = threading.current_thread()
+    assert [where for thread, where in asked if thread is main] == [{3}, cores] * 2, "it is free again"
+
+
+def test_fewer_threads_than_cores_go_where_they_like(monkeypatch):
+    """Two of the cores may be halves of one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert own_cores(3) == []
+    assert own_cores(4) == [0, 1, 2, 3]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2})
+    assert own_cores(1) == []
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert own_cores(4) == []
 
 
 @given(count=st.integers(0, 20))
@@ -246,6 +285,30 @@ def test_short_rows_are_kept_by_columns_and_give_the_same(short_rows):
     assert lm.weights.lm_head is lm.weights.embed_tokens
     assert isinstance(lm.weights.embed_tokens, Columns)
     assert by_columns(matrix(64, 4096), embeds=False).flags.c_contiguous, "long rows stay as they are"
+
+
+@given(shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 40)), max_size=6))
+def test_rooms_are_apart(shapes):
+    made = rooms({str(i): shape for i, shape in enumerate(shapes)})
+    for i, shape in enumerate(shapes):
+        assert made[str(i)].shape == shape
+        assert made[str(i)].ctypes.data % 64 == 0
+        made[str(i)][...] = i
+    assert all((made[str(i)] == i).all() for i in range(len(shapes)))
+
+
+def test_small_matrices_share_a_piece_of_memory(short_rows, monkeypatch):
+    """Turned or not, with the same numbers as each by itself."""
+    first = npllm.load(short_rows / "tied").weights.layers
+    pieces = {id(weight.base.base if weight.base.base is not None else weight.base) for weight in matrices(first)}
+    assert len(pieces) == 1
+    monkeypatch.setattr("npllm.checkpoint.load.ALONE_FROM", 0)
+    for ours, apart in zip(matrices(first), matrices(npllm.load(short_rows / "tied").weights.layers), strict=True):
+        np.testing.assert_array_equal(ours, apart)
+
+
+def matrices(layers):
+    return [weight for layer in layers for weight in layer if weight is not None and weight.ndim == 2]
 
 
 def test_what_is_only_looked_up_stays_by_rows(tmp_path):

@@ -48,14 +48,14 @@ def half_parts(weight: Half, x: np.ndarray) -> tuple[Callable[[], object], Calla
 
         return lambda: weight.workers.share(HEIGHT, weight.codes.size, work)
 
-    return each(packed.widen), each(lambda _, tile: x @ tile.T)
+    return each(packed.widen), each(lambda _, tile: np.dot(x, tile.T))
 
 
 def groups_parts(weight: Groups, x: np.ndarray) -> tuple[Callable[[], object], Callable[[], object]]:
     """Only widening all blocks; only multiplying and scaling a block as often."""
     blocks, groups, _, rows = weight.codes.shape
     grouped = x.reshape(groups, 1, weight.group)
-    scale = weight.scale[0].astype(np.float32)
+    scale, ones = weight.scale[0], np.ones((1, groups), dtype=np.float32)
 
     def each(do: Callable[[int, np.ndarray], object]) -> Callable[[], object]:
         def work(first: int, last: int, scratch: np.ndarray) -> None:
@@ -66,7 +66,9 @@ def groups_parts(weight: Groups, x: np.ndarray) -> tuple[Callable[[], object], C
 
     def multiply(_: int, scratch: np.ndarray) -> None:
         tile = scratch[: WIDTH * rows].reshape(groups, weight.group, rows)
-        np.einsum("gtr,gr->tr", grouped @ tile, scale)
+        partial = grouped @ tile
+        partial *= scale.astype(np.float32, copy=False)[:, None, :]
+        np.dot(ones, partial.reshape(groups, -1))
 
     return each(lambda block, scratch: weight.widen(block, scratch, whole_bytes=True)), each(multiply)
 

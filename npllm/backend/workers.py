@@ -5,8 +5,10 @@ them. So the rows are shared out: every thread widens and multiplies its own, wi
 Handing work to another thread takes about 50 µs, which a weight of less than `SHARED_FROM` numbers is not worth.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from threading import Lock
 
 import numpy as np
@@ -28,7 +30,9 @@ class Workers:
         self.threads = threads or max(limits, default=1)
         self.lock = Lock()
         self.tiles = [np.empty(TILE + TILE // 8, dtype=np.float32) for _ in range(self.threads)]
-        self.pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="npllm")
+        self.cores = own_cores(self.threads)
+        others = iter([[core] for core in self.cores[1:]])
+        self.pool = ThreadPoolExecutor(max(1, self.threads - 1), "npllm", lambda: stay_on(next(others, ())))
 
     @property
     def nbytes(self) -> int:
@@ -47,7 +51,7 @@ class Workers:
             return
         bounds = [count * i // self.threads for i in range(self.threads + 1)]
         parts = list(zip(bounds[:-1], bounds[1:], self.tiles, strict=True))
-        with self.lock, self.blas.limit(limits=1):
+        with self.lock, self.blas.limit(limits=1), staying_on(self.cores[:1]):
             others = [self.pool.submit(work, *part) for part in parts[1:]]
             try:
                 work(*parts[0])
@@ -55,3 +59,33 @@ class Workers:
                 wait(others)
         for other in others:
             other.result()  # an error in it becomes one here
+
+
+def own_cores(threads: int) -> list[int]:
+    """A core for each thread to stay on; none where the system has no such call, or there are fewer threads than cores.
+
+    A thread that is woken up often starts on the core of the one that woke it, while the other core is idle: one
+    product in three took up to twice as long.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return cores if len(cores) == threads > 1 else []
+
+
+@contextmanager
+def staying_on(cores: Collection[int]) -> Iterator[None]:
+    """Keep the calling thread on these cores meanwhile; with none, wherever it is."""
+    before = stay_on(cores)
+    try:
+        yield
+    finally:
+        stay_on(before)
+
+
+def stay_on(cores: Collection[int]) -> Collection[int]:
+    """Keep the calling thread on these cores from now on; where it was allowed to be before."""
+    if not cores:
+        return ()
+    before = os.sched_getaffinity(0)  # of this thread, not of the process
+    with suppress(OSError):  # the core was taken away from us meanwhile: then it is only slower
+        os.sched_setaffinity(0, cores)
+    return before

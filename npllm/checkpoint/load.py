@@ -15,7 +15,7 @@ from ..backend.cuda_block import with_kernels
 from ..backend.cuda_weights import row_groups
 from ..backend.devices import Device, free_bytes, pick
 from ..backend.memory import check_memory
-from ..backend.packed import by_columns, has_short_rows
+from ..backend.packed import by_columns, has_short_rows, rooms
 from ..backend.transfer import SCRATCH, Staging
 from ..backend.workers import Workers
 from ..config import Config
@@ -38,6 +38,7 @@ from .stored import PIECE, READERS, Stored, not_finite, read_ahead, read_as_it_i
 from .to_device import read_to_device
 
 DTYPES = ("float32", *HALVES, *QUANTIZED)
+ALONE_FROM = 2**23  # numbers: smaller float32 matrices share a piece of memory
 
 
 class Files(NamedTuple):
@@ -211,13 +212,16 @@ def read_weights(
         check_memory(there, free_bytes(device.xp.zeros(1)), "take a smaller model, or --device cpu")
 
     tied = "lm_head" not in plans and "score" not in plans
+    wide = {name: shape for name, shape in shapes.items() if storages[name] is None and len(shape) == 2}
+    room = rooms({name: shape for name, shape in wide.items() if prod(shape) < ALONE_FROM and device.name == "cpu"})
 
     def read(ours: str) -> Any:
         parts, storage = plans[ours], storages[ours]
         if storage is None or workers is None:
-            weight = read_weight(parts, tensors, dtype)
             only_looked_up = ours == "embed_positions" or (ours == "embed_tokens" and not tied)
-            return weight if only_looked_up else by_columns(weight, embeds=ours == "embed_tokens")
+            if only_looked_up or not has_short_rows(shapes[ours]):
+                return read_weight(parts, tensors, dtype, room.get(ours))
+            return by_columns(read_weight(parts, tensors, dtype), ours == "embed_tokens", room.get(ours))
         if parts[0].transposed:
             return narrowed(read_weight(parts, tensors, dtype), storage, workers)
         return read_narrow(shapes[ours], parts, tensors, storage, workers)
@@ -260,14 +264,18 @@ def weight_shape(parts: Sequence[Part]) -> tuple[int, ...]:
     return (parts[-1].first + parts[-1].shape[0], *parts[0].shape[1:])
 
 
-def read_weight(parts: Sequence[Part], tensors: Mapping[str, Stored], dtype: str) -> np.ndarray:
+def read_weight(
+    parts: Sequence[Part], tensors: Mapping[str, Stored], dtype: str, room: np.ndarray | None = None
+) -> np.ndarray:
     """One weight in float32: each part is read, widened, rounded to dtype, and put into its rows, a piece at a time.
+
+    room : where to put it; None for memory of its own
 
     Raises
     ------
     ModelFileError : it has a NaN or an infinity, or gets one by rounding to float16
     """
-    weight = np.empty(weight_shape(parts), dtype=np.float32)
+    weight = np.empty(weight_shape(parts), dtype=np.float32) if room is None else room
     for part in parts:
         stored, count = tensors[part.name], part.shape[0]
         place = weight.T if part.transposed else weight[part.first : part.first + count]
