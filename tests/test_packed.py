@@ -79,7 +79,17 @@ def test_every_16_bit_number_is_widened_exactly(kind):
     every = every[np.isfinite(every.astype(np.float32))]
     out = np.empty(every.shape, dtype=np.float32)
     packed.widen(every, out)
+    out *= {"float16": 2.0**112, "bfloat16": 1}[kind]
     np.testing.assert_array_equal(out.view("u4"), every.astype(np.float32).view("u4"))
+
+
+def test_products_with_float16_keep_large_and_small_numbers():
+    """Its tiles are scaled on the way: nothing that float32 can tell gets lost by it."""
+    numbers = np.array([2.0**-24, 2.0**-14, 0.3, 1.0, 65504.0], dtype=np.float16)
+    weight = Half(np.diag(numbers), WORKERS[0])
+    for x in (1e-20, 1e-6, 3.0, 1e4, 1e14):
+        each = np.float32(x) * numbers.astype(np.float32)
+        np.testing.assert_array_equal(weight.matmul(np.full((1, 5), x, dtype=np.float32))[0], each)
 
 
 @given(seed=st.integers(0, 100), group=st.sampled_from([16, 32]), bits=st.sampled_from([8, 4]))
