@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import npllm
+from npllm.inspect.trace import trace
 from npllm.shapes import is_packed
 
 page = importlib.import_module("performance_page")
@@ -83,6 +84,21 @@ RESULTS = {
         },
     }
 }
+
+
+def test_step_cost_times_every_value_of_every_step(tiny, capsys, monkeypatch):
+    step_cost = importlib.import_module("step_cost")
+    lm = npllm.load(tiny)
+    values = trace(lm, [1, 2, 3])
+    taken = step_cost.moments(lm, [1, 2, 3], context=2, steps=4)
+    assert list(taken) == list(values)
+    assert all(len(seconds) == 4 and min(seconds) >= 0 for seconds in taken.values())
+    monkeypatch.setattr(sys, "argv", ["step_cost.py", "-m", str(tiny), "--context", "2", "--steps", "2"])
+    step_cost.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    expected = {name.split(".", 2)[2] if name.startswith("layers.") else name for name in values}
+    assert {row[0] for row in rows} == expected
+    assert sum(int(row[1]) for row in rows) == len(values)
 
 
 def found(what, against=""):
