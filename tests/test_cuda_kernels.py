@@ -21,7 +21,7 @@ from tolerance import assert_close, assert_same_ids
 
 import npllm
 from npllm.backend import kernel_twins, kernels
-from npllm.backend.cuda_block import OneRow, cuda_block, replayed, with_kernels
+from npllm.backend.cuda_block import KernelHead, cuda_block, replayed, with_kernels
 from npllm.backend.cuda_weights import RowGroups, row_groups
 from npllm.backend.devices import to_host
 from npllm.cache import empty_cache, grow
@@ -419,7 +419,7 @@ def test_a_captured_step_goes_with_its_cache(cupy):
 def test_a_model_is_loaded_with_kernels_unless_they_are_switched_off(cupy, tmp_path, dtype):
     write_folder(tmp_path / "m")
     lm, plain = (npllm.load(tmp_path / "m", device="cuda", dtype=dtype, kernels=kernels) for kernels in (True, False))
-    assert isinstance(lm.weights.lm_head, OneRow)
+    assert isinstance(lm.weights.lm_head, KernelHead)
     assert type(plain.weights.lm_head) is cupy.ndarray
     expected = npllm.generate(npllm.load(tmp_path / "m", dtype="float32"), "and", max_new_tokens=6).ids
     assert npllm.generate(lm, "and", max_new_tokens=6).ids == expected

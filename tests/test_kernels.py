@@ -18,7 +18,7 @@ import npllm
 from npllm.attention import attention
 from npllm.backend import cuda_block as module
 from npllm.backend import cuda_weights, kernel_twins, kernels
-from npllm.backend.cuda_block import OneRow, cuda_block, replayed, with_kernels
+from npllm.backend.cuda_block import KernelHead, cuda_block, replayed, with_kernels
 from npllm.backend.cuda_weights import row_groups
 from npllm.backend.devices import to_host
 from npllm.backend.packed import empty_groups, fill_groups
@@ -281,7 +281,7 @@ def test_the_loop_makes_the_same_tokens(counted, tied, window):
 
 def test_the_head_scores_one_vector_in_float32_and_many_as_before():
     weight = matrix(11, 8).astype(np.float16)
-    head, x = OneRow(weight, kernel_twins), matrix(3, 8, seed=1)
+    head, x = KernelHead(weight, kernel_twins), matrix(3, 8, seed=1)
     assert isinstance(head, Packed)
     assert (head.shape, head.dtype, head.nbytes) == ((11, 8), np.float16, 2 * 11 * 8)
     assert_close("one", linear(x[:1], head), x[:1] @ weight.astype(np.float32).T)
@@ -438,7 +438,7 @@ def test_another_head_in_the_models_place_is_heeded():
     lm, ids, cache = lm_with_twins()
     hidden = vector(lm, ids, cache)
     other = matrix(lm.config.vocab_size, lm.config.hidden_size, seed=7)
-    for head in (other, OneRow(other, kernel_twins)):
+    for head in (other, KernelHead(other, kernel_twins)):
         weights = lm.weights._replace(lm_head=head)
         assert_close("logits", lm_head(hidden, weights), linear(hidden, other))
         again, _ = lm.transform(ids[1:2], weights, lm.config, cache)

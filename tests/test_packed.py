@@ -1,5 +1,6 @@
 """Weights in 16, 8 and 4 bits: they multiply as their own numbers in float32 do, however the rows are shared out."""
 
+import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,7 @@ def test_every_16_bit_number_is_widened_exactly(kind):
     every = np.arange(2**16, dtype=np.uint16).view(dtype)
     every = every[np.isfinite(every.astype(np.float32))]
     out = np.empty(every.shape, dtype=np.float32)
-    packed.widen(every, out)
+    packed.widen_half(every, out)
     out *= {"float16": 2.0**112, "bfloat16": 1}[kind]
     np.testing.assert_array_equal(out.view("u4"), every.astype(np.float32).view("u4"))
 
@@ -116,18 +117,17 @@ def test_an_error_in_a_thread_is_an_error_of_the_product(monkeypatch):
         WORKERS[1].share(10, 10, work)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux lets a thread stay on a core")
 def test_each_thread_has_a_core_of_its_own_while_they_share(monkeypatch):
     """Told by what is asked of the system, so that it holds on any number of cores."""
     cores, asked = {3, 5, 8}, []
     allowed = threading.local()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: getattr(allowed, "cores", cores))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: getattr(allowed, "cores", cores), raising=False)
 
     def stay(_, where):
         allowed.cores = set(where)
         asked.append((threading.current_thread(), set(where)))
 
-    monkeypatch.setattr(os, "sched_setaffinity", stay)
+    monkeypatch.setattr(os, "sched_setaffinity", stay, raising=False)
     some_workers, at_work = Workers(3), {}
     everybody_is_there = threading.Barrier(3, timeout=60)
 
@@ -153,11 +153,52 @@ def test_fewer_threads_than_cores_go_where_they_like(monkeypatch):
     assert own_cores(4) == []
 
 
+def test_after_an_interruption_nobody_gets_scratch_that_is_in_use():
+    """Ctrl-C in the calling thread, while another is still at work."""
+    some_workers, in_use = Workers(2), []
+    at_work, may_end = threading.Event(), threading.Event()
+
+    def work(first, last, scratch):
+        if first == 0:
+            at_work.wait(60)
+            raise KeyboardInterrupt
+        in_use.append(scratch)
+        at_work.set()
+        may_end.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        some_workers.share(2, 2**30, work)
+    assert len(in_use) == 1
+    assert not any(np.shares_memory(tile, in_use[0]) for tile in some_workers.tiles)
+    may_end.set()
+    assert covered(5, some_workers) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_makes_threads_of_its_own():
+    """Those of its parent it does not have, and waiting for them would take for ever."""
+    some_workers = Workers(2)
+    some_workers.share(2, 2**30, lambda first, last, scratch: None)
+    child = multiprocessing.get_context("fork").Process(
+        target=some_workers.share, args=(2, 2**30, lambda first, last, scratch: None)
+    )
+    child.start()
+    child.join(20)
+    ended = child.exitcode
+    child.kill()
+    assert ended == 0
+
+
+def covered(count, some_workers):
+    """The rows that the threads are given."""
+    seen = []
+    some_workers.share(count, 2**30, lambda first, last, scratch: seen.extend(range(first, last)))
+    return sorted(seen)
+
+
 @given(count=st.integers(0, 20))
 def test_the_threads_cover_every_row_once(count):
-    seen = []
-    Workers(3).share(count, 2**30, lambda first, last, scratch: seen.extend(range(first, last)))
-    assert sorted(seen) == list(range(count))
+    assert covered(count, Workers(3)) == list(range(count))
 
 
 def test_products_at_the_same_time_do_not_mix(monkeypatch):

@@ -796,8 +796,8 @@ MUTANTS = [
     mutant(
         "float16: the wrong power of two",
         "backend/packed.py",
-        "y *= 2.0**32",
-        "y *= 2.0**31",
+        "y *= BEHIND",
+        "y *= BEFORE",
         "test_packed.py::test_a_product_is_that_of_the_widened_weight",
     ),
     mutant(
@@ -857,10 +857,24 @@ MUTANTS = [
         "test_packed.py::test_the_threads_cover_every_row_once",
     ),
     mutant(
+        "a fork waits for its parent's threads",
+        "backend/workers.py",
+        "if self.process != os.getpid():",
+        "if self.process < 0:",
+        "test_packed.py::test_a_fork_makes_threads_of_its_own",
+    ),
+    mutant(
+        "scratch given away while a thread writes to it",
+        "backend/workers.py",
+        "self.tiles = [np.empty_like(tile) for tile in self.tiles]",
+        "self.tiles = list(self.tiles)",
+        "test_packed.py::test_after_an_interruption_nobody_gets_scratch_that_is_in_use",
+    ),
+    mutant(
         "the calling thread stays on its core for ever",
         "backend/workers.py",
         "        stay_on(before)",
-        "        stay_on(cores)",
+        "        pass",
         "test_packed.py::test_each_thread_has_a_core_of_its_own_while_they_share",
     ),
     mutant(

@@ -48,7 +48,7 @@ def half_parts(weight: Half, x: np.ndarray) -> tuple[Callable[[], object], Calla
 
         return lambda: weight.workers.share(HEIGHT, weight.codes.size, work)
 
-    return each(packed.widen), each(lambda _, tile: np.dot(x, tile.T))
+    return each(packed.widen_half), each(lambda _, tile: np.dot(x, tile.T))
 
 
 def groups_parts(weight: Groups, x: np.ndarray) -> tuple[Callable[[], object], Callable[[], object]]:

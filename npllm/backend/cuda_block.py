@@ -7,7 +7,7 @@ or computes more than one token, gets the plain functions; the captured step is 
 positions of one's own.
 
 `transform` returns the vector after the final norm, as every one does. The logits wait in the LM head's weight (see
-`OneRow`), and the choice of the token is the loop's, by whatever its caller asked for.
+`KernelHead`), and the choice of the token is the loop's, by whatever its caller asked for.
 
 Source: "Inside the Transformer Block"; "Speeding Up Generation by Caching Keys and Values"; the CUDA C++ programming
 guide, on graphs.
@@ -149,7 +149,7 @@ def check_room(past: int, capacity: int) -> None:
         raise ValueError(f"KV cache: expected room for {past + 1} tokens, got {capacity}; see cache.grow")
 
 
-class OneRow:
+class KernelHead:
     """A weight of which a single vector's product is a kernel of ours, and so float32. For the LM head.
 
     A captured step ends with this product, and leaves it here for `lm_head`, which is called only after the step.
@@ -167,7 +167,7 @@ class OneRow:
 
     def matmul(self, x2d: Float[Array, "T D"]) -> Float[Array, "T F"]:
         """x2d @ W.T, always in memory of its own."""
-        if x2d.shape[0] > 1:
+        if x2d.shape[0] != 1:
             return linear(x2d, self.weight)
         xp, made = array_namespace(x2d), self.made
         y = xp.empty((1, self.shape[0]), dtype=xp.float32, device=device(x2d))
@@ -184,7 +184,7 @@ class OneRow:
 
 def inner(weight: Weight) -> Any:
     """The weight's own storage."""
-    return weight.weight if isinstance(weight, OneRow) else weight
+    return weight.weight if isinstance(weight, KernelHead) else weight
 
 
 class DecodeStep:
@@ -206,7 +206,7 @@ class DecodeStep:
         self.position = xp.zeros(1, dtype=xp.int32, device=device(like))
         self.cos, self.sin = rope_tables(xp.arange(capacity, device=device(like)), config, total_length=capacity)
         self.x, self.hidden = (xp.empty(like.shape, dtype=xp.float32, device=device(like)) for _ in range(2))
-        self.head = weights.lm_head if isinstance(weights.lm_head, OneRow) else None
+        self.head = weights.lm_head if isinstance(weights.lm_head, KernelHead) else None
         if self.head is not None:
             self.logits = xp.empty(self.head.shape[0], dtype=xp.float32, device=device(like))
         self.layers = cast(tuple[BlockWeights, ...], weights.layers)  # `with_kernels` looks
@@ -304,7 +304,7 @@ def with_kernels(lm: LM, functions: ModuleType = kernels) -> LM:
         return lm
     embed_tokens, head = weights.embed_tokens, weights.lm_head
     if head is not None:
-        tied, head = head is embed_tokens, OneRow(head, functions)
+        tied, head = head is embed_tokens, KernelHead(head, functions)
         embed_tokens = head if tied else embed_tokens
     weights = weights._replace(embed_tokens=embed_tokens, lm_head=head)
     return lm._replace(weights=weights, transform=replayed(lm.transform, functions))

@@ -572,8 +572,8 @@ def advance(past: Int[Array, "1"]) -> None:
 
 
 def fits(config: Config) -> bool:
-    """Whether the kernels can do a model of these sizes: four dimensions of a head are read at a time."""
+    """Whether the kernels can do a model of these sizes: four dimensions of a vector are read at a time."""
     width, sharing = config.head_dim, config.num_attention_heads // config.num_key_value_heads
-    if width % 4 != 0 or width > ATTEND_THREADS:
+    if config.hidden_size % 4 != 0 or width % 4 != 0 or width > ATTEND_THREADS:
         return False
     return 4 * sharing * (width + CHUNK + ATTEND_THREADS // width * width) <= SHARED_BYTES

@@ -2,8 +2,8 @@
 
 Decoding reads every weight once for each token, so its speed is that of the memory: half the bytes take half the time,
 as long as widening them keeps up. All arithmetic is float32; a weight is widened a tile at a time, right before the
-product that needs it, and never exists in float32 as a whole. The products are `np.dot`: for a single vector `@` keeps
-Python's lock, and the other threads would wait for it.
+product that needs it, and never exists in float32 as a whole. The products of two matrices are `np.dot`: for a single
+vector `@` keeps Python's lock, and the other threads would wait for it.
 
     Half     float16 or bfloat16, as most checkpoints have them
     Groups   8 or 4 bits, with a scale, and perhaps a minimum, for every few numbers of a row, as in GGUF files
@@ -20,6 +20,7 @@ from ..shapes import Float, Int
 from .workers import TILE, Workers
 
 SHORT_ROW = 1024
+BEFORE, BEHIND = 2.0**80, 2.0**32  # see `widen_half`
 FEW = 8  # vectors at once: up to here `Groups` scales the products, beyond it the weights
 
 
@@ -168,7 +169,7 @@ def by_columns(weight: np.ndarray, embeds: bool, room: np.ndarray | None = None)
     numbers, along a column it adds to thousands of sums at once. It stays an array like any other, but for the
     embeddings of a tied model (`embeds`): NumPy's `take`, which looks rows up, would copy all of them first.
 
-    room : where to put what is turned; see `rooms`
+    room : where to put what is turned: as many numbers, in any shape; see `rooms`
     """
     if not has_short_rows(weight.shape):
         return weight
@@ -197,7 +198,7 @@ def tile_by_tile(x2d: np.ndarray, codes: np.ndarray, workers: Workers) -> np.nda
     """x2d @ codes.T, the codes widened a few rows at a time."""
     height, width = codes.shape
     if codes.dtype == np.float16:
-        x2d = x2d * 2.0**80  # part of what its tiles lack; the rest behind, for all of it at once could overflow
+        x2d = x2d * BEFORE
     y = np.empty((len(x2d), height), dtype=np.float32)
     at_once = TILE // width
 
@@ -205,7 +206,7 @@ def tile_by_tile(x2d: np.ndarray, codes: np.ndarray, workers: Workers) -> np.nda
         for start in range(first, last, at_once):
             some = codes[start : min(start + at_once, last)]
             tile = scratch[: some.size].reshape(some.shape)
-            widen(some, tile)
+            widen_half(some, tile)
             out = y[:, start : start + len(some)]
             if len(x2d) == 1:
                 np.dot(x2d, tile.T, out=out)
@@ -214,16 +215,17 @@ def tile_by_tile(x2d: np.ndarray, codes: np.ndarray, workers: Workers) -> np.nda
 
     workers.share(height, height * width, work)
     if codes.dtype == np.float16:
-        y *= 2.0**32
+        y *= BEHIND
     return y
 
 
-def widen(codes: np.ndarray, out: np.ndarray) -> None:
+def widen_half(codes: np.ndarray, out: np.ndarray) -> None:
     """The same numbers as float32; but float16's come out 2¹¹² times too small.
 
     NumPy widens bfloat16 and int8 fast, but float16 one number at a time. So float16's bits are put where float32 has
     them: the sign stays, exponent and fraction move by 13. The exponents count from 15 and not from 127, so it is
-    exactly 2¹¹² that is missing, also of the numbers too small to have an exponent.
+    exactly 2¹¹² that is missing, also of the numbers too small to have an exponent. A product makes up for it, in part
+    with its vectors, which may have numbers up to 2⁴⁸, in part with what comes out: all at once could overflow.
     """
     if codes.dtype != np.float16:
         np.copyto(out, codes)

@@ -38,7 +38,7 @@ from .stored import PIECE, READERS, Stored, not_finite, read_ahead, read_as_it_i
 from .to_device import read_to_device
 
 DTYPES = ("float32", *HALVES, *QUANTIZED)
-ALONE_FROM = 2**23  # numbers: smaller float32 matrices share a piece of memory
+ALONE_FROM = 2**23  # numbers: smaller float32 matrices share a piece of memory, so that their ends have large pages too
 
 
 class Files(NamedTuple):
@@ -199,7 +199,8 @@ def read_weights(
     workers = Workers() if any(storages.values()) else None
     buffers = 8 * 4 * PIECE  # a piece as read, widened, and what is in between
     together = [part.shape for parts in plans.values() for part in parts if part.transposed or part.interleaved_heads]
-    together += [shapes[name] for name, kept in storages.items() if kept is None and has_short_rows(shapes[name])]
+    if device.name == "cpu":
+        together += [shapes[name] for name, kept in storages.items() if kept is None and has_short_rows(shapes[name])]
     twice = sorted((4 * prod(shape) for shape in together), reverse=True)  # a second time, in another order
     if device.name == "cpu":
         buffers = READERS * buffers + sum(twice[:READERS]) + (workers.nbytes if workers else 0)
@@ -213,7 +214,8 @@ def read_weights(
 
     tied = "lm_head" not in plans and "score" not in plans
     wide = {name: shape for name, shape in shapes.items() if storages[name] is None and len(shape) == 2}
-    room = rooms({name: shape for name, shape in wide.items() if prod(shape) < ALONE_FROM and device.name == "cpu"})
+    small = {name: shape for name, shape in wide.items() if prod(shape) < ALONE_FROM}
+    room = rooms(small) if device.name == "cpu" else {}
 
     def read(ours: str) -> Any:
         parts, storage = plans[ours], storages[ours]
