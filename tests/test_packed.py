@@ -93,6 +93,14 @@ def test_products_with_float16_keep_large_and_small_numbers():
         np.testing.assert_array_equal(weight.matmul(np.full((1, 5), x, dtype=np.float32))[0], each)
 
 
+@pytest.mark.parametrize("vectors", [1, 9])
+def test_a_group_may_be_as_long_as_the_row(small_tiles, vectors):
+    """Then there is one scale for each row."""
+    weight, x = pack(matrix(17, 96), "int8", WORKERS[1], group=96), matrix(vectors, 96, seed=1)
+    assert weight.scale.shape[1] == 1
+    assert_close("int8", weight.matmul(x), x @ dense(weight).T)
+
+
 @given(seed=st.integers(0, 100), group=st.sampled_from([16, 32]), bits=st.sampled_from([8, 4]))
 def test_quantizing_is_off_by_half_a_step_at_most(seed, group, bits):
     weight = matrix(5, 96, seed)
