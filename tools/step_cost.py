@@ -19,6 +19,7 @@ import numpy as np
 import npllm
 from npllm.attention import attention
 from npllm.cache import empty_cache
+from npllm.errors import NpllmError
 from npllm.flash import flash_attention
 from npllm.generate import next_logits
 from npllm.model import LM
@@ -63,7 +64,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1, help="new ones, in one pass")
     parser.add_argument("--steps", type=int, default=50)
     args = parser.parse_args()
-    lm = npllm.load(args.model, dtype=args.dtype)
+    if min(args.context, args.tokens, args.steps) < 1:
+        parser.error("--context, --tokens and --steps: expected at least 1")
+    try:
+        lm = npllm.load(args.model, dtype=args.dtype)
+    except NpllmError as error:
+        raise SystemExit(f"step_cost: {error}") from None
     ids = np.random.default_rng(0).integers(0, lm.config.vocab_size, args.context + args.tokens).tolist()
 
     summed: dict[str, float] = {}

@@ -14,6 +14,7 @@ import numpy as np
 
 import npllm
 from npllm.cache import empty_cache
+from npllm.errors import NpllmError
 from npllm.shapes import Array
 from npllm.tap import under, untapped
 
@@ -25,7 +26,10 @@ def main() -> None:
     parser.add_argument("-m", "--model", help="a folder, a .gguf file or a Hub name")
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
-    lm = npllm.load(args.model)
+    try:
+        lm = npllm.load(args.model)
+    except NpllmError as error:
+        raise SystemExit(f"tap_cost: {error}") from None
     ids = np.arange(CACHED + 1) % lm.config.vocab_size
     cache = empty_cache(lm.config, len(ids), like=lm.weights.norm)
     npllm.forward(ids[:-1], lm.weights, lm.config, cache, transform=lm.transform)
