@@ -453,6 +453,7 @@ def test_another_head_in_the_models_place_is_heeded():
         ({"head_dim": 128, "num_attention_heads": 40, "num_key_value_heads": 10}, True),  # Phi-3-medium
         ({"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 1}, True),
         ({"head_dim": 6}, False),  # not whole fours
+        ({"hidden_size": 18}, False),
         ({"head_dim": 512}, False),  # more dimensions than threads
         ({"head_dim": 128, "num_attention_heads": 64, "num_key_value_heads": 1}, False),  # too much shared memory
     ],

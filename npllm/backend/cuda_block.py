@@ -150,7 +150,7 @@ def check_room(past: int, capacity: int) -> None:
 
 
 class KernelHead:
-    """A weight of which a single vector's product is a kernel of ours, and so float32. For the LM head.
+    """A weight, the LM head's, of which a single vector's product is a kernel of ours and comes out in float32.
 
     A captured step ends with this product, and leaves it here for `lm_head`, which is called only after the step.
     Whether it is asked for that very vector is found out on the device, by comparing the numbers (`kernels.recall`):
