@@ -13,9 +13,10 @@ need"; Shazeer 2019; Ainslie et al. 2023, "GQA".
 
 import math
 
+from .arrays import Array, Bool, Float, array_namespace
 from .config import Config
 from .linear import linear
-from .shapes import Array, BlockWeights, Bool, Float, GPT2BlockWeights, array_namespace
+from .shapes import BlockWeights, GPT2BlockWeights
 from .tap import Tap, untapped
 
 

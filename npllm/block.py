@@ -6,6 +6,7 @@ Source: "Inside the Transformer Block" (Figures 3-11, 3-12), "The Transformer Bl
 
 from collections.abc import Callable
 
+from .arrays import Array, Bool, Float
 from .attention import attention, merge_heads, queries_keys_values
 from .cache import Cache, append
 from .config import Config
@@ -13,7 +14,7 @@ from .feedforward import feedforward, gelu, plain_feedforward, relu
 from .linear import linear
 from .norm import layer_norm, rms_norm
 from .rope import apply_rope
-from .shapes import Array, BlockWeights, Bool, Float, GPT2BlockWeights
+from .shapes import BlockWeights, GPT2BlockWeights
 from .tap import Tap, under, untapped
 
 

@@ -16,15 +16,16 @@ from typing import Any
 
 from array_api_compat import device
 
+from .arrays import Array, Float, array_namespace
 from .config import Config
-from .shapes import Array, Float, array_namespace
 
 Cache = dict[str, Any]
+CACHE_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}  # the bytes of one number
 
 
-def kv_cache_bytes(config: Config, tokens: int, number: int = 4) -> int:
-    """The memory of a KV cache for so many tokens: 2 (keys, values) · L · K · H · 4 bytes for each, or 2 (16 bits)."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * number
+def kv_cache_bytes(config: Config, tokens: int, bytes_each: int = 4) -> int:
+    """The memory of a KV cache for that many tokens: 2 (keys, values) · L · K · H · bytes_each for each token."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * bytes_each
 
 
 def empty_cache(config: Config, capacity: int, batch: tuple[int, ...] = (), *, like: Array, dtype: Any = None) -> Cache:

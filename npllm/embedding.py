@@ -3,7 +3,7 @@
 Source: "The Components of the Forward Pass" (Figure 3-5).
 """
 
-from .shapes import Array, Float, Int, Weight, array_namespace, is_packed
+from .arrays import Array, Float, Int, Weight, array_namespace, is_packed
 
 
 def embed(ids: Int[Array, "... T"], embed_tokens: Weight) -> Float[Array, "... T D"]:

@@ -7,8 +7,9 @@ Vaswani et al. 2017 (ReLU); Hendrycks and Gimpel 2016 (GELU); Shazeer 2020, "GLU
 import math
 from collections.abc import Callable
 
+from .arrays import Array, Float, array_namespace
 from .linear import linear
-from .shapes import Array, BlockWeights, Float, GPT2BlockWeights, array_namespace
+from .shapes import BlockWeights, GPT2BlockWeights
 from .tap import Tap, untapped
 
 

@@ -13,8 +13,8 @@ import math
 
 from array_api_compat import device
 
+from .arrays import Array, Bool, Float, array_namespace
 from .attention import combine, relevance_scores
-from .shapes import Array, Bool, Float, array_namespace
 from .tap import Tap, untapped
 
 TILE = (256, 256)  # queries, keys

@@ -7,16 +7,19 @@ Source: "The Components of the Forward Pass" (Figures 3-4, 3-6).
 
 from array_api_compat import device
 
+from .arrays import Array, Float, Int, array_namespace
+from .config import Config
 from .errors import UsageError
 from .linear import linear
-from .shapes import Array, Float, Int, Weights, array_namespace
+from .shapes import Weights
 
 
-def lm_head(hidden: Float[Array, "... T D"], weights: Weights) -> Float[Array, "... T V"]:
+def lm_head(hidden: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T V"]:
     """The language modeling head: a score (logit) for each token of the vocabulary to be the next one.
 
     Not yet probabilities: those are softmax(logits). A tied model scores with its embeddings matrix: `weights.lm_head`
-    and `weights.embed_tokens` are then the same array.
+    and `weights.embed_tokens` are then the same array. `config` is for the heads of some families, which scale or cap
+    the logits; this one does not need it.
     """
     if weights.lm_head is None:
         raise UsageError("the model has no LM head: expected one, got a model that classifies; see npllm.apps.classify")

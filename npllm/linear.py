@@ -1,6 +1,6 @@
 """The linear layer: every projection of the model, and the LM head."""
 
-from .shapes import Array, Float, Weight, array_namespace, is_packed
+from .arrays import Array, Float, Weight, array_namespace, is_packed
 
 
 def product(x2d: Float[Array, "T D"], weight: Float[Array, "F D"]) -> Float[Array, "T F"]:

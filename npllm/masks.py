@@ -24,7 +24,7 @@ Child et al. 2019, "Generating long sequences with sparse transformers", section
 
 from array_api_compat import device
 
-from .shapes import Array, Bool, Int, array_namespace
+from .arrays import Array, Bool, Int, array_namespace
 
 
 def bidirectional(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bool[Array, "... T S"]:

@@ -4,11 +4,12 @@ Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6), "Parallel Tok
 (Figures 3-8, 3-9).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from array_api_compat import device
 
+from .arrays import Array, Bool, Float, Int, array_namespace
 from .attention import attention
 from .block import block, gpt2_block
 from .cache import Cache
@@ -18,9 +19,8 @@ from .heads import lm_head
 from .masks import decoder_mask
 from .norm import layer_norm, rms_norm
 from .rope import rope_tables
-from .shapes import Array, Bool, Float, Int, Weights, array_namespace
+from .shapes import Weights
 from .tap import Tap, under, untapped
-from .tokenizer import Tokenizer
 
 
 def transform(
@@ -31,6 +31,7 @@ def transform(
     *,
     positions: Int[Array, "... T"] | None = None,
     visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
+    total_length: int | None = None,
     block: Callable[..., Float[Array, "... T D"]] = block,
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
@@ -46,6 +47,8 @@ def transform(
     positions : where each token stands, for RoPE; by default they count on from the cache
     visible : which of the S cached and new tokens each may see: for all layers, or a list with one for each.
         By default causal, within the layer's sliding window, counted by places in the sequence, not by `positions`
+    total_length : how many tokens the whole text has, for position scalings that depend on it: a chunk of a long prompt
+        must get the tables of the whole prompt. By default the cached and new tokens
     block, attention : other ways to compute the same
     tap : looks at the values on the way, see inspect/record.py
 
@@ -58,7 +61,7 @@ def transform(
     past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
     if positions is None:
         positions = xp.arange(past, past + new, device=device(ids))
-    cos, sin = rope_tables(positions, config, total_length=past + new)
+    cos, sin = rope_tables(positions, config, total_length=past + new if total_length is None else total_length)
     if visible is None:
         masks = {window: decoder_mask(past, new, window, ids) for window in {None, config.sliding_window}}
         visible = [masks[config.window(layer)] for layer in range(config.num_hidden_layers)]
@@ -82,6 +85,7 @@ def gpt2_transform(
     *,
     positions: Int[Array, "... T"] | None = None,
     visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
+    total_length: int | None = None,
     block: Callable[..., Float[Array, "... T D"]] = gpt2_block,
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
@@ -124,24 +128,12 @@ def forward(
     config: Config,
     cache: Cache | None = None,
     *,
-    transform: Callable[..., tuple[Float[Array, "... T D"], Cache | None]] = transform,
     tap: Tap = untapped,
     **options: Any,
 ) -> tuple[Float[Array, "... T V"], Cache | None]:
     """The forward pass with its head: the logits at every position. Parameters as in `transform`.
 
-    logits[..., t, :] scores the token that follows token t; generation needs only the last of them. `transform` is the
-    model's own pass: give `lm.transform`, if the model may be a GPT-2.
+    logits[..., t, :] scores the token that follows token t; generation needs only the last of them.
     """
     hidden, cache = transform(ids, weights, config, cache, tap=tap, **options)
-    return tap("logits", lm_head(hidden, weights)), cache
-
-
-class LM(NamedTuple):
-    """A language model as `npllm.load` returns it: everything that generation needs, as data."""
-
-    config: Config
-    weights: Weights
-    tokenizer: Tokenizer | None  # None where the checkpoint has none
-    generation_config: Mapping[str, Any]  # generation_config.json as it is
-    transform: Callable[..., tuple[Float[Array, "... T D"], Cache | None]] = transform  # or gpt2_transform
+    return tap("logits", lm_head(hidden, weights, config)), cache

@@ -4,7 +4,7 @@ Source: "The Transformer Block" (Figures 3-29, 3-30); Ba, Kiros and Hinton 2016,
 Sennrich 2019, "Root mean square layer normalization".
 """
 
-from .shapes import Array, Float, array_namespace
+from .arrays import Array, Float, array_namespace
 
 
 def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:

@@ -15,7 +15,7 @@ Source: "Positional Embeddings (RoPE)"; Vaswani et al. 2017, "Attention is all y
 
 from array_api_compat import device
 
-from .shapes import Array, Float, Int, array_namespace
+from .arrays import Array, Float, Int, array_namespace
 
 
 def sinusoidal_positions(positions: Int[Array, "... T"], width: int) -> Float[Array, "... T D"]:

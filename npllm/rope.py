@@ -7,8 +7,8 @@ import math
 
 from array_api_compat import device
 
+from .arrays import Array, Float, Int, array_namespace
 from .config import Config
-from .shapes import Array, Float, Int, array_namespace
 
 
 def rope_frequencies(config: Config, like: Array) -> Float[Array, " R"]:

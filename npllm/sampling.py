@@ -9,7 +9,7 @@ Nguyen et al. 2024 (min-p); Keskar et al. 2019 (repetition penalty).
 
 import math
 
-from .shapes import Array, Bool, Float, Int, array_namespace
+from .arrays import Array, Bool, Float, Int, array_namespace
 from .tap import Tap, untapped
 
 

@@ -12,66 +12,11 @@
 
 Logits are the chapter's scores for the next token, before the softmax that makes them probabilities. The residual
 stream is the vector of a token on its way through the blocks, to which each layer adds.
-
-`Float[Array, "... T D"]` reads: an array of floating-point numbers whose last two axes are T and D. The tests execute
-these annotations (jaxtyping); in normal use they are only read.
 """
 
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import NamedTuple
 
-import array_api_compat
-from jaxtyping import Bool as Bool
-from jaxtyping import Float, Int
-
-# Any array of an array-API namespace: NumPy, CuPy, torch, array-api-strict. Functions ask the array which one it is.
-Array: TypeAlias = Any
-
-NAMESPACES: dict[type, Any] = {}
-
-
-def array_namespace(x: Array) -> Any:
-    """The library that x belongs to, as a module `xp` with the array API's functions: xp.exp, xp.sum, ...
-
-    It is array-api-compat's function of that name, asked once for each type of array: a block wants to know it 14
-    times, and would spend a tenth of a small model's time on it.
-
-    >>> import numpy as np
-    >>> array_namespace(np.zeros(3)).__name__
-    'array_api_compat.numpy'
-    """
-    kind = type(x)
-    if kind not in NAMESPACES:
-        NAMESPACES[kind] = array_api_compat.array_namespace(x)
-    return NAMESPACES[kind]
-
-
-@runtime_checkable
-class Packed(Protocol):
-    """A weight matrix kept in a storage of its own (16, 8 or 4 bits), which knows how to multiply.
-
-    `linear` and `embed` are the only functions that ask for one; everything else passes it on. This is what such a
-    storage has to offer; backend/packed.py has them. Large models are loaded so; small ones mostly as plain arrays.
-    """
-
-    shape: tuple[int, int]  # [F, D]
-    dtype: Any  # of the storage
-    nbytes: int
-
-    def matmul(self, x2d: Float[Array, "T D"]) -> Float[Array, "T F"]:
-        """x2d @ W.T"""
-        ...
-
-    def rows(self, ids: Int[Array, " T"]) -> Float[Array, "T D"]:
-        """W[ids]"""
-        ...
-
-
-def is_packed(weight: Any) -> TypeGuard[Packed]:
-    """Whether a weight multiplies by itself. (isinstance says the same, but takes 9 µs and not 0.06.)"""
-    return hasattr(weight, "rows") and hasattr(weight, "matmul")
-
-
-Weight: TypeAlias = Float[Array, "F D"] | Packed
+from .arrays import Array, Float, Weight
 
 
 class BlockWeights(NamedTuple):

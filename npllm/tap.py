@@ -7,7 +7,7 @@ the same signature may also return another one, which the pass then goes on with
 
 from collections.abc import Callable
 
-from .shapes import Array
+from .arrays import Array
 
 Tap = Callable[[str, Array], Array]
 

@@ -17,11 +17,11 @@ from gpu_model import config as phi3_mini_config
 from libraries import library
 
 import npllm
-from npllm.backend.cuda_attention import on_cuda
-from npllm.backend.devices import Device
-from npllm.backend.transfer import reserve
 from npllm.cache import Cache, empty_cache
 from npllm.config import Config
+from npllm.cuda.attention import on_cuda
+from npllm.devices.device import Device
+from npllm.devices.transfer import reserve
 from npllm.shapes import BlockWeights, Weights
 
 

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from models import random_ids, random_weights, tiny_config
 from tolerance import assert_close
 
+import npllm
 from npllm.apps.ablate import without_layers
 from npllm.errors import UsageError
-from npllm.model import LM, forward
+from npllm.lm import LM
 from npllm.sampling import softmax
 
 PROJECTIONS = {"feedforward": "down_proj", "attention": "o_proj"}
@@ -23,7 +24,7 @@ def random_lm(lib=None, seed=0, layers=3):
 
 def distribution(lm, ids):
     """Of the next token."""
-    logits, _ = forward(np.asarray(ids), lm.weights, lm.config)
+    logits, _ = npllm.forward(np.asarray(ids), lm)
     return softmax(logits[-1])
 
 

@@ -17,7 +17,7 @@ from npllm.attention import (
     relevance_scores,
     split_heads,
 )
-from npllm.backend.devices import to_host
+from npllm.devices.device import to_host
 from npllm.masks import causal, sliding_window
 
 HEADS = st.sampled_from([(1, 1), (3, 3), (3, 1), (4, 2), (6, 2)])  # N, K: multi-head, multi-query, grouped-query

@@ -12,8 +12,8 @@ from npllm.apps import bench
 from npllm.apps.bench import Run, cache_runs, compare
 from npllm.cli.bench import duration, text
 from npllm.errors import UsageError
-from npllm.generate import generate
-from npllm.model import LM
+from npllm.lm import LM
+from npllm.loop import generate
 
 loop = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
 

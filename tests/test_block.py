@@ -7,8 +7,8 @@ from models import config_keys, random_weights, tiny_config
 from tolerance import assert_close
 
 from npllm.attention import attention
-from npllm.backend.devices import to_host
 from npllm.block import block, self_attention
+from npllm.devices.device import to_host
 from npllm.masks import decoder_mask
 from npllm.rope import rope_tables
 

@@ -6,9 +6,9 @@ from models import random_ids, random_weights, tiny_config
 from tolerance import assert_close
 
 from npllm.attention import attention
-from npllm.backend.devices import to_host
 from npllm.block import block
 from npllm.cache import append, empty_cache, grow
+from npllm.devices.device import to_host
 from npllm.model import forward, transform
 
 CONFIG = tiny_config()

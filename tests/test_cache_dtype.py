@@ -10,18 +10,18 @@ from checkpoints import write_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from models import config_keys, random_ids, random_weights, tiny_config
-from test_generate import random_lm
+from test_loop import random_lm
 from tolerance import assert_close
 
 import npllm
 from npllm.apps.chat import Chat, make_room
 from npllm.apps.speculation import prompt_lookup
-from npllm.backend.devices import to_host
-from npllm.backend.dtypes import BYTES, dtype_like
-from npllm.cache import append, empty_cache, grow, kv_cache_bytes
+from npllm.cache import CACHE_DTYPES, append, empty_cache, grow, kv_cache_bytes
+from npllm.devices.device import to_host
+from npllm.devices.dtypes import dtype_like
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
 from npllm.flash import flash_attention
-from npllm.generate import generate, steps
+from npllm.loop import generate, steps
 from npllm.model import forward
 
 HALVES = ["float16", "bfloat16"]
@@ -46,14 +46,16 @@ def test_a_cache_holds_float32_unless_another_dtype_is_asked_for():
     for name, dtype in expected.items():
         cache = cache_of(name)
         assert all(array.dtype == dtype for kind in ("keys", "values") for array in cache[kind])
-    assert set(BYTES) == set(expected)
+    assert set(CACHE_DTYPES) == set(expected)
 
 
-@pytest.mark.parametrize("name", BYTES)
+@pytest.mark.parametrize("name", CACHE_DTYPES)
 def test_kv_cache_bytes_are_those_of_the_cache(name):
     cache = cache_of(name, capacity=9)
-    assert kv_cache_bytes(CONFIG, 9, BYTES[name]) == sum(x.nbytes for kind in ("keys", "values") for x in cache[kind])
-    assert 2 * kv_cache_bytes(CONFIG, 9, BYTES["float16"]) == kv_cache_bytes(CONFIG, 9)
+    assert kv_cache_bytes(CONFIG, 9, CACHE_DTYPES[name]) == sum(
+        x.nbytes for kind in ("keys", "values") for x in cache[kind]
+    )
+    assert 2 * kv_cache_bytes(CONFIG, 9, CACHE_DTYPES["float16"]) == kv_cache_bytes(CONFIG, 9)
 
 
 @pytest.mark.parametrize("name", HALVES)
@@ -157,8 +159,8 @@ def test_what_is_too_large_for_float16_is_no_text():
 def test_it_needs_half_the_memory(monkeypatch):
     lm = random_lm(max_position_embeddings=20000)
     available = 0.8 * kv_cache_bytes(lm.config, 10000)
-    monkeypatch.setattr("npllm.backend.devices.available_bytes", lambda: int(available))
-    monkeypatch.setattr("npllm.backend.checks.attention_bytes", lambda *_: 0)
+    monkeypatch.setattr("npllm.devices.device.available_bytes", lambda: int(available))
+    monkeypatch.setattr("npllm.options.attention_bytes", lambda *_: 0)
     with pytest.raises(NotEnoughMemoryError, match="KV cache"):
         steps(lm, [1], max_new_tokens=9999)
     with pytest.raises(NotEnoughMemoryError, match=r"KV cache . .* a layer of it in float32"):

@@ -72,7 +72,7 @@ def test_a_raw_prompt_is_continued_and_the_same_prompt_said_in_a_chat_is_answere
 
 def test_the_funnel_of_the_capital_of_france(lm):
     ids = np.array(lm.tokenizer.encode("The capital of France is"))
-    logits, _ = npllm.forward(ids, lm.weights, lm.config)
+    logits, _ = npllm.forward(ids, lm)
     steps = funnel(logits[-1], temperature=1.5, top_k=50, top_p=0.9, min_p=0.02, uniform=0.85)
     left = {step.name: step.left for step in steps}
     assert left == {"logits": 49152, "temperature": 49152, "top_k": 50, "top_p": 27, "min_p": 17, "draw": 1}

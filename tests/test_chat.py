@@ -77,7 +77,7 @@ def test_the_cache_holds_the_keys_and_values_of_its_ids(lm):
     chat = Chat(lm)
     talk(chat, *TURNS, max_new_tokens=5)
     fresh = npllm.cache.empty_cache(lm.config, len(chat.cached_ids), like=lm.weights.norm)
-    npllm.transform(np.array(chat.cached_ids), lm.weights, lm.config, fresh)
+    npllm.transform(np.array(chat.cached_ids), lm, fresh)
     for name in ("keys", "values"):
         for held, computed in zip(chat.cache[name], fresh[name], strict=True):
             np.testing.assert_allclose(held[:, : chat.cache["length"]], computed, rtol=1e-4, atol=1e-4)

@@ -23,8 +23,8 @@ from npllm.checkpoint import hub
 from npllm.checkpoint.folder import read_folder, read_header
 from npllm.checkpoint.hub import find
 from npllm.checkpoint.names import halves_order
-from npllm.checkpoint.stored import read_rows
 from npllm.errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
+from npllm.storage.stored import read_rows
 
 MODEL_TYPES = ["phi3", "llama", "mistral", "qwen2"]
 
@@ -128,7 +128,7 @@ def test_head_dim_may_differ_from_hidden_size_by_heads(tmp_path):
 def test_a_matrix_longer_than_a_piece_is_joined(folder, monkeypatch):
     whole = npllm.load(folder)
     for piece in (1, 64, 200):  # less than a row, one row, three rows and a bit
-        monkeypatch.setattr("npllm.checkpoint.stored.PIECE", piece)
+        monkeypatch.setattr("npllm.storage.stored.PIECE", piece)
         assert_same(npllm.load(folder).weights, flat(whole.weights))
 
 
@@ -589,7 +589,7 @@ def huge(path):
 
 def test_not_enough_memory_is_found_out_before_anything_is_allocated(tmp_path, monkeypatch):
     huge(tmp_path / "m")
-    monkeypatch.setattr("npllm.backend.memory.available_bytes", lambda: 2 * 10**9)
+    monkeypatch.setattr("npllm.devices.memory.available_bytes", lambda: 2 * 10**9)
     with pytest.raises(
         NotEnoughMemoryError, match=r"2\.5 GB weights \+ [\d.]+ [MG]B buffers = [\d.]+ GB, available 2\.0 GB; "
     ):

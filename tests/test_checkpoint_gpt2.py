@@ -77,7 +77,7 @@ def test_the_weights_are_those_in_the_files(tmp_path, prefix, buffers, dtype, sh
 def test_a_matrix_longer_than_a_piece_is_joined(tmp_path, monkeypatch):
     tensors = write_gpt2_folder(tmp_path / "m", tokenizer=False)
     for piece in (1, 48, 500):  # less than a row, a row, three rows and a bit
-        monkeypatch.setattr("npllm.checkpoint.stored.PIECE", piece)
+        monkeypatch.setattr("npllm.storage.stored.PIECE", piece)
         assert_same(npllm.load(tmp_path / "m").weights, tensors)
 
 
@@ -88,7 +88,7 @@ def test_the_matrices_can_be_kept_in_fewer_bits(tmp_path, dtype):
     logits = {}
     for kind in ("float32", dtype):
         lm = npllm.load(tmp_path / "m", dtype=kind)
-        logits[kind], _ = npllm.forward(ids, lm.weights, lm.config, transform=lm.transform)
+        logits[kind], _ = npllm.forward(ids, lm)
     close = {"float16": 2**-11, "bfloat16": 2**-8, "int8": 2**-6}[dtype]
     for ours, theirs in NAMES.items():
         expected = tensors[f"h.1.{theirs}.weight"].T
@@ -233,7 +233,7 @@ def test_messages_name_the_tensors_as_the_file_does(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(folder, monkeypatch):
-    monkeypatch.setattr("npllm.backend.memory.available_bytes", lambda: 100_000)
+    monkeypatch.setattr("npllm.devices.memory.available_bytes", lambda: 100_000)
     with pytest.raises(NotEnoughMemoryError, match="weights"):
         npllm.load(folder)
 
@@ -249,7 +249,7 @@ def test_it_generates_text_chunk_by_chunk_as_in_one(tmp_path):
     write_gpt2_folder(tmp_path / "m", prefix="transformer.", buffers=True)
     lm = npllm.load(tmp_path / "m")
     ids = lm.tokenizer.encode("the end and the beginning")
-    logits, _ = npllm.forward(np.array(ids), lm.weights, lm.config, transform=lm.transform)
+    logits, _ = npllm.forward(np.array(ids), lm)
     generation = npllm.generate(lm, "the end and the beginning", max_new_tokens=5)
     assert generation.ids[0] == np.argmax(logits[-1])
     assert generation.text == lm.tokenizer.decode(generation.ids, skip_special_tokens=True)
@@ -263,7 +263,7 @@ def test_the_last_position_of_the_table_can_be_used(tmp_path):
     lm = npllm.load(tmp_path / "m")
     ids = list(range(7))
     generation = npllm.generate(lm, ids, max_new_tokens=1)
-    logits, _ = npllm.forward(np.array(ids), lm.weights, lm.config, transform=lm.transform)
+    logits, _ = npllm.forward(np.array(ids), lm)
     assert generation.ids == [int(np.argmax(logits[-1]))]
-    whole, _ = npllm.forward(np.arange(8), lm.weights, lm.config, transform=lm.transform)
+    whole, _ = npllm.forward(np.arange(8), lm)
     assert_close("logits", whole[:7], logits)

@@ -141,7 +141,7 @@ def test_a_text_gets_the_shares_of_all_labels_the_best_first(tmp_path):
     write(tmp_path / "m", SEQUENCE)
     lm = npllm.load(tmp_path / "m")
     ids = np.array(lm.tokenizer.encode("the hen"))
-    hidden, _ = npllm.transform(ids, lm.weights, lm.config)
+    hidden, _ = npllm.transform(ids, lm)
     logits = hidden[-1] @ lm.weights.score.T
     answered = classify(lm, "the hen")
     assert answered == classify(lm, ids.tolist())
@@ -155,7 +155,7 @@ def test_scores_are_what_the_problem_makes_of_them(tmp_path, problem):
     write(tmp_path / "m", SEQUENCE, problem_type=problem)
     lm = npllm.load(tmp_path / "m")
     ids = np.arange(5)
-    logits = npllm.transform(ids, lm.weights, lm.config)[0][-1] @ lm.weights.score.T
+    logits = npllm.transform(ids, lm)[0][-1] @ lm.weights.score.T
     expected = {"multi_label_classification": 1 / (1 + np.exp(-logits)), "regression": logits}.get(
         problem, np.exp(logits) / np.exp(logits).sum()
     )
@@ -177,7 +177,7 @@ def test_each_token_gets_its_best_label(tmp_path):
     write(tmp_path / "m", TOKEN)
     lm = npllm.load(tmp_path / "m")
     ids = lm.tokenizer.encode("the hen")
-    logits = npllm.transform(np.array(ids), lm.weights, lm.config)[0] @ lm.weights.score.T + lm.weights.score_bias
+    logits = npllm.transform(np.array(ids), lm)[0] @ lm.weights.score.T + lm.weights.score_bias
     answered = classify_tokens(lm, "the hen")
     assert [entry["id"] for entry in answered] == ids
     assert [entry["word"] for entry in answered] == [TOKENS[i] for i in ids]
@@ -286,7 +286,7 @@ def test_a_gpt2_classifies_as_in_transformers(golden, tmp_path, kind, seed):
     with golden.torch.no_grad():
         theirs = model(golden.torch.tensor(ids)).logits.numpy()
     lm = npllm.load(tmp_path)
-    hidden, _ = lm.transform(ids, lm.weights, lm.config)
+    hidden, _ = npllm.transform(ids, lm)
     if kind == SEQUENCE:
         assert_close("scores", sequence_classification_head(hidden, lm.weights, ids, 0), theirs)
     else:
@@ -339,7 +339,7 @@ def test_a_padded_batch_is_classified_as_in_transformers(golden, tmp_path, kind,
     visible = causal(places, places) & real[:, None, :]
     if lm.config.sliding_window:
         visible &= places > places[:, None] - lm.config.sliding_window
-    hidden, _ = lm.transform(ids, lm.weights, lm.config, visible=None if side == "right" else visible)
+    hidden, _ = npllm.transform(ids, lm, visible=None if side == "right" else visible)
     if kind == SEQUENCE:
         assert_close("scores", sequence_classification_head(hidden, lm.weights, ids, lm.config.pad_token_id), theirs)
     else:

@@ -22,12 +22,12 @@ from safetensors.numpy import load_file
 from npllm import forward, generate, load, record
 from npllm.apps.bench import Run
 from npllm.apps.chat import Chat
-from npllm.backend.memory import format_bytes
 from npllm.cache import kv_cache_bytes
 from npllm.cli import chat, options
 from npllm.cli.main import COMMANDS
 from npllm.cli.show import structure
-from npllm.generate import Step
+from npllm.devices.memory import format_bytes
+from npllm.loop import Step
 from npllm.version import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -578,7 +578,7 @@ def test_trace_by_ids_needs_no_tokenizer(npllm, tmp_path, lm):
 
 def test_trace_that_would_not_fit_is_refused(npllm, lm, monkeypatch, tmp_path):
     monkeypatch.setattr(options, "load", lambda *_, **__: lm)
-    monkeypatch.setattr("npllm.backend.memory.available_bytes", lambda: 200_000)
+    monkeypatch.setattr("npllm.devices.memory.available_bytes", lambda: 200_000)
     fails(npllm("trace", "Hello" * 10, "-o", tmp_path / "x"), 5, "traced values")
     assert list(tmp_path.iterdir()) == []
 

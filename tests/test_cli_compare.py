@@ -295,7 +295,7 @@ def test_files_and_devices_that_cannot_be_had(npllm, traced, folder, monkeypatch
 
 def test_what_does_not_fit_is_refused(npllm, traced, monkeypatch, lm):
     monkeypatch.setattr(options, "load", lambda *_, **__: lm)
-    monkeypatch.setattr("npllm.backend.memory.available_bytes", lambda: 20_000)
+    monkeypatch.setattr("npllm.devices.memory.available_bytes", lambda: 20_000)
     fails(npllm("compare", "--b-no-cache", "Hello"), 5, "traced values")
     fails(npllm("compare", traced / "good.safetensors", traced / "good.safetensors"), 5, r"good\.safetensors")
 

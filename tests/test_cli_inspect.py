@@ -166,7 +166,7 @@ def test_a_text_that_is_too_long_for_a_page_is_refused_with_the_arithmetic(inspe
 
 def test_a_look_that_would_not_fit_is_refused(inspect, monkeypatch, lm):
     monkeypatch.setattr("npllm.cli.options.load", lambda *_, **__: lm)
-    monkeypatch.setattr("npllm.backend.memory.available_bytes", lambda: 50_000)
+    monkeypatch.setattr("npllm.devices.memory.available_bytes", lambda: 50_000)
     refused(inspect("x" * 60), 5, "traced values")
 
 

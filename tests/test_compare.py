@@ -15,7 +15,7 @@ from npllm.inspect import compare as module
 from npllm.inspect.compare import TOLERANCES, allowed, compare, difference, first_beyond
 from npllm.inspect.runs import Run, Side, check_same_text, chunks, from_file, from_run, only_in, trace_metadata
 from npllm.inspect.trace import trace, write_trace
-from npllm.model import LM
+from npllm.lm import LM
 
 CONFIG = tiny_config()
 MODEL = LM(CONFIG, random_weights(CONFIG), None, {})

@@ -23,12 +23,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tolerance import assert_close
 
+import npllm
 import npllm as package
-from npllm.checkpoint import narrow, quantized, stored, write
-from npllm.checkpoint.stored import is_finite, read_ahead
+from npllm.arrays import is_packed
+from npllm.checkpoint import narrow, quantized, write
 from npllm.checkpoint.write import Output, convert, header, in_shards
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
-from npllm.shapes import is_packed
+from npllm.storage import stored
+from npllm.storage.stored import is_finite, read_ahead
 from npllm.text.end_ids import end_ids
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -67,8 +69,8 @@ def assert_same_groups(got, expected):
 
 def logits(lm):
     """Of a few tokens."""
-    hidden, _ = lm.transform(np.arange(12), lm.weights, lm.config)
-    return hidden if lm.weights.lm_head is None else package.heads.lm_head(hidden, lm.weights)
+    hidden, _ = npllm.transform(np.arange(12), lm)
+    return hidden if lm.weights.lm_head is None else package.heads.lm_head(hidden, lm)
 
 
 def left_in(folder):
@@ -369,7 +371,7 @@ def test_a_disk_that_is_too_small_is_found_out_first(tmp_path, source, monkeypat
 
 
 def test_not_enough_memory_is_found_out_first(tmp_path, source, monkeypatch):
-    monkeypatch.setattr("npllm.backend.memory.available_bytes", lambda: 10_000)
+    monkeypatch.setattr("npllm.devices.memory.available_bytes", lambda: 10_000)
     with pytest.raises(NotEnoughMemoryError, match=r"tensors .* available 10\.0 kB"):
         convert(source, tmp_path / "m", "float32")
     assert left_in(tmp_path) == []
@@ -659,7 +661,7 @@ def test_transformers_loads_it_with_the_same_logits(tmp_path, kind, dtype):
     lm = load(tmp_path / "n", dtype=dtype)
     with torch.no_grad():
         body = model.float().base_model(torch.tensor(ids)[None]).last_hidden_state[0].numpy()
-    assert_close("hidden", lm.transform(ids, lm.weights, lm.config)[0], body)
+    assert_close("hidden", npllm.transform(ids, lm)[0], body)
     if kind != "classifier":
         with torch.no_grad():
             theirs = model(torch.tensor(ids)[None]).logits[0].numpy()

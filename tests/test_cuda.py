@@ -20,15 +20,14 @@ from tolerance import assert_close, assert_same_ids
 
 import npllm
 from npllm import attention as plain
-from npllm.backend import transfer
-from npllm.backend.cuda_attention import cuda_attention, evenly_spaced, products
-from npllm.backend.devices import pick, to_host
-from npllm.backend.transfer import Staging
 from npllm.cache import empty_cache
+from npllm.cuda.attention import cuda_attention, evenly_spaced, products
+from npllm.devices import transfer
+from npllm.devices.device import pick, to_host
+from npllm.devices.transfer import Staging
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UnavailableError
 from npllm.inspect.compare import TOLERANCES, compare, first_beyond
 from npllm.inspect.trace import trace
-from npllm.model import forward
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("cupy")]
 DTYPES = ("float32", "float16")
@@ -111,7 +110,7 @@ def test_a_model_that_classifies_gives_the_values_of_transformers(name):
     expected = load_file(GOLDEN / name / "expected.safetensors")
     seen = {}
     ids = import_module("cupy").asarray(texts[0])
-    lm.transform(ids, lm.weights, lm.config, tap=npllm.record(seen))
+    npllm.transform(ids, lm, tap=npllm.record(seen))
     for value in seen:
         visible = expected[value.replace(".scores", ".visible")] == 1 if value.endswith(".scores") else None
         assert_close(value, to_host(seen[value]), expected[value], where=visible)
@@ -349,9 +348,9 @@ def test_a_16_bit_cache_gives_nearly_the_same(cupy):
     lm = plain_lm(GOLDEN / "phi3-window", "float32")
     ids = cupy.asarray(expected_of(GOLDEN / "phi3-window")["ids"])
     cache = empty_cache(lm.config, len(ids), like=lm.weights.norm, dtype=np.float16)
-    exact, _ = forward(ids, lm.weights, lm.config, transform=lm.transform)
+    exact, _ = npllm.forward(ids, lm)
     for part in (ids[:-1], ids[-1:]):
-        logits, _ = forward(part, lm.weights, lm.config, cache, transform=lm.transform)
+        logits, _ = npllm.forward(part, lm, cache)
     assert float(abs(logits[-1] - exact[-1]).max()) < 1e-2 * float(abs(exact).max())
 
 
@@ -371,7 +370,7 @@ def test_selftest(npllm, monkeypatch, dtype, kernels):
 
 def test_selftest_of_a_device_that_computes_something_else(npllm, monkeypatch):
     monkeypatch.setattr("npllm.apps.selftest.numbers_to_read", lambda like: like)
-    monkeypatch.setattr("npllm.backend.cuda_attention.products", lambda *a, **o: 1.01 * products(*a, **o))
+    monkeypatch.setattr("npllm.cuda.attention.products", lambda *a, **o: 1.01 * products(*a, **o))
     done = npllm("selftest", "--device", "cuda", "--dtype", "float32", "--no-kernels")
     assert done.code == 1, done
     assert ".attention.scores is the first step beyond the tolerance" in done.out

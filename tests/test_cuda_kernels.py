@@ -20,13 +20,15 @@ from test_kernels import pass_by_pass, random_groups
 from tolerance import assert_close, assert_same_ids
 
 import npllm
-from npllm.backend import kernel_twins, kernels
-from npllm.backend.cuda_block import KernelHead, cuda_block, replayed, with_kernels
-from npllm.backend.cuda_weights import RowGroups, row_groups
-from npllm.backend.devices import to_host
 from npllm.cache import empty_cache, grow
+from npllm.cuda import kernels
+from npllm.cuda import twins as kernel_twins
+from npllm.cuda.block import KernelHead, cuda_block, replayed, with_kernels
+from npllm.devices.device import to_host
 from npllm.heads import lm_head
-from npllm.model import LM, forward, transform
+from npllm.lm import LM
+from npllm.model import transform
+from npllm.storage.rows import RowGroups, row_groups
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("cupy")]
 
@@ -363,9 +365,9 @@ def test_a_step_is_launched_once_and_from_then_on_replayed(emulator, cupy):
         assert not events.of("memcpyD2H")
     assert counts == [0, 1, 1, 0, 1]
     cache["length"] = 2  # two tokens are forgotten
-    again, _ = lm.transform(ids[2:3], lm.weights, lm.config, cache)
+    again, _ = npllm.transform(ids[2:3], lm, cache)
     cache["length"] = 2
-    plain, _ = transform(ids[2:3], lm.weights, lm.config, cache)
+    plain, _ = npllm.transform(ids[2:3], lm, cache)
     assert_close("hidden", to_host(again), to_host(plain))
 
 
@@ -375,17 +377,17 @@ def test_the_logits_of_captured_steps_are_those_of_the_cpu(emulator, cupy, dtype
     """Two texts take turns, and all logits are looked at last: nothing that a later step writes to is handed out."""
     lm, on_host = random_lm(cupy, dtype, tie_word_embeddings=tied)
     lm, texts = with_kernels(lm), random_ids(lm.config, 2, 7)
-    expected = [forward(ids, on_host.weights, on_host.config)[0] for ids in texts]
+    expected = [npllm.forward(ids, on_host)[0] for ids in texts]
     caches = [empty_cache(lm.config, 7, like=lm.weights.norm) for _ in texts]
     made = []
     with emulator.lazy(), emulator.poison_every_allocation():
         for at in range(7):
             vectors = []
             for ids, cache in zip(texts, caches, strict=True):
-                vectors.append(lm.transform(cupy.asarray(ids[at : at + 1]), lm.weights, lm.config, cache)[0])
-                made.append(lm_head(vectors[-1][-1:, :], lm.weights))
+                vectors.append(npllm.transform(cupy.asarray(ids[at : at + 1]), lm, cache)[0])
+                made.append(npllm.lm_head(vectors[-1][-1:, :], lm))
             vectors.reverse()
-            made += [lm_head(hidden, lm.weights) for hidden in vectors]  # the last step's, and that of the one before
+            made += [npllm.lm_head(hidden, lm) for hidden in vectors]  # the last step's, and that of the one before
     for place, logits in enumerate(made):
         at, text = place // 4, (0, 1, 1, 0)[place % 4]
         assert_close("logits", to_host(logits)[0], expected[text][at])
@@ -396,12 +398,12 @@ def test_logits_are_taken_from_the_step_only_for_its_own_vector(emulator, cupy):
     lm, _ = random_lm(cupy)
     lm, ids = with_kernels(lm), cupy.asarray([1, 2, 3, 4])
     cache, weight = empty_cache(lm.config, 4, like=lm.weights.norm), to_host(lm.weights.lm_head.weight)
-    vectors = [lm.transform(ids[i : i + 1], lm.weights, lm.config, cache)[0] for i in range(3)]
+    vectors = [npllm.transform(ids[i : i + 1], lm, cache)[0] for i in range(3)]
     lm.weights.lm_head.made[1][...] = 7.0  # no product of anything
-    assert (to_host(lm_head(vectors[-1], lm.weights)) == 7.0).all()
+    assert (to_host(npllm.lm_head(vectors[-1], lm)) == 7.0).all()
     vectors[-1][0, -1] += 1.0
     for hidden in vectors:
-        assert_close("logits", to_host(lm_head(hidden, lm.weights)), to_host(hidden) @ weight.T)
+        assert_close("logits", to_host(npllm.lm_head(hidden, lm)), to_host(hidden) @ weight.T)
     events = emulator.trace(lm_head, vectors[-1], lm.weights)
     assert [event.name for event in events.of("launch")] == ["recall"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import npllm
-from npllm.backend import memory
-from npllm.backend.devices import free_bytes, pick, to_host
-from npllm.backend.memory import available_bytes, check_memory, control_group_bytes, format_bytes, peak_bytes
+from npllm.devices import memory
+from npllm.devices.device import free_bytes, pick, to_host
+from npllm.devices.memory import available_bytes, check_memory, control_group_bytes, format_bytes, peak_bytes
 from npllm.errors import NotEnoughMemoryError, UnavailableError, UsageError
 
 
@@ -164,7 +164,7 @@ def test_free_memory_of_a_gpu(monkeypatch, limit, free):
     cupy.cuda.runtime.memGetInfo = lambda: (1000, 2000)
     pool = SimpleNamespace(get_limit=lambda: limit, total_bytes=lambda: 300, free_bytes=lambda: 70)
     cupy.get_default_memory_pool = lambda: pool
-    monkeypatch.setattr("npllm.backend.devices.is_cupy_array", lambda array: True)
+    monkeypatch.setattr("npllm.devices.device.is_cupy_array", lambda array: True)
     assert free_bytes(np.zeros(1)) == free
 
 
@@ -262,7 +262,7 @@ def test_peak_bytes():
     """In a process of its own: 400 MB that were held for a moment, and are free again."""
     program = (
         "import numpy as np\n"
-        "from npllm.backend.memory import peak_bytes\n"
+        "from npllm.devices.memory import peak_bytes\n"
         "before = peak_bytes()\n"
         "np.ones(5 * 10**7)\n"
         "print(peak_bytes() - before)"

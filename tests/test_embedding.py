@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from npllm.backend.devices import to_host
+from npllm.devices.device import to_host
 from npllm.embedding import embed
 
 TABLE = np.arange(12, dtype=np.float32).reshape(4, 3)

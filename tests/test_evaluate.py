@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import random_gpt2_weights, random_ids, random_weights, tiny_config, tiny_gpt2_config
 
+import npllm
 from npllm.apps.evaluate import Scores, divergence, evaluate, joined, perplexity, reference, summary, windows
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
-from npllm.model import LM, forward, gpt2_transform
+from npllm.lm import LM
+from npllm.model import gpt2_transform
 from npllm.sampling import softmax
 
 CONFIG = tiny_config(max_position_embeddings=16)
@@ -36,7 +38,7 @@ def by_loop(lm, ids, window, stride):
     rows = []
     for token in range(1, len(ids)):
         begin = next(begin for begin in range(0, len(ids), stride) if token < begin + window)
-        logits, _ = forward(np.array(ids[begin : begin + window]), lm.weights, lm.config, transform=lm.transform)
+        logits, _ = npllm.forward(np.array(ids[begin : begin + window]), lm)
         rows.append(softmax(logits[token - 1 - begin].astype(np.float64)))
     return np.stack(rows)
 

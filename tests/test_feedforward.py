@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import random_gpt2_weights, random_weights, tiny_config, tiny_gpt2_config
 from tolerance import assert_close
 
-from npllm.backend.devices import to_host
+from npllm.devices.device import to_host
 from npllm.feedforward import feedforward, gelu, plain_feedforward, relu, silu, swiglu
 
 

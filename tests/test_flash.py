@@ -13,8 +13,8 @@ from tolerance import assert_close
 import npllm.attention
 from npllm import flash
 from npllm.attention import attention
-from npllm.backend.devices import to_host
 from npllm.cache import empty_cache
+from npllm.devices.device import to_host
 from npllm.flash import flash_attention, spans, visible_tiles
 from npllm.inspect.cost import slow_memory_bytes
 from npllm.masks import block_local, causal, fixed, sliding_window, strided

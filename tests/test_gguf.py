@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 import npllm
 from npllm.checkpoint.gguf import read_gguf
 from npllm.checkpoint.hub import find
-from npllm.checkpoint.stored import FORMATS, Stored, read_rows
 from npllm.errors import ModelFileError
+from npllm.storage.stored import FORMATS, Stored, read_rows
 
 EXACT = ["F32", "F16", "BF16"]
 # Where in a block its float16 numbers are.

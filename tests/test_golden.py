@@ -35,7 +35,7 @@ def values_of_a_pass(lm, ids, chunk=None):
     cache = None if chunk is None else empty_cache(lm.config, len(ids), like=lm.weights.norm)
     for start in range(0, len(ids), chunk or len(ids)):
         part = np.asarray(ids[start : start + chunk] if chunk else ids)
-        npllm.forward(part, lm.weights, lm.config, cache, transform=lm.transform, tap=npllm.record(seen))
+        npllm.forward(part, lm, cache, tap=npllm.record(seen))
     return seen
 
 
@@ -79,7 +79,7 @@ def test_a_model_that_classifies_scores_as_transformers_does(name):
     expected = load_file(GOLDEN / name / "expected.safetensors")
     scores = {side: expected.pop(f"scores_{side}") for side in ("right", "left")}
     seen = {}
-    npllm.transform(np.array(texts[0]), lm.weights, lm.config, tap=npllm.record(seen))
+    npllm.transform(np.array(texts[0]), lm, tap=npllm.record(seen))
     assert_same_values(seen, expected)
 
     width = max(len(text) for text in texts)
@@ -89,7 +89,7 @@ def test_a_model_that_classifies_scores_as_transformers_does(name):
         ids = np.array([text + pads if side == "right" else pads + text for text, pads in pairs])
         real = ids != lm.config.pad_token_id
         visible = causal(np.arange(width), np.arange(width)) & real[:, None, :]
-        hidden, _ = npllm.transform(ids, lm.weights, lm.config, visible=visible)
+        hidden, _ = npllm.transform(ids, lm, visible=visible)
         if "sequence" in name:
             got = sequence_classification_head(hidden, lm.weights, ids, lm.config.pad_token_id)
             assert_close(side, got, theirs)
@@ -136,7 +136,7 @@ def check_run(lm, kind, run, max_new_tokens):
     assert lm.tokenizer.decode(run["greedy_ids"]) == run["text"]
 
     # The logits along transformers' text, whichever way our own went at a near tie.
-    logits, _ = npllm.forward(np.asarray(ids + expected[:-1]), lm.weights, lm.config)
+    logits, _ = npllm.forward(np.asarray(ids + expected[:-1]), lm)
     steps = logits[len(ids) - 1 :]
     np.testing.assert_allclose(steps.max(axis=-1), run["top_logits"][:max_new_tokens], rtol=0, atol=TOP_LOGIT)
     np.testing.assert_allclose(steps[0, run["first_ids"]], run["first_logits"], rtol=0, atol=TOP_LOGIT)

@@ -12,14 +12,15 @@ from models import gpt2_keys, random_gpt2_weights, random_ids, random_weights, t
 from tolerance import assert_close
 
 from npllm.attention import attention
-from npllm.backend.devices import to_host
 from npllm.block import gpt2_block, original_block
 from npllm.cache import empty_cache
-from npllm.generate import generate
+from npllm.devices.device import to_host
 from npllm.heads import lm_head
 from npllm.inspect.record import record
+from npllm.lm import LM
+from npllm.loop import generate
 from npllm.masks import causal, decoder_mask
-from npllm.model import LM, forward, gpt2_transform, transform
+from npllm.model import forward, gpt2_transform, transform
 from npllm.positions import sinusoidal_positions
 
 original_transform = partial(gpt2_transform, block=original_block, final_norm=False)
@@ -337,7 +338,7 @@ def test_a_tap_that_returns_another_value_changes_the_result(kind, name):
 def test_forward_takes_the_pass_as_an_argument():
     config = tiny_gpt2_config()
     weights, ids = random_gpt2_weights(config), random_ids(config, 5)
-    expected = lm_head(gpt2_transform(ids, weights, config)[0], weights)
+    expected = lm_head(gpt2_transform(ids, weights, config)[0], weights, config)
     np.testing.assert_array_equal(logits("gpt2", ids, weights, config), expected)
 
 

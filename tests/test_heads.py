@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from models import random_weights, tiny_config
 from tolerance import assert_close
 
-from npllm.backend.devices import to_host
+from npllm.devices.device import to_host
 from npllm.errors import UsageError
 from npllm.heads import lm_head, sequence_classification_head, token_classification_head
 

@@ -24,9 +24,10 @@ from models import (
 )
 from tolerance import assert_close
 
-from npllm.backend.devices import to_host
+import npllm
 from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.checkpoint.load import load_tokenizer
+from npllm.devices.device import to_host
 from npllm.errors import UsageError
 from npllm.inspect import look as looking
 from npllm.inspect import terminal
@@ -39,7 +40,8 @@ from npllm.inspect.record import record
 from npllm.inspect.summary import check_choice, finite, named, summary
 from npllm.inspect.terminal import amount, coloured, percent, plain, report
 from npllm.inspect.tokens import columns, padded, token_bytes, visible
-from npllm.model import LM, forward, gpt2_transform
+from npllm.lm import LM
+from npllm.model import forward, gpt2_transform
 from npllm.sampling import softmax
 from npllm.tokenizer import Tokenizer
 
@@ -137,7 +139,7 @@ def test_padded_takes_exactly_its_columns(text, width):
 def test_the_lens_of_the_last_block_gives_the_logits(lm):
     seen = {}
     ids = np.asarray(IDS)
-    logits, _ = forward(ids, lm.weights, lm.config, transform=lm.transform, tap=record(seen))
+    logits, _ = npllm.forward(ids, lm, tap=record(seen))
     np.testing.assert_array_equal(
         logit_lens(seen["layers.1.residual_after_feedforward"], lm.weights, lm.config), logits
     )
@@ -177,7 +179,7 @@ def test_nan_among_the_logits_comes_first_and_makes_all_shares_nan():
 def test_a_look_sees_every_value_of_one_pass_and_keeps_what_is_shown():
     lm = tiny_lm()
     seen, everything = look(lm, IDS), {}
-    forward(np.asarray(IDS), lm.weights, lm.config, tap=record(everything))
+    npllm.forward(np.asarray(IDS), lm, tap=record(everything))
     assert list(seen.shapes) == list(everything)
     assert seen.shapes == {name: value.shape for name, value in everything.items()}
     assert seen.values
@@ -234,7 +236,7 @@ def test_norms_are_the_lengths_of_what_is_added_and_of_the_sum(lm):
     seen, told = look(lm, IDS), norms(look(lm, IDS))
     first = "embedding" if lm.transform is not gpt2_transform else "residual_after_embedding"
     values = {}
-    forward(np.asarray(IDS), lm.weights, lm.config, transform=lm.transform, tap=record(values))
+    npllm.forward(np.asarray(IDS), lm, tap=record(values))
     for name, got in [
         (first, told.embedding),
         ("layers.1.attention.output", told.attention[1]),
@@ -348,7 +350,7 @@ def counted(lm: LM, new: int, past: int) -> dict[str, int]:
         Counting.flops = 0
         return value
 
-    forward(ids[past:], weights, config, cache, transform=lm.transform, tap=tap)
+    forward(ids[past:], weights, config, cache, tap=tap)
     return parts
 
 

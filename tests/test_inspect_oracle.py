@@ -100,7 +100,7 @@ def hooked(golden, model, ids, module, change, before=False):
 
 
 def patched(lm, ids, changes):
-    logits, _ = npllm.forward(np.asarray(ids), lm.weights, lm.config, transform=lm.transform, tap=npllm.patch(changes))
+    logits, _ = npllm.forward(np.asarray(ids), lm, tap=npllm.patch(changes))
     return logits
 
 

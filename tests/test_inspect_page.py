@@ -26,7 +26,8 @@ from npllm.inspect.look import given as given_by_the_model
 from npllm.inspect.page import attention_bytes, content_hash, contents, embedded, page, token_label
 from npllm.inspect.parts import PACKAGE
 from npllm.inspect.tokens import token_bytes
-from npllm.model import LM, gpt2_transform
+from npllm.lm import LM
+from npllm.model import gpt2_transform
 from npllm.sampling import choose
 
 HOSTILE = '</script><img src=x onerror=alert(1)><!-- {{style}} "&amp;\u2028\u202e<b>'

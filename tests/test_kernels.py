@@ -15,21 +15,24 @@ from test_packed import WORKERS, matrix, pack
 from tolerance import assert_close
 
 import npllm
+from npllm.arrays import Packed
 from npllm.attention import attention
-from npllm.backend import cuda_block as module
-from npllm.backend import cuda_weights, kernel_twins, kernels
-from npllm.backend.cuda_block import KernelHead, cuda_block, replayed, with_kernels
-from npllm.backend.cuda_weights import row_groups
-from npllm.backend.devices import to_host
-from npllm.backend.packed import empty_groups, fill_groups
 from npllm.cache import empty_cache, grow
+from npllm.cuda import block as module
+from npllm.cuda import kernels
+from npllm.cuda import twins as kernel_twins
+from npllm.cuda.block import KernelHead, cuda_block, replayed, with_kernels
+from npllm.devices.device import to_host
 from npllm.errors import UsageError
-from npllm.generate import next_logits
 from npllm.heads import lm_head
 from npllm.linear import linear
-from npllm.model import LM, forward, gpt2_transform, transform
+from npllm.lm import LM
+from npllm.loop import next_logits
+from npllm.model import gpt2_transform, transform
 from npllm.rope import rope_tables
-from npllm.shapes import Packed
+from npllm.storage import rows as cuda_weights
+from npllm.storage.packed import empty_groups, fill_groups
+from npllm.storage.rows import row_groups
 
 TWIN_BLOCK = partial(cuda_block, functions=kernel_twins)
 LAUNCHED = ["embed", "rms_norm", "matvec", "swiglu", "recall", "rope_and_append", "attention", "advance"]
@@ -164,20 +167,16 @@ def test_a_batch_and_a_pass_without_cache_take_the_plain_block(counted):
     cache = empty_cache(lm.config, 3, (2,), like=lm.weights.norm)
     for whole_pass in (partial(transform, block=TWIN_BLOCK), replayed(transform, kernel_twins)):
         cache["length"] = 0
-        np.testing.assert_array_equal(
-            whole_pass(ids, lm.weights, lm.config, cache)[0], transform(ids, lm.weights, lm.config)[0]
-        )
-        np.testing.assert_array_equal(
-            whole_pass(ids[0], lm.weights, lm.config)[0], transform(ids[0], lm.weights, lm.config)[0]
-        )
+        np.testing.assert_array_equal(whole_pass(ids, lm.weights, lm.config, cache)[0], npllm.transform(ids, lm)[0])
+        np.testing.assert_array_equal(whole_pass(ids[0], lm.weights, lm.config)[0], npllm.transform(ids[0], lm)[0])
     assert counted == {"block": 0, "step": 0}
 
 
 def test_a_batch_of_one_goes_through_the_kernels(counted):
     lm, ids = random_lm(NUMPY), random_ids(tiny_config(), 1, 1)
     one, two = (empty_cache(lm.config, 3, (1,), like=lm.weights.norm) for _ in range(2))
-    got, _ = transform(ids, lm.weights, lm.config, one, block=TWIN_BLOCK)
-    assert_close("hidden", got, transform(ids, lm.weights, lm.config, two)[0])
+    got, _ = npllm.transform(ids, lm, one, block=TWIN_BLOCK)
+    assert_close("hidden", got, npllm.transform(ids, lm, two)[0])
     assert counted == {"block": 2, "step": 0}
 
 
@@ -313,12 +312,12 @@ def lm_with_twins(**keys):
 
 def vector(lm, ids, cache):
     """One step."""
-    return lm.transform(ids[cache["length"] :][:1], lm.weights, lm.config, cache)[0]
+    return npllm.transform(ids[cache["length"] :][:1], lm, cache)[0]
 
 
 def check_logits(lm, hidden):
     """What `lm_head` gives is the product of just this vector."""
-    assert_close("logits", lm_head(hidden, lm.weights), linear(hidden, lm.weights.lm_head.weight))
+    assert_close("logits", npllm.lm_head(hidden, lm), linear(hidden, lm.weights.lm_head.weight))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -329,8 +328,8 @@ def test_the_head_is_multiplied_once_for_a_token_and_in_the_step(products, tied)
         products.clear()
         hidden = vector(lm, ids, cache)
         assert products.count(lm.config.vocab_size) == 1
-        logits = lm_head(hidden[-1:, :], lm.weights)
-        assert lm_head(hidden, lm.weights).shape == (1, lm.config.vocab_size)
+        logits = npllm.lm_head(hidden[-1:, :], lm)
+        assert npllm.lm_head(hidden, lm).shape == (1, lm.config.vocab_size)
         assert products.count(lm.config.vocab_size) == 1
         assert_close("logits", logits, next_logits(plain, ids[:count].tolist(), other))
 
@@ -338,7 +337,7 @@ def test_the_head_is_multiplied_once_for_a_token_and_in_the_step(products, tied)
 def test_logits_that_are_kept_stay_as_they_are():
     lm, ids, cache = lm_with_twins()
     kept = [next_logits(lm, ids[:count].tolist(), cache) for count in range(1, 6)]
-    expected, _ = forward(ids, lm.weights, lm.config)
+    expected, _ = npllm.forward(ids, lm)
     for made, wanted in zip(kept, expected, strict=True):
         assert_close("logits", made[0], wanted)
 
@@ -352,15 +351,15 @@ def test_a_vector_that_was_changed_in_place_gets_logits_of_its_own(products, pla
     check_logits(lm, hidden)
     assert products == [lm.config.vocab_size]
     hidden[0, place] = np.nan
-    assert np.isnan(lm_head(hidden, lm.weights)).all()
+    assert np.isnan(npllm.lm_head(hidden, lm)).all()
 
 
 def test_a_vector_of_another_pass_gets_logits_of_its_own():
     lm, ids, cache = lm_with_twins()
     earlier = vector(lm, ids, cache)
     later = vector(lm, ids, cache)
-    prompt, _ = lm.transform(ids[:3], lm.weights, lm.config)
-    tapped, _ = lm.transform(ids[2:3], lm.weights, lm.config, cache, tap=lambda name, value: value * 1.5)
+    prompt, _ = npllm.transform(ids[:3], lm)
+    tapped, _ = npllm.transform(ids[2:3], lm, cache, tap=lambda name, value: value * 1.5)
     for hidden in (earlier, later, prompt, prompt[-1:], tapped, -later, later * 0, later[None]):
         check_logits(lm, hidden)
 
@@ -431,7 +430,7 @@ def test_a_model_that_classifies_ends_its_steps_at_the_final_norm(products):
     assert "step" in cache
     assert lm.config.vocab_size not in products
     with pytest.raises(UsageError, match="no LM head"):
-        lm_head(made[-1], twins.weights)
+        npllm.lm_head(made[-1], twins)
 
 
 def test_another_head_in_the_models_place_is_heeded():
@@ -440,9 +439,9 @@ def test_another_head_in_the_models_place_is_heeded():
     other = matrix(lm.config.vocab_size, lm.config.hidden_size, seed=7)
     for head in (other, KernelHead(other, kernel_twins)):
         weights = lm.weights._replace(lm_head=head)
-        assert_close("logits", lm_head(hidden, weights), linear(hidden, other))
+        assert_close("logits", lm_head(hidden, weights, config), linear(hidden, other))
         again, _ = lm.transform(ids[1:2], weights, lm.config, cache)
-        assert_close("logits", lm_head(again, weights), linear(again, other))
+        assert_close("logits", lm_head(again, weights, config), linear(again, other))
 
 
 @pytest.mark.parametrize(

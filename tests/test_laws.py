@@ -51,7 +51,7 @@ NEEDED = {
     "top_k = 1 == greedy": "test_sampling::test_top_k_of_one_is_greedy",
     "temperature -> 0 == greedy": "test_sampling::test_a_temperature_near_zero_is_greedy",
     "top-p mass minimal": "test_sampling::test_top_p_keeps_the_fewest_tokens_that_sum_to_p",
-    "seed reproducible": "test_generate::test_the_same_seed_gives_the_same_text_on_every_library",
+    "seed reproducible": "test_loop::test_the_same_seed_gives_the_same_text_on_every_library",
     "encode/decode round trip": "test_tokenizer::test_decoding_the_ids_of_a_text_gives_the_text",
 }
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerance import assert_close
 
-from npllm.backend.devices import to_host
+from npllm.devices.device import to_host
 from npllm.linear import linear
 
 

@@ -7,8 +7,8 @@ from models import random_ids, random_weights, tiny_config
 from tolerance import assert_close
 
 from npllm.attention import attention
-from npllm.backend.devices import to_host
 from npllm.block import block
+from npllm.devices.device import to_host
 from npllm.masks import (
     alternating,
     bidirectional,

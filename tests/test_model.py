@@ -9,12 +9,13 @@ from models import config_keys, random_ids, random_weights, tiny_config
 from tolerance import assert_close
 
 from npllm.attention import attention
-from npllm.backend.devices import to_host
 from npllm.block import block
 from npllm.cache import empty_cache
+from npllm.devices.device import to_host
 from npllm.heads import lm_head
+from npllm.lm import LM
 from npllm.masks import causal
-from npllm.model import LM, forward, transform
+from npllm.model import forward, transform
 
 BATCHES = st.sampled_from([(), (2,)])
 
@@ -150,14 +151,14 @@ def test_shapes_are_those_of_the_chapter(lib, shape):
     weights, ids = lib.tree(random_weights(config)), lib.array(random_ids(config, *shape))
     hidden, _ = transform(ids, weights, config)
     assert tuple(hidden.shape) == (*shape, config.hidden_size)
-    assert tuple(lm_head(hidden, weights).shape) == (*shape, config.vocab_size)
+    assert tuple(lm_head(hidden, weights, config).shape) == (*shape, config.vocab_size)
     assert hidden.dtype == lib.xp.float32
 
 
 def test_forward_is_transform_and_the_head(lib):
     config = tiny_config()
     weights, ids = lib.tree(random_weights(config)), lib.array(random_ids(config, 5))
-    by_hand = lm_head(transform(ids, weights, config)[0], weights)
+    by_hand = lm_head(transform(ids, weights, config)[0], weights, config)
     np.testing.assert_array_equal(to_host(logits(ids, weights, config)), to_host(by_hand))
 
 

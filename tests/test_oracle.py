@@ -96,7 +96,7 @@ def test_random_model_agrees_with_transformers(transformers, golden, tmp_path, m
     lm = npllm.load(tmp_path)
     ids = rng.integers(0, config.vocab_size, rng.integers(1, 25)).tolist()
     seen = {}
-    npllm.forward(np.asarray(ids), lm.weights, lm.config, tap=npllm.record(seen))
+    npllm.forward(np.asarray(ids), lm, tap=npllm.record(seen))
     expected = golden.trace(model, ids)
     assert {*seen} == {name for name in expected if not name.endswith(".visible")}
     for name, value in seen.items():
@@ -151,12 +151,12 @@ def test_random_gpt2_agrees_with_transformers(transformers, golden, tmp_path, se
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0].numpy()
     seen, in_chunks = {}, {}
-    npllm.forward(np.asarray(ids), lm.weights, lm.config, transform=lm.transform, tap=npllm.record(seen))
+    npllm.forward(np.asarray(ids), lm, tap=npllm.record(seen))
     assert_close("logits", seen["logits"], logits)
     cache, half = empty_cache(lm.config, len(ids), like=lm.weights.norm), len(ids) // 2
     for part in (ids[:half], ids[half:]):
         tap = npllm.record(in_chunks)
-        npllm.forward(np.asarray(part), lm.weights, lm.config, cache, transform=lm.transform, tap=tap)
+        npllm.forward(np.asarray(part), lm, cache, tap=tap)
     expected = {} if config.reorder_and_upcast_attn else golden.trace(model, ids)  # it is then another function
     for values in (seen, in_chunks) if expected else ():
         assert {*values} == {name for name in expected if not name.endswith(".visible")}

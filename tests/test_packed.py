@@ -15,18 +15,19 @@ from test_gguf import blocks_of
 from tolerance import assert_close
 
 import npllm
-from npllm.backend import packed, workers
-from npllm.backend.packed import Columns, Groups, Half, by_columns, empty_groups, fill_groups, quantize_groups, rooms
-from npllm.backend.workers import Workers, own_cores
+from npllm.arrays import Packed
 from npllm.checkpoint import narrow
-from npllm.checkpoint.blocks import BLOCK_FORMATS
 from npllm.checkpoint.gguf import read_gguf
 from npllm.checkpoint.names import Part
-from npllm.checkpoint.stored import read_rows
+from npllm.devices import threads as workers
+from npllm.devices.threads import Workers, own_cores
 from npllm.embedding import embed
 from npllm.errors import ModelFileError, UsageError
 from npllm.linear import linear
-from npllm.shapes import Packed
+from npllm.storage import packed
+from npllm.storage.gguf_blocks import BLOCK_FORMATS
+from npllm.storage.packed import Columns, Groups, Half, by_columns, empty_groups, fill_groups, quantize_groups, rooms
+from npllm.storage.stored import read_rows
 
 WORKERS = [Workers(1), Workers(3)]
 KINDS = ["float16", "bfloat16", "int8", "int4"]
@@ -274,7 +275,7 @@ def test_a_model_in_a_narrow_dtype_computes_with_its_own_numbers(tmp_path, dtype
     head, table = dense(lm.weights.lm_head), dense(lm.weights.embed_tokens)
     widened = lm.weights._replace(layers=tuple(layers), lm_head=head, embed_tokens=table)
     ids = np.arange(12)
-    ours, _ = npllm.forward(ids, lm.weights, lm.config)
+    ours, _ = npllm.forward(ids, lm)
     assert_close("logits", ours, npllm.forward(ids, widened, lm.config)[0])
 
 

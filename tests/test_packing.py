@@ -8,7 +8,7 @@ from models import config_keys, random_gpt2_weights, random_weights, tiny_config
 from tolerance import assert_close
 
 from npllm.apps.packing import first_fit, pack
-from npllm.backend.devices import to_host
+from npllm.devices.device import to_host
 from npllm.errors import UsageError
 from npllm.flash import flash_attention
 from npllm.masks import causal, same_document, sliding_window

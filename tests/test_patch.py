@@ -8,12 +8,13 @@ from models import random_ids, random_weights, tiny_config
 from tolerance import assert_close
 
 import npllm
-from npllm.backend.devices import to_host
+from npllm.devices.device import to_host
 from npllm.errors import UsageError
 from npllm.flash import flash_attention
 from npllm.inspect.patch import zero_head, zero_neuron
 from npllm.inspect.record import record
-from npllm.model import LM, forward, transform
+from npllm.lm import LM
+from npllm.model import forward, transform
 
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)

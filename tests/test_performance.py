@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import npllm
+from npllm.arrays import is_packed
 from npllm.inspect.trace import trace
-from npllm.shapes import is_packed
 
 page = importlib.import_module("performance_page")
 ROOT = Path(__file__).parent.parent

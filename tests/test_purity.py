@@ -29,8 +29,9 @@ from npllm.block import original_block
 from npllm.cache import empty_cache, grow
 from npllm.flash import flash_attention
 from npllm.heads import lm_head, sequence_classification_head, token_classification_head
+from npllm.lm import LM
 from npllm.masks import alternating, bidirectional, block_local, causal, fixed, same_document, sliding_window, strided
-from npllm.model import LM, forward, gpt2_transform, transform
+from npllm.model import forward, gpt2_transform, transform
 from npllm.norm import layer_norm, rms_norm
 from npllm.positions import sinusoidal_positions
 
@@ -64,7 +65,7 @@ def test_a_pass_never_asks_for_a_value(meta, keys, new, past, biases):
     for part in (ids[:past], ids[past:]):
         if part.shape[0]:
             hidden, _ = transform(part, weights, config, cache)
-    check(lm_head(hidden[-1:, :], weights), (1, config.vocab_size))
+    check(lm_head(hidden[-1:, :], weights, config), (1, config.vocab_size))
     assert cache["length"] == past + new
     grow(cache, past + new + 3)
     check(transform(ids[-1:], weights, config, cache)[0], (1, config.hidden_size))
@@ -201,7 +202,7 @@ def test_products_with_weights_are_of_two_matrices(shape):
     Watched.products.clear()
     logits, _ = forward(ids, watched, config)
     assert Watched.products == [[2, 2]] * (4 * config.num_hidden_layers + 1)
-    np.testing.assert_array_equal(logits, forward(ids, plain, config)[0])
+    np.testing.assert_array_equal(logits, npllm.forward(ids, plain, config)[0])
 
 
 @pytest.mark.parametrize("path", GROUND_FLOOR, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import tiny_config
 from tolerance import assert_close
 
-from npllm.backend.devices import to_host
+from npllm.devices.device import to_host
 from npllm.rope import apply_rope, rope_frequencies, rope_tables
 
 LLAMA3 = {

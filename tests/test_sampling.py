@@ -7,7 +7,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tolerance import assert_close
 
-from npllm.backend.devices import to_host
+from npllm.devices.device import to_host
 from npllm.inspect.funnel import funnel
 from npllm.sampling import (
     choose,

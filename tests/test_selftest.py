@@ -10,7 +10,7 @@ from test_golden import DEFAULT, expected_of
 
 from npllm.apps import selftest
 from npllm.apps.selftest import GOLDEN, GOLDEN_IDS, PROMPT, STEP, Side, compute, differences, golden, same_tokens
-from npllm.backend.devices import pick
+from npllm.devices.device import pick
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ import pytest
 from jaxtyping import TypeCheckError
 from libraries import NAMES, library
 
+from npllm.arrays import Packed
 from npllm.attention import attention
 from npllm.embedding import embed
 from npllm.linear import linear
 from npllm.norm import rms_norm
-from npllm.shapes import Packed
 
 
 class PackedMatrix:

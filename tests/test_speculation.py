@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from libraries import NUMPY
 from models import config_keys, random_ids, random_weights, tiny_config
-from test_generate import PieceStream, random_lm, reciting_lm
+from test_loop import PieceStream, random_lm, reciting_lm
 from tolerance import assert_close, assert_same_ids
 
 import npllm
@@ -21,8 +21,9 @@ from npllm.apps.chat import Chat
 from npllm.apps.speculation import accept_or_replace, check_count, draft_model, look_up, prompt_lookup
 from npllm.cache import empty_cache
 from npllm.errors import ModelFileError, UsageError
-from npllm.generate import generate, steps
-from npllm.model import LM, forward, transform
+from npllm.lm import LM
+from npllm.loop import generate, steps
+from npllm.model import transform
 from npllm.sampling import choose, softmax
 
 loop = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
@@ -41,7 +42,7 @@ def assert_same_text(lm, ids, made, plain):
     """Assert that a greedy text is the plain one, but where two logits are nearly the same."""
     if made != plain:
         text = np.array([*ids, *plain])
-        logits = np.sort(forward(text, lm.weights, lm.config)[0][len(ids) - 1 : -1], axis=-1)
+        logits = np.sort(npllm.forward(text, lm)[0][len(ids) - 1 : -1], axis=-1)
         assert_same_ids("speculation", made, plain, logits[:, -1] - logits[:, -2])
 
 
@@ -290,7 +291,7 @@ def test_with_each_step_the_cache_holds_all_but_the_last_token(options, kind):
         ids.append(step.id)
         assert cache["length"] == len(ids) - 1
         fresh = empty_cache(lm.config, 40, like=lm.weights.norm)
-        transform(np.array(ids[:-1]), lm.weights, lm.config, fresh)
+        npllm.transform(np.array(ids[:-1]), lm, fresh)
         for name in ("keys", "values"):
             for held, computed in zip(cache[name], fresh[name], strict=True):
                 assert_close(name, held[:, : cache["length"]], computed[:, : cache["length"]])

@@ -16,9 +16,9 @@ from npllm.apps import speed
 from npllm.apps.speed import Read, decode, decode_read, decode_row, filled_cache, prefill, product_flops, sizes
 from npllm.cache import kv_cache_bytes
 from npllm.errors import ModelFileError, UsageError
-from npllm.generate import generate
 from npllm.inspect.cost import costs
-from npllm.model import LM
+from npllm.lm import LM
+from npllm.loop import generate
 
 loop = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
 

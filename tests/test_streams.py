@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from models import config_keys, random_ids, random_weights, tiny_config
 from tolerance import assert_close
 
-from npllm.backend.devices import to_host
 from npllm.cache import empty_cache
-from npllm.generate import steps
+from npllm.devices.device import to_host
 from npllm.heads import lm_head
 from npllm.inspect.record import record
+from npllm.lm import LM
+from npllm.loop import steps
 from npllm.masks import bidirectional, causal
-from npllm.model import LM, forward, transform
+from npllm.model import forward, transform
 
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)
@@ -90,7 +91,7 @@ def test_only_the_last_stream_makes_the_next_token(lib):
     ids, weights = lib.array(random_ids(CONFIG, 5)), lib.tree(WEIGHTS)
     hidden, _ = transform(ids, weights, CONFIG)
     logits, _ = forward(ids, weights, CONFIG)
-    assert_close("logits", to_host(lm_head(hidden[-1:, :], weights)), to_host(logits)[-1:])
+    assert_close("logits", to_host(lm_head(hidden[-1:, :], weights, config)), to_host(logits)[-1:])
 
 
 def test_the_other_streams_matter_only_by_their_keys_and_values(writable_lib):

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from models import random_ids, random_weights, tiny_config
 from tolerance import assert_close
 
-from npllm.backend.devices import to_host
 from npllm.cache import empty_cache
+from npllm.devices.device import to_host
 from npllm.inspect.record import record
 from npllm.model import forward, transform
 from npllm.tap import under, untapped

@@ -16,7 +16,8 @@ from tolerance import assert_close
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
 from npllm.inspect.record import record
 from npllm.inspect.trace import check_patterns, read_trace, trace, write_trace
-from npllm.model import LM, forward, gpt2_transform
+from npllm.lm import LM
+from npllm.model import forward, gpt2_transform
 
 CONFIG = tiny_config(max_position_embeddings=16)
 MODEL = LM(CONFIG, random_weights(CONFIG), None, {})
@@ -97,9 +98,9 @@ def test_the_shortest_and_the_longest_text(ids):
 
 def test_what_would_not_fit_is_refused_before_it_is_computed(monkeypatch):
     needed = sum(value.nbytes for value in trace(MODEL, IDS).values()) + 3 * 4 * 4 * 6 * 6
-    monkeypatch.setattr("npllm.backend.memory.available_bytes", lambda: needed)
+    monkeypatch.setattr("npllm.devices.memory.available_bytes", lambda: needed)
     trace(MODEL, IDS)
-    monkeypatch.setattr("npllm.backend.memory.available_bytes", lambda: needed - 1)
+    monkeypatch.setattr("npllm.devices.memory.available_bytes", lambda: needed - 1)
     with pytest.raises(NotEnoughMemoryError, match=r"traced values \+ .* attention scores"):
         trace(MODEL, IDS)
     trace(MODEL, IDS, only="*.q")
@@ -292,7 +293,7 @@ def test_a_file_that_is_not_there_or_may_not_be_read(tmp_path):
 
 def test_a_trace_that_would_not_fit_is_refused(tmp_path, monkeypatch):
     write_trace(tmp_path / "x", GOOD, {})
-    monkeypatch.setattr("npllm.backend.memory.available_bytes", lambda: 4 * (6 + 40) - 1)
+    monkeypatch.setattr("npllm.devices.memory.available_bytes", lambda: 4 * (6 + 40) - 1)
     with pytest.raises(NotEnoughMemoryError):
         read_trace(tmp_path / "x")
     assert list(read_trace(tmp_path / "x", "a")[0]) == ["a"]

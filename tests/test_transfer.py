@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npllm.backend import transfer
-from npllm.backend.devices import Device
-from npllm.backend.transfer import FLOAT16_OVERFLOW, FLOAT16_SMALLEST, Staging
+from npllm.devices import transfer
+from npllm.devices.device import Device
+from npllm.devices.transfer import FLOAT16_OVERFLOW, FLOAT16_SMALLEST, Staging
 
 
 class DeviceArray(np.ndarray):

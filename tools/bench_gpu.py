@@ -20,9 +20,9 @@ from typing import Any
 import npllm
 from npllm.apps.bench import Run, cache_runs
 from npllm.apps.selftest import versions
-from npllm.backend.devices import pick
+from npllm.devices.device import pick
 from npllm.errors import NpllmError
-from npllm.generate import as_ids
+from npllm.loop import as_ids
 
 PROMPT = "Write a very long email apologizing to Sarah for the tragic gardening mishap. Explain how it happened."
 

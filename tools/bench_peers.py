@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from npllm.apps import speed
-from npllm.backend.memory import available_bytes
+from npllm.devices.memory import available_bytes
 
 TOOLS = Path(__file__).parent
 RESULTS = TOOLS.parent / "docs" / "performance.json"

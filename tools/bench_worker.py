@@ -23,9 +23,9 @@ import npllm
 from npllm.apps import speed
 from npllm.apps.bench import endless, timed
 from npllm.apps.speculation import prompt_lookup
-from npllm.backend.memory import peak_bytes
 from npllm.checkpoint.hub import find
-from npllm.generate import as_ids
+from npllm.devices.memory import peak_bytes
+from npllm.loop import as_ids
 
 THREADS = int(os.environ.get("NPLLM_BENCH_THREADS") or speed.cores())
 SHARED_KEYS = (

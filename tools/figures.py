@@ -99,7 +99,7 @@ def model() -> npllm.LM:
 def trace(text: str) -> Pass:
     lm, seen = model(), {}
     ids = np.array(lm.tokenizer.encode(text))
-    logits, _ = npllm.forward(ids, lm.weights, lm.config, tap=npllm.record(seen))
+    logits, _ = npllm.forward(ids, lm, tap=npllm.record(seen))
     return Pass(ids, [token(i) for i in ids], seen, logits)
 
 
@@ -162,7 +162,7 @@ def loop() -> Figure:
     axes.text(0.2, 0.3, "the text so far", fontweight="bold", va="center")
     axes.text(8.2, 0.3, "the next token", fontweight="bold", va="center")
     for row in range(1, count + 1):
-        logits, _ = npllm.forward(np.array(ids), lm.weights, lm.config)
+        logits, _ = npllm.forward(np.array(ids), lm)
         chosen = int(logits[-1].argmax())
         axes.text(0.2, row, "Write an email …", va="center")
         for column, position in enumerate(range(start - 1, len(ids))):
@@ -314,7 +314,7 @@ def cache_use() -> Figure:
                 cached["length"] = 0
             end, first, seen = len(prompt) + step, cached["length"], {}
             tap = npllm.record(seen, "embedding")
-            npllm.transform(np.array(ids[first:end]), lm.weights, lm.config, cached, tap=tap)
+            npllm.transform(np.array(ids[first:end]), lm, cached, tap=tap)
             computed = len(seen["embedding"])  # rows that went through the blocks in this pass
             state[step, : end - computed], state[step, end - computed : end] = 1, 2
         axes.imshow(state, cmap=THREE, vmin=0, vmax=2, aspect="auto")
@@ -335,7 +335,7 @@ def stack() -> Figure:
     lm, france = model(), trace(FRANCE)
     layers = lm.config.num_hidden_layers
     after = np.stack([france.seen[f"layers.{layer}.residual_after_feedforward"][-1] for layer in range(layers)])
-    probabilities = softmax(npllm.lm_head(rms_norm(after, lm.weights.norm, lm.config.rms_norm_eps), lm.weights))
+    probabilities = softmax(npllm.lm_head(rms_norm(after, lm.weights.norm, lm.config.rms_norm_eps), lm))
     steps = np.diff(np.vstack([france.seen["embedding"][-1], after]), axis=0)
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(WIDTH, 4.2), sharex=True, height_ratios=[3, 2])
     markers = {" Paris": ("o-", DARK), " the": ("s--", MIDDLE), " capital": ("^:", "black")}

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 import numpy as np
 
 import npllm
+from npllm.arrays import Array
 from npllm.attention import attention
 from npllm.cache import empty_cache
 from npllm.errors import NpllmError
 from npllm.flash import flash_attention
-from npllm.generate import next_logits
-from npllm.model import LM
-from npllm.shapes import Array
+from npllm.lm import LM
+from npllm.loop import next_logits
 
 PRODUCTS = {
     "attention.q": "qkv_proj",
@@ -52,7 +52,7 @@ def moments(lm: LM, ids: Sequence[int], context: int, steps: int) -> dict[str, l
     for _ in range(steps):
         cache["length"] = context
         last = time.perf_counter()
-        npllm.forward(new, lm.weights, lm.config, cache, transform=lm.transform, attention=how, tap=note)
+        npllm.forward(new, lm, cache, attention=how, tap=note)
     return taken
 
 

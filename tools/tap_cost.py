@@ -13,9 +13,9 @@ import timeit
 import numpy as np
 
 import npllm
+from npllm.arrays import Array
 from npllm.cache import empty_cache
 from npllm.errors import NpllmError
-from npllm.shapes import Array
 from npllm.tap import under, untapped
 
 CACHED = 16  # tokens
@@ -32,7 +32,7 @@ def main() -> None:
         raise SystemExit(f"tap_cost: {error}") from None
     ids = np.arange(CACHED + 1) % lm.config.vocab_size
     cache = empty_cache(lm.config, len(ids), like=lm.weights.norm)
-    npllm.forward(ids[:-1], lm.weights, lm.config, cache, transform=lm.transform)
+    npllm.forward(ids[:-1], lm, cache)
 
     calls = []
 
@@ -43,7 +43,7 @@ def main() -> None:
     def step(**options: object) -> float:
         cache["length"] = CACHED
         began = time.perf_counter()
-        npllm.forward(ids[-1:], lm.weights, lm.config, cache, transform=lm.transform, **options)
+        npllm.forward(ids[-1:], lm, cache, **options)
         return time.perf_counter() - began
 
     step(tap=counting)

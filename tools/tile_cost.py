@@ -17,9 +17,9 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 import ml_dtypes
 import numpy as np
 
-from npllm.backend import packed
-from npllm.backend.packed import Groups, Half, empty_groups, fill_groups, quantize_groups
-from npllm.backend.workers import TILE, Workers
+from npllm.devices.threads import TILE, Workers
+from npllm.storage import packed
+from npllm.storage.packed import Groups, Half, empty_groups, fill_groups, quantize_groups
 
 HEIGHT, WIDTH = 16384, 3072
 ROUNDS = 9

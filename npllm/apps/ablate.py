@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from array_api_compat import device
 
-from ..backend.checks import check_prompt
+from ..arrays import Array, array_namespace
 from ..errors import UsageError
-from ..model import LM, forward
+from ..lm import LM, forward
+from ..options import check_prompt
 from ..sampling import softmax
-from ..shapes import Array, array_namespace
 
 
 class Ablation(NamedTuple):
@@ -51,7 +51,7 @@ def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Abl
         def tap(name: str, value: Array) -> Array:
             return xp.zeros_like(value) if name == left_out else value
 
-        logits, _ = forward(on_device, lm.weights, lm.config, transform=lm.transform, tap=tap)
+        logits, _ = forward(on_device, lm, tap=tap)
         return softmax(logits[-1, :])
 
     whole = distribution()

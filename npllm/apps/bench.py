@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ..arrays import Array
 from ..errors import UsageError
-from ..generate import generate
-from ..model import LM
-from ..shapes import Array
+from ..lm import LM
+from ..loop import generate
 from .chat import common_prefix
 
 

@@ -7,14 +7,14 @@ its checkpoint; what makes that cheap is the KV cache, which still holds all but
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from ..backend.checks import check_options
-from ..backend.devices import free_bytes
-from ..backend.dtypes import BYTES, dtype_like
-from ..backend.memory import check_memory
-from ..cache import Cache, empty_cache, grow, kv_cache_bytes
+from ..cache import CACHE_DTYPES, Cache, empty_cache, grow, kv_cache_bytes
+from ..devices.device import free_bytes
+from ..devices.dtypes import dtype_like
+from ..devices.memory import check_memory
 from ..errors import ModelFileError, UsageError
-from ..generate import Step, steps
-from ..model import LM
+from ..lm import LM
+from ..loop import Step, steps
+from ..options import check_options, check_prompt
 
 
 class Chat:
@@ -70,11 +70,7 @@ class Chat:
         """
         config, cache = self.lm.config, self.cache
         ids, context = self.ids_with(text), config.max_position_embeddings
-        if len(ids) >= context:
-            raise UsageError(
-                f"the conversation is full: it would be {len(ids)} tokens, and the model's context is {context} tokens;"
-                " /reset begins a new one"
-            )
+        check_prompt(ids, config, what="conversation", remedy="/reset begins a new one")
         cache["length"] = common_prefix(self.cached_ids, ids)
         room, said, finish_reason = context - len(ids), "", None
         try:
@@ -95,7 +91,7 @@ def make_room(lm: LM, cache: Cache, tokens: int, cache_dtype: str = "float32") -
     capacity = cache["values"][-1].shape[-2]  # the last that `grow` replaces, should it be interrupted
     if tokens > capacity:
         larger = min(max(tokens, 2 * capacity), lm.config.max_position_embeddings)
-        needed = kv_cache_bytes(lm.config, larger, BYTES[cache_dtype])
+        needed = kv_cache_bytes(lm.config, larger, CACHE_DTYPES[cache_dtype])
         check_memory({"KV cache": needed}, free_bytes(lm.weights.norm))
         grow(cache, larger)
 

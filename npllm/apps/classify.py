@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from array_api_compat import device
 
-from ..backend.checks import check_ids
-from ..backend.devices import free_bytes, to_host
-from ..backend.memory import check_memory
+from ..arrays import Array, Float, Int, array_namespace
+from ..devices.device import free_bytes, to_host
+from ..devices.memory import check_memory
 from ..errors import UsageError
-from ..generate import as_ids
 from ..heads import sequence_classification_head, token_classification_head
-from ..model import LM
+from ..lm import LM, transform
+from ..loop import as_ids
+from ..options import check_prompt
 from ..sampling import softmax
-from ..shapes import Array, Float, Int, array_namespace
 
 
 def classify(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
@@ -71,12 +71,9 @@ def check_head(lm: LM, ending: str, what: str) -> None:
 
 def vectors(lm: LM, prompt_ids: list[int]) -> tuple[Int[Array, " T"], Float[Array, "T D"]]:
     """The ids on the model's device, and what the stack of blocks makes of them."""
-    length, context = len(prompt_ids), lm.config.max_position_embeddings
-    if not 1 <= length <= context:
-        raise UsageError(f"the text: expected 1 to {context} tokens, the model's context, got {length}")
-    check_ids(prompt_ids, lm.config.vocab_size)
+    check_prompt(prompt_ids, lm.config, new=0, what="text")
     like = lm.weights.norm
-    check_memory({"attention scores": 3 * 4 * lm.config.num_attention_heads * length**2}, free_bytes(like))
+    check_memory({"attention scores": 3 * 4 * lm.config.num_attention_heads * len(prompt_ids) ** 2}, free_bytes(like))
     xp = array_namespace(like)
     ids = xp.asarray(prompt_ids, dtype=xp.int64, device=device(like))
-    return ids, lm.transform(ids, lm.weights, lm.config)[0]
+    return ids, transform(ids, lm)[0]

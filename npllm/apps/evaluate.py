@@ -24,13 +24,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device
 
-from ..backend.checks import check_ids
-from ..backend.devices import free_bytes, to_host
-from ..backend.memory import check_memory
+from ..arrays import Array, Bool, Float, array_namespace
+from ..devices.device import free_bytes, to_host
+from ..devices.memory import check_memory
 from ..errors import ModelFileError, UsageError
 from ..heads import lm_head
-from ..model import LM
-from ..shapes import Array, Bool, Float, Weights, array_namespace
+from ..lm import LM, transform
+from ..options import check_ids
+from ..shapes import Weights
 
 ROWS = 32  # tokens whose predictions are held at once: V numbers of float64 for each, several times
 
@@ -94,7 +95,7 @@ def hidden_states(lm: LM, ids: Sequence[int], parts: Iterable[Window]) -> Iterat
     xp = array_namespace(like)
     for begin, end, scored in parts:
         part = xp.asarray(list(ids[begin:end]), device=device(like))
-        hidden, _ = lm.transform(part, lm.weights, lm.config)
+        hidden, _ = transform(part, lm)
         yield hidden[scored - 1 - begin : end - 1 - begin, :]
 
 

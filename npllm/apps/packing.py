@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arrays import Int
 from ..errors import UsageError
-from ..shapes import Int
 
 
 class Packing(NamedTuple):

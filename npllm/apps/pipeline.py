@@ -17,8 +17,8 @@ from typing import Any
 
 from ..checkpoint.load import load
 from ..errors import ModelFileError, UsageError
-from ..generate import generate
-from ..model import LM
+from ..lm import LM
+from ..loop import generate
 from ..tokenizer import Tokenizer
 
 # What transformers' pipeline does where neither the call nor the model's generation_config.json says otherwise.

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device, is_cupy_array
 
-from ..backend.devices import Device, gpu_name, to_host
+from ..arrays import array_namespace
 from ..cache import empty_cache
-from ..generate import generate
-from ..heads import lm_head
+from ..devices.device import Device, gpu_name, to_host
 from ..inspect.compare import TOLERANCES, Difference, compare
 from ..inspect.runs import Run, from_run
-from ..model import LM, forward
-from ..shapes import array_namespace
+from ..lm import LM, forward, lm_head, transform
+from ..loop import generate
 from ..version import __version__
 from .bench import endless
 from .chat import common_prefix
@@ -63,7 +62,7 @@ def compute(lm: LM, ids: Sequence[int], new_tokens: int, use_cache: bool) -> Sid
     values[STEP] = step_logits(lm, ids) if use_cache else values["logits"][-1:]
     made = generate(endless(lm), ids, max_new_tokens=new_tokens, use_cache=use_cache).ids
     on_device = array_namespace(lm.weights.norm).asarray([*ids, *made[:-1]], device=device(lm.weights.norm))
-    logits = to_host(forward(on_device, lm.weights, lm.config, transform=lm.transform)[0])[len(ids) - 1 :]
+    logits = to_host(forward(on_device, lm)[0])[len(ids) - 1 :]
     best = np.sort(logits, axis=-1)[:, -2:]
     return Side(values, made, (best[:, 1] - best[:, 0]).tolist())
 
@@ -74,8 +73,8 @@ def step_logits(lm: LM, ids: Sequence[int]) -> np.ndarray:
     on_device = array_namespace(like).asarray(list(ids), device=device(like))
     cache = empty_cache(lm.config, len(ids), like=like)
     for part in (on_device[:-1], on_device[-1:]):
-        hidden, _ = lm.transform(part, lm.weights, lm.config, cache)
-    return to_host(lm_head(hidden[-1:, :], lm.weights))
+        hidden, _ = transform(part, lm, cache)
+    return to_host(lm_head(hidden[-1:, :], lm))
 
 
 def differences(reference: Side, side: Side, dtype: str) -> list[Difference]:

@@ -32,13 +32,13 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array, Float, array_namespace
 from ..cache import Cache, empty_cache
 from ..errors import UsageError
-from ..generate import next_logits, next_token
 from ..inspect.record import record
-from ..model import LM
+from ..lm import LM
+from ..loop import next_logits, next_token
 from ..sampling import draw, softmax
-from ..shapes import Array, Float, array_namespace
 from .chat import common_prefix, make_room
 
 NGRAMS = (3, 2)  # so many of the last tokens are looked up; a single one says too little about what follows

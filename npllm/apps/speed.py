@@ -31,17 +31,17 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from array_api_compat import device
 
-from ..backend.devices import free_bytes, to_host
-from ..backend.dtypes import BYTES, dtype_like
-from ..backend.memory import check_memory, peak_bytes, read_numbers
-from ..cache import Cache, empty_cache, kv_cache_bytes
+from ..arrays import Array, array_namespace
+from ..cache import CACHE_DTYPES, Cache, empty_cache, kv_cache_bytes
 from ..checkpoint.hub import find
 from ..checkpoint.load import load
+from ..devices.device import free_bytes, to_host
+from ..devices.dtypes import dtype_like
+from ..devices.memory import check_memory, peak_bytes, read_numbers
 from ..errors import UsageError
-from ..generate import steps
 from ..inspect.cost import costs, total
-from ..model import LM
-from ..shapes import Array, array_namespace
+from ..lm import LM
+from ..loop import steps
 from .bench import endless
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ def check_context(lm: LM, tokens: int, new_tokens: int) -> None:
 def filled_cache(lm: LM, ids: Sequence[int], new_tokens: int, dtype: str = "float32") -> Cache:
     """A cache that holds the ids, with room for the tokens that are to be timed."""
     like, capacity = lm.weights.norm, len(ids) + new_tokens
-    check_memory({"KV cache": kv_cache_bytes(lm.config, capacity, BYTES[dtype])}, free_bytes(like))
+    check_memory({"KV cache": kv_cache_bytes(lm.config, capacity, CACHE_DTYPES[dtype])}, free_bytes(like))
     cache = empty_cache(lm.config, capacity, like=like, dtype=dtype_like(dtype, like))
     for _ in steps(endless(lm), ids, max_new_tokens=1, cache=cache):
         pass
@@ -151,7 +151,7 @@ def decode_read(lm: LM, context: int, new_tokens: int, cache_dtype: str = "float
     """
     first, last = (total(costs(lm.config, lm.weights, 1, past)) for past in (context, context + new_tokens - 1))
     cached = (first.cache_bytes + last.cache_bytes) / 2  # as if they were float32
-    return Read((first.weight_bytes + last.weight_bytes) / 2, cached * BYTES[cache_dtype] / 4)
+    return Read((first.weight_bytes + last.weight_bytes) / 2, cached * CACHE_DTYPES[cache_dtype] / 4)
 
 
 def decode_row(lm: LM, seconds: Sequence[float], read: Read, bandwidth: float) -> dict[str, Any]:

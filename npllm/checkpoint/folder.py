@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..errors import ModelFileError
-from .stored import FORMATS, Stored
+from ..storage.stored import FORMATS, Stored
 
 LARGEST_JSON = 100_000_000  # bytes; also the safetensors library's own limit for a header
 ENTRY = ("dtype", "shape", "data_offsets")

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import ModelFileError
-from .stored import FORMATS, Stored
+from ..storage.stored import FORMATS, Stored
 
 # The types of values, by number: their struct letters. 8 is a string, 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

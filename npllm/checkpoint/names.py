@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ModelFileError
-from .stored import FORMATS, Stored
+from ..storage.stored import FORMATS, Stored
 
 # Our name of a weight, and its name in a file: its parts, in the order of their rows, where they are kept apart | where
 # they are fused. The star is the number of the layer.

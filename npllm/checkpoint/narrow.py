@@ -1,4 +1,4 @@
-"""Matrices that stay as narrow as the file has them, or are made so: reading them into backend/packed.py's storage.
+"""Matrices that stay as narrow as the file has them, or are made so: reading them into storage/packed.py's storage.
 
 No matrix is in memory in float32 as a whole: it is read a few rows at a time, straight into its place. (But for those
 of GPT-2, which are transposed in the file and put together first, one at a time.)
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ..backend.packed import Groups, Half, blocks_for, empty_groups, fill_groups, quantize_groups
-from ..backend.workers import TILE, Workers
-from .blocks import BLOCK_FORMATS, OWN_FORMATS, BlockFormat, Split
+from ..devices.threads import TILE, Workers
+from ..storage.gguf_blocks import BLOCK_FORMATS, OWN_FORMATS, BlockFormat, Split
+from ..storage.packed import Groups, Half, blocks_for, empty_groups, fill_groups, quantize_groups
+from ..storage.stored import FORMATS, Stored, is_finite, not_finite, read_as_it_is, read_blocks
 from .names import Part, halves_order
-from .stored import FORMATS, Stored, is_finite, not_finite, read_as_it_is, read_blocks
 
 # The values of --dtype: for 16 bits their dtypes, for fewer their bits. And the 16-bit dtypes by their names in files.
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

@@ -10,15 +10,15 @@ and W = scale · codes + minimum, for 32 numbers at a time. config.json says so,
 
     "quantization_config": {"quant_method": "npllm", "bits": 4, "group": 32}
 
-The rows are those of the matrix, in their order: nothing of how backend/packed.py keeps them in memory is in the file.
+The rows are those of the matrix, in their order: nothing of how storage/packed.py keeps them in memory is in the file.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ModelFileError
-from .blocks import OWN_FORMATS
-from .stored import Stored
+from ..storage.gguf_blocks import OWN_FORMATS
+from ..storage.stored import Stored
 
 METHOD, GROUP = "npllm", 32
 CODES, SCALE, MINIMUM = ".codes", ".scale", ".minimum"

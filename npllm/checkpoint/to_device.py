@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..backend.transfer import FLOAT16_OVERFLOW, Staging
-from ..shapes import Array, Float
+from ..arrays import Array, Float
+from ..devices.transfer import FLOAT16_OVERFLOW, Staging
+from ..storage.stored import Stored, not_finite, read_rows
 from .names import Part
 from .narrow import row_order
-from .stored import Stored, not_finite, read_rows
 
 
 def read_to_device(

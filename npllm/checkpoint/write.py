@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..backend.memory import check_memory, format_bytes
-from ..backend.packed import quantize_groups
+from ..devices.memory import check_memory, format_bytes
 from ..errors import ModelFileError, NpllmError, UsageError
-from .blocks import Split
+from ..storage.gguf_blocks import Split
+from ..storage.packed import quantize_groups
+from ..storage.stored import PIECE, READERS, Stored, read_ahead
 from .config_json import read_config
 from .gguf_config import gguf_keys, llama3_scaling
 from .gguf_tokenizer import special_ids
@@ -34,7 +35,6 @@ from .load import DTYPES, Files, open_files, plan_folder, read_weight, refusals
 from .names import HUGGING_FACE, Part
 from .narrow import HALVES, QUANTIZED, Storage, in_order, read_half, read_splits, row_order, storage_for
 from .quantized import CODES, DTYPE_OF_CODES, DTYPE_OF_SCALES, GROUP, MINIMUM, SCALE, quantization_config
-from .stored import PIECE, READERS, Stored, read_ahead
 
 SHARD_BYTES = 5_000_000_000
 NAMES_IN_FILES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

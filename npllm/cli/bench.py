@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from ..apps import speed
 from ..apps.bench import cache_runs, compare
-from ..backend.checks import check_options
-from ..backend.memory import format_bytes
 from ..checkpoint.load import DTYPES
+from ..devices.memory import format_bytes
 from ..errors import NotEnoughMemoryError, UsageError
-from ..generate import as_ids
-from ..model import LM
+from ..lm import LM
+from ..loop import as_ids
+from ..options import check_options
 from . import options, report
 
 DESCRIPTION = """\

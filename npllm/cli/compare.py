@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..generate import as_ids
 from ..inspect.compare import OF_LARGEST, TOLERANCES, Difference, compare, first_beyond
 from ..inspect.runs import Run, Side, check_same_text, from_file, from_run, only_in
 from ..inspect.tokens import visible
 from ..inspect.trace import parse_ids
-from ..model import LM
+from ..lm import LM
+from ..loop import as_ids
 from . import options, report
 
 DESCRIPTION = """\

@@ -4,8 +4,8 @@ import argparse
 import os
 import sys
 
-from ..backend.memory import format_bytes
 from ..checkpoint.write import SHARD_BYTES, convert
+from ..devices.memory import format_bytes
 from . import options, report
 
 DESCRIPTION = """\

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from ..apps.evaluate import Reference, Scores, evaluate, joined, reference, summary
 from ..checkpoint.load import DTYPES
 from ..errors import UsageError
-from ..generate import as_ids
-from ..model import LM
+from ..lm import LM
+from ..loop import as_ids
 from . import options, report
 
 DESCRIPTION = """\

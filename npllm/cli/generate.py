@@ -5,11 +5,10 @@ import json
 import time
 
 from ..apps.chat import Chat
-from ..backend.dtypes import BYTES
-from ..backend.memory import peak_bytes
-from ..cache import kv_cache_bytes
+from ..cache import CACHE_DTYPES, kv_cache_bytes
+from ..devices.memory import peak_bytes
 from ..errors import UsageError
-from ..generate import as_ids, steps
+from ..loop import as_ids, steps
 from . import options, report
 
 DESCRIPTION = "Continue PROMPT. The text goes to stdout as it is made, all else to stderr."
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         **report.speculation(len(made), told),
         "load_time_seconds": load_time,
         "peak_memory_bytes": peak_bytes(),
-        "kv_cache_bytes": kv_cache_bytes(lm.config, capacity, BYTES[args.cache_dtype]),
+        "kv_cache_bytes": kv_cache_bytes(lm.config, capacity, CACHE_DTYPES[args.cache_dtype]),
         "seed": how["seed"],
         "finish_reason": finish_reason,
     }

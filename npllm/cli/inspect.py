@@ -9,12 +9,12 @@ from pathlib import Path
 from ..apps.chat import Chat
 from ..checkpoint.hub import DEFAULT_FILE
 from ..errors import UsageError
-from ..generate import as_ids, steps
 from ..inspect.look import look
 from ..inspect.page import check_page, page, write_page
 from ..inspect.summary import check_choice, finite, summary
 from ..inspect.terminal import coloured, plain, report, wants_colour
 from ..inspect.trace import parse_ids
+from ..loop import as_ids, steps
 from . import options
 from . import report as output
 from .trace import output_file

@@ -7,11 +7,11 @@ import sys
 from typing import Any
 
 from ..apps.speculation import check_count, draft_model, prompt_lookup
-from ..backend.checks import check_options
 from ..checkpoint.load import load
 from ..checkpoint.load import load_tokenizer as load_tokenizer_of
 from ..errors import UsageError
-from ..model import LM
+from ..lm import LM
+from ..options import check_options
 from ..tokenizer import Tokenizer
 
 MODEL_HELP = "a folder, a .gguf file or a Hugging Face Hub name (default: $NPLLM_MODEL, else SmolLM2-135M-Instruct)"

@@ -3,12 +3,12 @@
 import argparse
 
 from ..apps.selftest import GOLDEN_IDS, PROMPT, compute, differences, golden, same_tokens, speed, versions
-from ..backend.devices import pick
-from ..backend.memory import format_bytes
 from ..checkpoint.load import load
+from ..devices.device import pick
+from ..devices.memory import format_bytes
 from ..errors import UsageError
-from ..generate import as_ids
 from ..inspect.compare import TOLERANCES, first_beyond
+from ..loop import as_ids
 from . import options, report
 from .compare import lines
 

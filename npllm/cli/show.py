@@ -5,11 +5,12 @@ import math
 from collections.abc import Callable
 from itertools import groupby
 
-from ..backend.memory import format_bytes
+from ..arrays import Array, Weight
 from ..cache import kv_cache_bytes
 from ..config import Config
-from ..model import LM
-from ..shapes import Array, BlockWeights, GPT2BlockWeights, Weight, Weights
+from ..devices.memory import format_bytes
+from ..lm import LM
+from ..shapes import BlockWeights, GPT2BlockWeights, Weights
 from . import options, report
 
 DESCRIPTION = """\

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from ..errors import UsageError
-from ..generate import as_ids
 from ..inspect.runs import trace_metadata
 from ..inspect.trace import parse_ids, trace, write_trace
+from ..loop import as_ids
 from . import options, report
 
 DESCRIPTION = """\

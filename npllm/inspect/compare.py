@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arrays import Bool, Float
 from ..errors import UsageError
-from ..shapes import Bool, Float
 from .record import matches
 
 # What two correct computations may differ by, by what the weights of one of them were rounded to. In float32 it is some

@@ -29,10 +29,11 @@ language models", section 2.1 (where only the products are counted).
 
 from typing import Any, NamedTuple
 
+from ..arrays import Array, Bool
 from ..cache import kv_cache_bytes
 from ..config import Config
 from ..flash import visible_tiles
-from ..shapes import Array, Bool, Weights
+from ..shapes import Weights
 
 
 class Cost(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from array_api_compat import device
 
+from ..arrays import Array, Float, array_namespace
 from ..sampling import choose, softmax
-from ..shapes import Array, Float, array_namespace
 from .record import record
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..shapes import Float
+from ..arrays import Float
 
 LEAST = 1e-3  # a weight below it is not told from 0
 SHADES = "·░▒▓█"

@@ -10,10 +10,11 @@ Source: "The Transformer Block" (Figure 3-30), "The Components of the Forward Pa
 
 import numpy as np
 
+from ..arrays import Array, Float, Int
 from ..config import Config
 from ..heads import lm_head
 from ..norm import layer_norm, rms_norm
-from ..shapes import Array, Float, Int, Weights
+from ..shapes import Weights
 
 
 def logit_lens(residual: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T V"]:

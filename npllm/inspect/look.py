@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from array_api_compat import device
 
-from ..backend.devices import to_host
-from ..model import LM
-from ..shapes import Array, Float, array_namespace
+from ..arrays import Array, Float, array_namespace
+from ..devices.device import to_host
+from ..lm import LM
 from .lens import likeliest, logit_lens, shares
 from .tokens import token_bytes
 from .trace import trace

@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Float
 from ..attention import attention_weights, relevance_scores
 from ..block import block, gpt2_block
 from ..cache import append, kv_cache_bytes
 from ..errors import UsageError
-from ..generate import steps
 from ..heads import lm_head
-from ..model import LM, gpt2_transform, transform
+from ..lm import LM
+from ..loop import steps
+from ..model import gpt2_transform, transform
 from ..sampling import choose
-from ..shapes import Float
 from ..tokenizer import Tokenizer
 from ..version import __version__
 from .cost import costs, total

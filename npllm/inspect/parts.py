@@ -13,7 +13,8 @@ from ..block import block, gpt2_block, self_attention
 from ..embedding import embed
 from ..feedforward import feedforward, gelu, plain_feedforward, swiglu
 from ..heads import lm_head
-from ..model import LM, gpt2_transform
+from ..lm import LM
+from ..model import gpt2_transform
 from ..norm import layer_norm, rms_norm
 from ..rope import apply_rope
 

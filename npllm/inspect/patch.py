@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 
 from array_api_compat import device
 
-from ..backend.devices import to_host
+from ..arrays import Array, array_namespace
+from ..devices.device import to_host
 from ..errors import UsageError
-from ..shapes import Array, array_namespace
 from ..tap import Tap, untapped
 from .record import matches
 from .trace import check_patterns
@@ -42,7 +42,7 @@ def patch(changes: Mapping[str, Change], tap: Tap = untapped) -> Tap:
     >>> lm = npllm.load()
     >>> ids = np.array(lm.tokenizer.encode("The capital of France is"))
     >>> tap = npllm.patch({"layers.1.feedforward.output": lambda value: 0 * value})
-    >>> logits, _ = npllm.forward(ids, lm.weights, lm.config, tap=tap)
+    >>> logits, _ = npllm.forward(ids, lm, tap=tap)
     >>> lm.tokenizer.decode([logits[-1].argmax()])
     ' the'
     """

@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 
 from array_api_compat import device
 
-from ..shapes import Array, array_namespace
+from ..arrays import Array, array_namespace
 from ..tap import Tap
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UsageError
-from ..model import LM
+from ..lm import LM
 from ..version import __version__
 from .record import matches
 from .trace import parse_ids, read_trace, trace

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..cache import kv_cache_bytes
 from ..errors import UsageError
-from ..model import LM
+from ..lm import LM
 from .cost import Cost, costs, total
 from .lens import likeliest, shares
 from .look import Look, given, lens, norms

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.memory import format_bytes
-from ..model import LM
+from ..devices.memory import format_bytes
+from ..lm import LM
 from .heatmap import ASCII, SHADES, bounds, characters, darkness, window
 from .parts import part, source
 from .tokens import columns, padded, visible

@@ -22,13 +22,13 @@ import numpy as np
 from array_api_compat import device
 from safetensors import SafetensorError, safe_open
 
-from ..backend.checks import check_ids
-from ..backend.devices import to_host
-from ..backend.memory import check_memory
+from ..arrays import Array, array_namespace
 from ..cache import empty_cache
+from ..devices.device import to_host
+from ..devices.memory import check_memory
 from ..errors import ModelFileError, UsageError
-from ..model import LM, forward
-from ..shapes import Array, array_namespace
+from ..lm import LM, forward
+from ..options import check_prompt
 from ..tap import Tap, untapped
 from .record import matches, record
 
@@ -52,12 +52,7 @@ def trace(
     UsageError : a pattern in `only` names nothing; the ids are too many, or have no row in the embeddings matrix
     NotEnoughMemoryError : the values do not fit
     """
-    context = lm.config.max_position_embeddings
-    if len(ids) == 0:
-        raise UsageError("the prompt is empty: expected at least one token")
-    if len(ids) > context:
-        raise UsageError(f"the prompt is too long: {len(ids)} tokens, and the model's context is {context} tokens")
-    check_ids(ids, lm.config.vocab_size)
+    check_prompt(ids, lm.config, new=0)
     if chunks is not None and (sum(chunks) != len(ids) or min(chunks) < 1):
         raise UsageError(f"chunks: expected parts of {len(ids)} tokens, got {list(chunks)}")
     like = lm.weights.norm
@@ -66,7 +61,7 @@ def trace(
 
     # A pass over the first token alone tells the names, and how large the values of all tokens will be.
     first: dict[str, Array] = {}
-    forward(on_device[:1], lm.weights, lm.config, transform=lm.transform, tap=record(first))
+    forward(on_device[:1], lm, tap=record(first))
     check_patterns(only, first)
     patterns = f"{only},logits"
     sizes = {
@@ -90,7 +85,7 @@ def trace(
     start = 0
     for count in chunks or [len(ids)]:
         part = on_device[start : start + count]
-        forward(part, lm.weights, lm.config, cache, transform=lm.transform, tap=recorder)
+        forward(part, lm, cache, tap=recorder)
         start += count
     return seen
 

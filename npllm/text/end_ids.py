@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelFileError
 
 if TYPE_CHECKING:
-    from ..model import LM
+    from ..lm import LM
 
 
 def end_ids(lm: "LM") -> frozenset[int]:

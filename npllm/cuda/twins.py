@@ -10,13 +10,13 @@ array with that number in the device's memory, so that a captured step can go on
 
 from typing import Any
 
+from ..arrays import Array, Bool, Float, Int, Packed, Weight, array_namespace, is_packed
 from ..attention import attention as plain_attention
 from ..embedding import embed as plain_embed
 from ..feedforward import swiglu as plain_swiglu
 from ..linear import linear
 from ..norm import rms_norm as plain_rms_norm
 from ..rope import apply_rope
-from ..shapes import Array, Bool, Float, Int, Packed, Weight, array_namespace, is_packed
 
 
 def widened(weight: Weight, like: Array) -> Float[Array, "F D"]:

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ..cache import CACHE_DTYPES, kv_cache_bytes
 from ..config import Config
 from ..errors import NotEnoughMemoryError
+from ..flash import TILE
 
 if sys.platform != "win32":
     import resource
@@ -43,6 +45,21 @@ def attention_bytes(config: Config, rows: int, length: int, tile: tuple[int, int
     heads, width = config.num_attention_heads, config.head_dim
     tiles = 4 * min(rows, tile[0]) * min(length, tile[1]) + 2 * rows * width  # scores, shares and two between; result
     return 4 * heads * max(tiles, 3 * length) + 3 * rows * length  # and the mask, in bytes: causal, window, both
+
+
+def check_generation(
+    config: Config, capacity: int, rows: int, cache_dtype: str | None, available: int | None = None
+) -> None:
+    """Refuse to generate what does not fit: `rows` tokens in one pass of a text of `capacity` tokens, and its cache.
+
+    cache_dtype : of the KV cache to be allocated; None where the caller has one already
+    """
+    needed = {"attention": attention_bytes(config, rows, capacity, TILE)}
+    if cache_dtype is not None:
+        needed["KV cache"] = kv_cache_bytes(config, capacity, CACHE_DTYPES[cache_dtype])
+        if CACHE_DTYPES[cache_dtype] < 4:
+            needed["a layer of it in float32"] = kv_cache_bytes(config, capacity) // config.num_hidden_layers
+    check_memory(needed, available)
 
 
 def available_bytes() -> int | None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 
 from array_api_compat import device
 
+from ..arrays import Array, Bool, Float, Int, Weight, array_namespace
 from ..attention import attention
 from ..block import block
 from ..cache import Cache
@@ -26,12 +27,12 @@ from ..config import Config
 from ..embedding import embed
 from ..flash import flash_attention
 from ..linear import linear
-from ..model import LM
+from ..lm import LM
 from ..rope import rope_tables
-from ..shapes import Array, BlockWeights, Bool, Float, Int, Weight, Weights, array_namespace
+from ..shapes import BlockWeights, Weights
 from ..tap import Tap, untapped
 from . import kernels
-from .cuda_attention import cuda_attention
+from .attention import cuda_attention
 
 KNOWN = (attention, flash_attention, cuda_attention)  # ways to compute the same, which the kernels may replace
 

@@ -27,9 +27,9 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import ml_dtypes
 import numpy as np
 
+from ..arrays import Float
 from ..errors import ModelFileError
-from ..shapes import Float
-from .blocks import BLOCK_FORMATS, OWN_FORMATS, BlockFormat, Split
+from .gguf_blocks import BLOCK_FORMATS, OWN_FORMATS, BlockFormat, Split
 
 PIECE = 2**17  # numbers that are widened at once: small enough for the processor's cache
 READERS = min(4, os.cpu_count() or 1)  # threads; copying into fresh memory keeps a core busy, and quantizing does

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arrays import Array, Bool, Float, Int
 from ..config import Config
-from ..shapes import Array, Bool, Float, Int
-from .cuda_weights import RowGroups
+from ..storage.rows import RowGroups
 
 ROWS = 4  # warps in a block of a matrix-vector product, and so rows
 NORM_THREADS = 1024

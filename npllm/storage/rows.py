@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..shapes import Array, Float, Int, array_namespace
+from ..arrays import Array, Float, Int, array_namespace
 from .packed import Groups
 
 WIDENED = 2**24  # numbers that are widened at once: 64 MB

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .. import attention as plain
-from ..shapes import Array, Bool, Float
+from ..arrays import Array, Bool, Float
 from ..tap import Tap, untapped
 
 

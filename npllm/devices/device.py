@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import is_cupy_array
 
+from ..arrays import Array
 from ..errors import NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
-from ..shapes import Array
 from .memory import available_bytes, format_bytes
 
 INSTALL = "pip install 'cupy-cuda12x[ctk]'"  # [ctk]: with the CUDA libraries, so that only the driver must be there

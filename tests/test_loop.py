@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from libraries import NUMPY
 from models import random_ids, random_weights, tiny_config
 
+import npllm
 from npllm.attention import attention
-from npllm.backend.checks import check_ids, check_options
 from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
 from npllm.flash import flash_attention
-from npllm.generate import generate, steps, stream
 from npllm.heads import lm_head
-from npllm.model import LM, forward, transform
+from npllm.lm import LM
+from npllm.loop import generate, steps, stream
+from npllm.model import transform
+from npllm.options import check_ids, check_options
 from npllm.shapes import Weights
 from npllm.text.end_ids import end_ids
 from npllm.text.stream import split_at_stop
@@ -91,7 +93,7 @@ def passes(monkeypatch):
 
     def looking_head(hidden, weights):
         seen.head_rows.append(hidden.shape[0])
-        return lm_head(hidden, weights)
+        return lm_head(hidden, weights, config)
 
     monkeypatch.setattr(module, "lm_head", looking_head)
     seen.of = lambda lm: lm._replace(transform=looking_transform)
@@ -114,7 +116,7 @@ def test_greedy_decoding_takes_the_likeliest_token_each_time(writable_lib):
     expected = list(ids)
     plain = random_lm()
     for _ in range(6):
-        logits, _ = forward(np.array(expected), plain.weights, plain.config)
+        logits, _ = npllm.forward(np.array(expected), plain)
         expected.append(int(np.argmax(logits[-1])))
     made = generate(lm, ids, max_new_tokens=6)
     assert made.ids == expected[3:]
@@ -150,7 +152,7 @@ def test_a_long_prompt_goes_through_in_chunks_of_256_tokens(passes):
     assert passes.attention == [flash_attention] * 5 + [attention]
     assert [token for ids_of_pass in passes.ids for token in ids_of_pass] == [*ids, made.ids[0]]
     assert passes.head_rows == [1, 1]
-    best = np.argmax(forward(np.array(ids), lm.weights, lm.config)[0], axis=-1)
+    best = np.argmax(npllm.forward(np.array(ids), lm)[0], axis=-1)
     assert made.ids[0] == best[-1]
     assert len({best[-1], best[1024], best[0]}) == 3  # no other row would do
 
@@ -378,7 +380,7 @@ def test_logits_that_are_not_finite_are_refused(writable_lib, value, options):
 
 
 def test_a_cache_that_does_not_fit_into_the_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("npllm.backend.devices.available_bytes", lambda: 500)
+    monkeypatch.setattr("npllm.devices.device.available_bytes", lambda: 500)
     with pytest.raises(NotEnoughMemoryError, match="KV cache"):
         steps(random_lm(), [1], max_new_tokens=4)
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from ..shapes import Float, Int
-from .workers import TILE, Workers
+from ..arrays import Float, Int
+from ..devices.threads import TILE, Workers
 
 SHORT_ROW = 1024
 BEFORE, BEHIND = 2.0**80, 2.0**32  # see `widen_half`

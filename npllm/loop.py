@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device
 
+from .arrays import Array, Float, array_namespace
 from .attention import attention
-from .backend.checks import capacity_for, check_fits, check_options, check_prompt, check_together
-from .backend.devices import to_host
-from .backend.dtypes import dtype_like
 from .cache import Cache, empty_cache
-from .errors import ModelFileError
+from .devices.device import free_bytes, to_host
+from .devices.dtypes import dtype_like
+from .devices.memory import check_generation
+from .errors import ModelFileError, UsageError
 from .flash import flash_attention
-from .heads import lm_head
-from .model import LM
+from .lm import LM, as_array, lm_head, transform
+from .options import capacity_for, check_options, check_prompt
 from .sampling import choose
-from .shapes import Array, Float, array_namespace
 from .text.end_ids import end_ids
 from .text.stream import TextStream, split_at_stop
 
@@ -56,13 +56,11 @@ def next_logits(lm: LM, ids: Sequence[int], cache: Cache, rows: int = 1) -> Floa
     A long prompt goes through in chunks, and their attention tile by tile. Only the last stream enters the LM head: the
     others have done their part, as keys and values. (With `rows`, the last ones, all of them in the last chunk.)
     """
-    like = lm.weights.norm
-    xp = array_namespace(like)
     for start in range(cache["length"], len(ids), PREFILL_CHUNK):
-        chunk = xp.asarray(ids[start : start + PREFILL_CHUNK], dtype=xp.int64, device=device(like))
+        chunk = as_array(ids[start : start + PREFILL_CHUNK], lm)
         how = flash_attention if chunk.shape[0] > 1 else attention
-        hidden, _ = lm.transform(chunk, lm.weights, lm.config, cache, attention=how)
-    return lm_head(hidden[-rows:, :], lm.weights)
+        hidden, _ = transform(chunk, lm, cache, total_length=len(ids), attention=how)
+    return lm_head(hidden[-rows:, :], lm)
 
 
 def one_by_one(
@@ -117,10 +115,18 @@ def steps(
     sampling["repetition_penalty"] = repetition_penalty
     check_options(max_new_tokens=max_new_tokens, **sampling, stop=stop, seed=seed, cache_dtype=cache_dtype)
     check_prompt(ids, lm.config)
-    check_together(lm, len(ids), stop, cache, use_cache or tokens is one_by_one)
+    if stop and lm.tokenizer is None:
+        raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
+    if cache is not None and cache["keys"][0].shape[-2] < len(ids):
+        raise UsageError(
+            f"cache: expected room for {len(ids)} tokens, got {cache['keys'][0].shape[-2]}; use cache.grow"
+        )
+    if not use_cache and tokens is not one_by_one:
+        raise UsageError("use_cache: expected True where tokens are drafted: they are checked against what is cached")
     capacity = capacity_for(lm.config, len(ids), max_new_tokens)
-    check_fits(lm, capacity, min(len(ids) if use_cache else capacity, PREFILL_CHUNK), cache, cache_dtype)
+    rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
     like = lm.weights.norm  # any of the weights: they tell the array library and the device
+    check_generation(lm.config, capacity, rows, None if cache else cache_dtype, free_bytes(like))
     cache = cache or empty_cache(lm.config, capacity, like=like, dtype=dtype_like(cache_dtype, like))
     cache["length"] = min(cache["length"], len(ids) - 1)  # the last stream is computed anew: it makes the logits
     ids = list(ids)

@@ -5,10 +5,8 @@ from typing import Any
 import ml_dtypes
 from array_api_compat import is_numpy_array
 
+from ..arrays import Array, array_namespace
 from ..errors import UsageError
-from ..shapes import Array, array_namespace
-
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of one number
 
 
 def dtype_like(name: str, like: Array) -> Any:

@@ -13,8 +13,8 @@ from math import prod
 
 import numpy as np
 
-from ..shapes import Array, Float
-from .devices import Device, to_host
+from ..arrays import Array, Float
+from .device import Device, to_host
 
 STAGE = 2**21  # numbers in a buffer: 8 MB
 SCRATCH = 2**26  # bytes on the GPU: for a buffer's numbers as they come; later for the temporaries of a decode step
