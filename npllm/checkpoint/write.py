@@ -31,10 +31,11 @@ from .config_json import read_config
 from .gguf_config import gguf_keys, llama3_scaling
 from .gguf_tokenizer import special_ids
 from .hub import find
-from .load import DTYPES, Files, open_files, plan_folder, read_weight, refusals
+from .load import DTYPES, Files, open_files, plan_folder, refusals
 from .names import HUGGING_FACE, Part
 from .narrow import HALVES, QUANTIZED, Storage, in_order, read_half, read_splits, row_order, storage_for
 from .quantized import CODES, DTYPE_OF_CODES, DTYPE_OF_SCALES, GROUP, MINIMUM, SCALE, quantization_config
+from .weights import read_weight
 
 SHARD_BYTES = 5_000_000_000
 NAMES_IN_FILES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
