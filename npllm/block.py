@@ -10,7 +10,7 @@ from .arrays import Array, Bool, Float
 from .attention import attention, merge_heads, queries_keys_values
 from .cache import Cache, append
 from .config import Config
-from .feedforward import feedforward, gelu, plain_feedforward, relu
+from .feedforward import feedforward, plain_feedforward, relu
 from .linear import linear
 from .norm import layer_norm, rms_norm
 from .rope import apply_rope
@@ -78,29 +78,6 @@ def block(
     x = tap("residual_after_attention", x)
     normed = tap("post_attention_layernorm", rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
     x = x + feedforward(normed, weights, tap=under(tap, "feedforward"))
-    return tap("residual_after_feedforward", x)
-
-
-def gpt2_block(
-    x: Float[Array, "... T D"],
-    weights: GPT2BlockWeights,
-    config: Config,
-    visible: Bool[Array, "... T S"] | None,
-    cache: Cache | None = None,
-    layer: int = 0,
-    *,
-    attention: Callable[..., Float[Array, "... N T H"]] = attention,
-    tap: Tap = untapped,
-) -> Float[Array, "... T D"]:
-    """GPT-2's block: pre-norm already, but with LayerNorm, GELU and biases, and without RoPE. Parameters as above."""
-    eps = config.layer_norm_epsilon
-    normed = tap("input_layernorm", layer_norm(x, weights.ln_1, weights.ln_1_bias, eps))
-    x = x + self_attention(
-        normed, weights, config, None, None, visible, cache, layer, attention=attention, tap=under(tap, "attention")
-    )
-    x = tap("residual_after_attention", x)
-    normed = tap("post_attention_layernorm", layer_norm(x, weights.ln_2, weights.ln_2_bias, eps))
-    x = x + plain_feedforward(normed, weights, gelu, tap=under(tap, "feedforward"))
     return tap("residual_after_feedforward", x)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A model's configuration. Made and checked by checkpoint/config_json.py (for GGUF too): the code relies on it."""
+    """A model's configuration. Made and checked by families/: the code relies on it."""
 
-    model_type: str
+    family: str  # which pass is its own: "phi3", "llama", ...
     vocab_size: int  # V
     hidden_size: int  # D
     intermediate_size: int  # F

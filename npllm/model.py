@@ -11,13 +11,13 @@ from array_api_compat import device
 
 from .arrays import Array, Bool, Float, Int, array_namespace
 from .attention import attention
-from .block import block, gpt2_block
+from .block import block
 from .cache import Cache
 from .config import Config
 from .embedding import embed
 from .heads import lm_head
 from .masks import decoder_mask
-from .norm import layer_norm, rms_norm
+from .norm import rms_norm
 from .rope import rope_tables
 from .shapes import Weights
 from .tap import Tap, under, untapped
@@ -75,51 +75,6 @@ def transform(
     if cache is not None:
         cache["length"] = past + new
     return tap("norm", rms_norm(x, weights.norm, config.rms_norm_eps)), cache
-
-
-def gpt2_transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: Config,
-    cache: Cache | None = None,
-    *,
-    positions: Int[Array, "... T"] | None = None,
-    visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
-    total_length: int | None = None,
-    block: Callable[..., Float[Array, "... T D"]] = gpt2_block,
-    attention: Callable[..., Float[Array, "... N T H"]] = attention,
-    tap: Tap = untapped,
-    final_norm: bool = True,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The same with absolute positions: each token's vector gets the vector of its position added, once, at the start.
-
-    Parameters as in `transform`; `positions` are rows of `weights.embed_positions`, and there are no others. With waves
-    in that table, `block=original_block` and `final_norm=False` (its blocks end with a norm) it is the stack of 2017,
-    whose embeddings are taken times sqrt(D): multiply `embed_tokens` before.
-
-    Its taps are "embedding", "position_embedding", "residual_after_embedding" (their sum), the blocks', and "norm". In
-    a block there is no "q_rotated", "k_rotated" and "feedforward.gate"; an original block has its norms behind:
-    "post_attention_layernorm", and "post_feedforward_layernorm" as its last.
-    """
-    xp = array_namespace(ids)
-    past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
-    if positions is None:
-        positions = xp.arange(past, past + new, device=device(ids))
-    if visible is None:
-        visible = decoder_mask(past, new, None, ids)
-    masks = visible if isinstance(visible, Sequence) else [visible] * config.num_hidden_layers
-
-    x = tap("embedding", embed(ids, weights.embed_tokens))
-    x = x + tap("position_embedding", embed(positions, weights.embed_positions))
-    x = tap("residual_after_embedding", x)
-    for layer, block_weights in enumerate(weights.layers):
-        inside = under(tap, f"layers.{layer}")
-        x = block(x, block_weights, config, masks[layer], cache, layer, attention=attention, tap=inside)
-    if cache is not None:
-        cache["length"] = past + new
-    if final_norm:
-        x = tap("norm", layer_norm(x, weights.norm, weights.norm_bias, config.layer_norm_epsilon))
-    return x, cache
 
 
 def forward(

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from npllm.checkpoint.config_json import read_config
 from npllm.config import Config
+from npllm.families import read_config
 from npllm.shapes import BlockWeights, GPT2BlockWeights, Weights
 
 

@@ -22,7 +22,7 @@ import npllm
 from npllm.checkpoint import hub
 from npllm.checkpoint.folder import read_folder, read_header
 from npllm.checkpoint.hub import find
-from npllm.checkpoint.names import halves_order
+from npllm.checkpoint.plan import halves_order
 from npllm.errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
 from npllm.storage.stored import read_rows
 

@@ -9,9 +9,9 @@ from safetensors.numpy import load_file, save_file
 from tolerance import assert_close
 
 import npllm
-from npllm.checkpoint.config_json import read_config
 from npllm.errors import ModelFileError, NotEnoughMemoryError
-from npllm.model import gpt2_transform
+from npllm.families import read_config
+from npllm.families.gpt2 import gpt2_transform
 from npllm.shapes import GPT2BlockWeights
 
 NAMES = {

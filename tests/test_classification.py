@@ -11,9 +11,9 @@ from tolerance import assert_close
 
 import npllm
 from npllm.apps.classify import classify, classify_tokens
-from npllm.checkpoint.config_json import read_config
 from npllm.cli.main import main
 from npllm.errors import ModelFileError, UsageError
+from npllm.families import read_config
 from npllm.heads import sequence_classification_head, token_classification_head
 from npllm.masks import causal
 

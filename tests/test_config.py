@@ -3,9 +3,10 @@ import json
 
 import pytest
 
-from npllm.checkpoint.config_json import LARGEST, read_config
 from npllm.config import Config
 from npllm.errors import ModelFileError
+from npllm.families import read_config
+from npllm.families.keys import LARGEST
 from npllm.text.end_ids import read_token_ids
 
 # The keys that every config.json has, with the numbers of Phi-3-mini.

@@ -342,7 +342,7 @@ def test_a_destination_with_something_in_it_is_left_alone(tmp_path, source):
     assert left_in(tmp_path) == ["notes.txt"]
     (tmp_path / "empty").mkdir()
     convert(source, tmp_path / "empty", "float16")
-    assert load(tmp_path / "empty").config.model_type == "phi3"
+    assert load(tmp_path / "empty").config.family == "phi3"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit for the size of a file")

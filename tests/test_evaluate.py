@@ -11,8 +11,8 @@ from models import random_gpt2_weights, random_ids, random_weights, tiny_config,
 import npllm
 from npllm.apps.evaluate import Scores, divergence, evaluate, joined, perplexity, reference, summary, windows
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
+from npllm.families.gpt2 import gpt2_transform
 from npllm.lm import LM
-from npllm.model import gpt2_transform
 from npllm.sampling import softmax
 
 CONFIG = tiny_config(max_position_embeddings=16)

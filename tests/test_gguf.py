@@ -147,7 +147,7 @@ def test_the_default_model_is_bit_equal_with_the_gguf_package():
 @needs_default_model
 def test_the_default_model():
     lm = npllm.load()
-    assert (lm.config.model_type, lm.config.num_hidden_layers, lm.config.hidden_size) == ("llama", 30, 576)
+    assert (lm.config.family, lm.config.num_hidden_layers, lm.config.hidden_size) == ("llama", 30, 576)
     assert (lm.config.rope_theta, lm.config.rms_norm_eps) == (100000.0, 1e-05)
     assert lm.weights.lm_head is lm.weights.embed_tokens
     blocks = sum(prod(field.shape) for block in lm.weights.layers for field in block if field is not None)

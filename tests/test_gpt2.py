@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from models import gpt2_keys, random_gpt2_weights, random_ids, random_weights, tiny_config, tiny_gpt2_config
 from tolerance import assert_close
 
+import npllm
 from npllm.attention import attention
-from npllm.block import gpt2_block, original_block
+from npllm.block import original_block
 from npllm.cache import empty_cache
 from npllm.devices.device import to_host
+from npllm.families.gpt2 import gpt2_block, gpt2_transform
 from npllm.heads import lm_head
 from npllm.inspect.record import record
 from npllm.lm import LM
 from npllm.loop import generate
 from npllm.masks import causal, decoder_mask
-from npllm.model import forward, gpt2_transform, transform
+from npllm.model import transform
 from npllm.positions import sinusoidal_positions
 
 original_transform = partial(gpt2_transform, block=original_block, final_norm=False)
@@ -77,7 +79,7 @@ def weights_of(kind, config, seed=0, biases=True):
 
 
 def logits(kind, ids, weights, config, *arguments, **options):
-    return forward(ids, weights, config, *arguments, transform=PASSES[kind], **options)[0]
+    return npllm.forward(ids, LM(config, weights, None, {}, PASSES[kind]), *arguments, **options)[0]
 
 
 # The blocks

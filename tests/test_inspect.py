@@ -29,6 +29,7 @@ from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.checkpoint.load import load_tokenizer
 from npllm.devices.device import to_host
 from npllm.errors import UsageError
+from npllm.families.gpt2 import gpt2_transform
 from npllm.inspect import look as looking
 from npllm.inspect import terminal
 from npllm.inspect.cost import costs, total
@@ -41,7 +42,7 @@ from npllm.inspect.summary import check_choice, finite, named, summary
 from npllm.inspect.terminal import amount, coloured, percent, plain, report
 from npllm.inspect.tokens import columns, padded, token_bytes, visible
 from npllm.lm import LM
-from npllm.model import forward, gpt2_transform
+from npllm.model import forward
 from npllm.sampling import softmax
 from npllm.tokenizer import Tokenizer
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from models import random_gpt2_weights, random_weights, tiny_config, tiny_gpt2_config
 
 from npllm import load
+from npllm.families.gpt2 import gpt2_transform
 from npllm.inspect import page as pages
 from npllm.inspect.cost import costs, total
 from npllm.inspect.funnel import funnel
@@ -27,7 +28,6 @@ from npllm.inspect.page import attention_bytes, content_hash, contents, embedded
 from npllm.inspect.parts import PACKAGE
 from npllm.inspect.tokens import token_bytes
 from npllm.lm import LM
-from npllm.model import gpt2_transform
 from npllm.sampling import choose
 
 HOSTILE = '</script><img src=x onerror=alert(1)><!-- {{style}} "&amp;\u2028\u202e<b>'

@@ -24,11 +24,12 @@ from npllm.cuda import twins as kernel_twins
 from npllm.cuda.block import KernelHead, cuda_block, replayed, with_kernels
 from npllm.devices.device import to_host
 from npllm.errors import UsageError
+from npllm.families.gpt2 import gpt2_transform
 from npllm.heads import lm_head
 from npllm.linear import linear
 from npllm.lm import LM
 from npllm.loop import next_logits
-from npllm.model import gpt2_transform, transform
+from npllm.model import transform
 from npllm.rope import rope_tables
 from npllm.storage import rows as cuda_weights
 from npllm.storage.packed import empty_groups, fill_groups

@@ -18,7 +18,7 @@ import npllm
 from npllm.arrays import Packed
 from npllm.checkpoint import narrow
 from npllm.checkpoint.gguf import read_gguf
-from npllm.checkpoint.names import Part
+from npllm.checkpoint.plan import Part
 from npllm.devices import threads as workers
 from npllm.devices.threads import Workers, own_cores
 from npllm.embedding import embed

@@ -7,12 +7,15 @@ from hypothesis import strategies as st
 from models import config_keys, random_gpt2_weights, random_weights, tiny_config, tiny_gpt2_config
 from tolerance import assert_close
 
+import npllm
 from npllm.apps.packing import first_fit, pack
 from npllm.devices.device import to_host
 from npllm.errors import UsageError
+from npllm.families import family_of
 from npllm.flash import flash_attention
+from npllm.lm import LM
 from npllm.masks import causal, same_document, sliding_window
-from npllm.model import forward, gpt2_transform
+from npllm.model import forward
 
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=8)
 
@@ -146,17 +149,17 @@ def test_under_the_mask_absolute_positions_must_begin_anew_and_rotary_ones_need_
 
     def off(config, weights, **options):
         """How far the second document's logits are from those that it has alone."""
-        ids, visible, weights = lib.array(packing.ids), list(map(lib.array, masks(packing, config))), lib.tree(weights)
-        together, _ = forward(ids, weights, config, visible=visible, **options)
-        options.pop("positions", None)
-        alone, _ = forward(lib.array(texts[1]), weights, config, **options)
+        ids, visible = lib.array(packing.ids), list(map(lib.array, masks(packing, config)))
+        lm = LM(config, lib.tree(weights), None, {}, family_of(config).transform)
+        together, _ = npllm.forward(ids, lm, visible=visible, **options)
+        alone, _ = npllm.forward(lib.array(texts[1]), lm)
         return np.max(np.abs(to_host(together)[0, 3:] - to_host(alone)))
 
     config, gpt2 = tiny_config(), tiny_gpt2_config()
     assert off(config, random_weights(config)) < 1e-5  # they tell the distance of two tokens, and that is the same
     weights = random_gpt2_weights(gpt2)
-    assert off(gpt2, weights, transform=gpt2_transform) > 1e-2
-    assert off(gpt2, weights, transform=gpt2_transform, positions=lib.array(packing.positions)) < 1e-5
+    assert off(gpt2, weights) > 1e-2
+    assert off(gpt2, weights, positions=lib.array(packing.positions)) < 1e-5
 
 
 def test_nobody_sees_the_padding(lib):

@@ -27,11 +27,12 @@ import npllm
 from npllm.attention import attention
 from npllm.block import original_block
 from npllm.cache import empty_cache, grow
+from npllm.families.gpt2 import gpt2_transform
 from npllm.flash import flash_attention
 from npllm.heads import lm_head, sequence_classification_head, token_classification_head
 from npllm.lm import LM
 from npllm.masks import alternating, bidirectional, block_local, causal, fixed, same_document, sliding_window, strided
-from npllm.model import forward, gpt2_transform, transform
+from npllm.model import forward, transform
 from npllm.norm import layer_norm, rms_norm
 from npllm.positions import sinusoidal_positions
 
@@ -76,7 +77,7 @@ def test_a_pass_of_gpt2_never_asks_for_a_value(meta, keys, new):
     config = tiny_gpt2_config(**keys)
     weights = meta.tree(random_gpt2_weights(config))
     ids = meta.array(random_ids(config, new))
-    check(forward(ids, weights, config, transform=gpt2_transform)[0], (new, config.vocab_size))
+    check(npllm.forward(ids, LM(config, weights, None, {}, gpt2_transform))[0], (new, config.vocab_size))
     options = {"block": original_block, "final_norm": False}
     check(gpt2_transform(ids, weights, config, **options)[0], (new, config.hidden_size))
 
@@ -202,7 +203,7 @@ def test_products_with_weights_are_of_two_matrices(shape):
     Watched.products.clear()
     logits, _ = forward(ids, watched, config)
     assert Watched.products == [[2, 2]] * (4 * config.num_hidden_layers + 1)
-    np.testing.assert_array_equal(logits, npllm.forward(ids, plain, config)[0])
+    np.testing.assert_array_equal(logits, forward(ids, plain, config)[0])
 
 
 @pytest.mark.parametrize("path", GROUND_FLOOR, ids=lambda path: path.stem)

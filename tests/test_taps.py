@@ -11,8 +11,10 @@ from models import random_gpt2_weights, random_ids, random_weights, tiny_config,
 import npllm
 from npllm.block import original_block
 from npllm.cache import empty_cache
+from npllm.families.gpt2 import gpt2_transform
 from npllm.inspect.record import record
-from npllm.model import forward, gpt2_transform, transform
+from npllm.lm import LM
+from npllm.model import forward, transform
 
 PAGE = (Path(__file__).parent.parent / "docs" / "taps.md").read_text(encoding="utf-8")
 TODAY, GPT2 = (
@@ -36,7 +38,7 @@ def shapes(config, weights, model, batch, past=2, new=3):
     cache = empty_cache(config, past + new, batch, like=weights.norm)
     model(random_ids(config, *batch, past), weights, config, cache)
     seen = {}
-    forward(random_ids(config, *batch, new), weights, config, cache, transform=model, tap=record(seen))
+    npllm.forward(random_ids(config, *batch, new), LM(config, weights, None, {}, model), cache, tap=record(seen))
     return {name: value.shape for name, value in seen.items()}
 
 

@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 from tolerance import assert_close
 
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
+from npllm.families.gpt2 import gpt2_transform
 from npllm.inspect.record import record
 from npllm.inspect.trace import check_patterns, read_trace, trace, write_trace
 from npllm.lm import LM
-from npllm.model import forward, gpt2_transform
+from npllm.model import forward
 
 CONFIG = tiny_config(max_position_embeddings=16)
 MODEL = LM(CONFIG, random_weights(CONFIG), None, {})

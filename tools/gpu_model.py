@@ -14,8 +14,8 @@ from typing import NamedTuple
 from make_checkpoint import PRESETS
 
 from npllm.cache import kv_cache_bytes
-from npllm.checkpoint.config_json import read_config
 from npllm.config import Config
+from npllm.families import read_config
 
 PROMPT, NEW = 24, 100  # the chapter's: the email to Sarah, 100 tokens
 # Kernels and matrix products of a step; tests/test_cuda_budget.py and tests/test_cuda_kernels.py count them.

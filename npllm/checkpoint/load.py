@@ -11,21 +11,19 @@ from ..cuda.attention import on_cuda
 from ..cuda.block import with_kernels
 from ..devices.device import Device, pick
 from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
+from ..families import family_of, read_config
 from ..lm import LM
-from ..model import gpt2_transform, transform
-from ..shapes import BlockWeights, GPT2BlockWeights, Weights
+from ..shapes import Weights
 from ..storage.stored import Stored
 from ..tokenizer import Tokenizer
-from .config_json import read_config
 from .folder import read_folder, read_json
 from .folder_tokenizer import tokenizer_from_folder
 from .gguf import read_gguf
 from .gguf_config import read_gguf_config
 from .gguf_tokenizer import tokenizer_from_gguf
-from .gpt2 import plan_gpt2
 from .hub import find
-from .names import GGUF, HUGGING_FACE, Part, biases, biases_found, plan
 from .narrow import HALVES, QUANTIZED
+from .plan import Part, biases_found, plan
 from .quantized import joined
 from .weights import read_weights
 
@@ -128,11 +126,10 @@ def refusals(path: Path) -> Iterator[None]:
 def load_files(path: Path, device: Device, dtype: str, progress: bool) -> LM:
     """A folder or a .gguf file as an LM."""
     files = open_files(path)
+    family = family_of(files.config)
     weights = assembled(files.config, read_weights(files.plans, files.tensors, device, dtype, progress))
-    whole_pass = gpt2_transform if files.config.model_type == "gpt2" else transform
-    if device.name != "cpu":
-        whole_pass = on_cuda(whole_pass)
-    return LM(files.config, weights, files.tokenizer, files.generation_config, whole_pass)
+    transform = family.transform if device.name == "cpu" else on_cuda(family.transform)
+    return LM(files.config, weights, files.tokenizer, files.generation_config, transform, family.lm_head)
 
 
 def open_files(path: Path) -> Files:
@@ -150,7 +147,7 @@ def open_files(path: Path) -> Files:
         metadata, tensors = read_gguf(path)
         keys, generation_config = metadata, {}
         config = read_gguf_config(path, metadata, tensors)
-        plans = plan(config, tensors, GGUF, biases_found(tensors.keys()), path)
+        plans = plan_gguf(config, tensors, path)
         tokenizer = tokenizer_from_gguf(metadata)
     if tokenizer is not None and len(tokenizer) > config.vocab_size:
         raise ModelFileError(
@@ -162,16 +159,23 @@ def open_files(path: Path) -> Files:
 
 def plan_folder(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, list[Part]]:
     """What each weight of a folder is made of."""
-    if config.model_type == "gpt2":
-        return plan_gpt2(config, tensors, where)
-    return plan(config, tensors, HUGGING_FACE, biases(config), where)
+    family = family_of(config)
+    return plan(config, family, tensors, family.names, family.biases(config), where)
+
+
+def plan_gguf(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, list[Part]]:
+    """What each weight of a .gguf file is made of."""
+    family = family_of(config)
+    assert family.gguf is not None  # its metadata were read
+    names, interleaved = family.gguf.names, family.gguf.interleaved
+    return plan(config, family, tensors, names, biases_found(names, tensors), where, interleaved)
 
 
 def assembled(config: Config, arrays: Mapping[str, Any]) -> Weights:
     """The weights by name, in the tuples that a pass takes."""
-    of_block: Any = GPT2BlockWeights if config.model_type == "gpt2" else BlockWeights
+    block_weights: Any = family_of(config).block_weights
     layers = tuple(
-        of_block(**{field: arrays.get(f"layers.{layer}.{field}") for field in of_block._fields})
+        block_weights(**{field: arrays.get(f"layers.{layer}.{field}") for field in block_weights._fields})
         for layer in range(config.num_hidden_layers)
     )
     head = arrays.get("lm_head", None if "score" in arrays else arrays["embed_tokens"])

@@ -15,7 +15,7 @@ from ..devices.threads import TILE, Workers
 from ..storage.gguf_blocks import BLOCK_FORMATS, OWN_FORMATS, BlockFormat, Split
 from ..storage.packed import Groups, Half, blocks_for, empty_groups, fill_groups, quantize_groups
 from ..storage.stored import FORMATS, Stored, is_finite, not_finite, read_as_it_is, read_blocks
-from .names import Part, halves_order
+from .plan import Part, halves_order
 
 # The values of --dtype: for 16 bits their dtypes, for fewer their bits. And the 16-bit dtypes by their names in files.
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

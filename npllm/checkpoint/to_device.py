@@ -9,8 +9,8 @@ from tqdm import tqdm
 from ..arrays import Array, Float
 from ..devices.transfer import FLOAT16_OVERFLOW, Staging
 from ..storage.stored import Stored, not_finite, read_rows
-from .names import Part
 from .narrow import row_order
+from .plan import Part
 
 
 def read_to_device(

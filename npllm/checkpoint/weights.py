@@ -16,8 +16,8 @@ from ..devices.transfer import SCRATCH, Staging
 from ..storage.packed import by_columns, has_short_rows, rooms
 from ..storage.rows import row_groups
 from ..storage.stored import PIECE, READERS, Stored, not_finite, read_ahead, read_as_it_is, read_rows
-from .names import Part
 from .narrow import HALVES, NARROW_FROM, QUANTIZED, Storage, narrowed, read_narrow, row_order, storage_for
+from .plan import Part
 from .to_device import read_to_device
 
 ALONE_FROM = 2**23  # numbers: smaller float32 matrices share a piece of memory, so that their ends have large pages too

@@ -24,16 +24,16 @@ from tqdm import tqdm
 
 from ..devices.memory import check_memory, format_bytes
 from ..errors import ModelFileError, NpllmError, UsageError
+from ..families import family_of, read_config
 from ..storage.gguf_blocks import Split
 from ..storage.packed import quantize_groups
 from ..storage.stored import PIECE, READERS, Stored, read_ahead
-from .config_json import read_config
-from .gguf_config import gguf_keys, llama3_scaling
+from .gguf_config import config_keys, llama3_scaling
 from .gguf_tokenizer import special_ids
 from .hub import find
 from .load import DTYPES, Files, open_files, plan_folder, refusals
-from .names import HUGGING_FACE, Part
 from .narrow import HALVES, QUANTIZED, Storage, in_order, read_half, read_splits, row_order, storage_for
+from .plan import Part
 from .quantized import CODES, DTYPE_OF_CODES, DTYPE_OF_SCALES, GROUP, MINIMUM, SCALE, quantization_config
 from .weights import read_weight
 
@@ -45,7 +45,6 @@ COPIED = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("chat_template.jinja", "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt"),
 )
-ARCHITECTURES = {"phi3": "Phi3ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}  # of .gguf
 
 
 class Output(NamedTuple):
@@ -130,7 +129,11 @@ def planned(files: Files, path: Path, dtype: str) -> list[Job]:
     """What is written, in the order of the pass."""
     jobs = []
     for ours, parts in files.plans.items():
-        names = [part.name for part in parts] if path.is_dir() else hugging_face_names(ours, len(parts))
+        names = (
+            [part.name for part in parts]
+            if path.is_dir()
+            else hugging_face_names(ours, len(parts), family_of(files.config).names)
+        )
         for part, name in zip(parts, names, strict=True):
             shape = part.shape[::-1] if part.transposed else part.shape
             storage = storage_for(shape, [files.tensors[part.name].dtype], dtype) if dtype in QUANTIZED else None
@@ -146,17 +149,19 @@ def planned(files: Files, path: Path, dtype: str) -> list[Job]:
     return jobs
 
 
-def hugging_face_names(ours: str, parts: int) -> list[str]:
+def hugging_face_names(ours: str, parts: int, names: Mapping[str, str]) -> list[str]:
     """What the parts of a weight of a .gguf file are called in a folder.
 
-    >>> hugging_face_names("layers.3.gate_up_proj", 2)
+    >>> from npllm.families import FAMILIES
+    >>> family = FAMILIES["llama"]
+    >>> hugging_face_names("layers.3.gate_up_proj", 2, family.names)
     ['model.layers.3.mlp.gate_proj.weight', 'model.layers.3.mlp.up_proj.weight']
     """
     *where, leaf = ours.split(".")
     kind = "bias" if leaf.endswith("_bias") else "weight"
-    spellings = [spelling.split() for spelling in HUGGING_FACE[leaf.removesuffix("_bias")].split(" | ")]
-    names = next(names for names in spellings if len(names) == parts)
-    return [f"{name.replace('*', where[-1] if where else '')}.{kind}" for name in names]
+    spellings = [spelling.split() for spelling in names[leaf.removesuffix("_bias")].split(" | ")]
+    spelling = next(spelling for spelling in spellings if len(spelling) == parts)
+    return [f"{name.replace('*', where[-1] if where else '')}.{kind}" for name in spelling]
 
 
 def described(files: Files, path: Path, dtype: str) -> tuple[dict[str, Any], dict[str, str | bytes]]:
@@ -182,8 +187,8 @@ def described_gguf(files: Files, path: Path) -> tuple[dict[str, Any], dict[str, 
     special = special_ids(metadata, texts)
     ids = {f"{name}_id": special.get(name) for name in ("bos_token", "eos_token", "pad_token")}
     ends = sorted(tokenizer.end_ids.union(config.eos_token_id))
-    keys = gguf_keys(path, metadata, files.tensors) | ids
-    keys |= {"architectures": [ARCHITECTURES[config.model_type]], "hidden_act": "silu"}
+    keys = config_keys(path, metadata, files.tensors) | ids
+    keys |= {"architectures": [family_of(config).causal_lm], "hidden_act": "silu"}
     if config.rope_scaling is not None and config.rope_scaling["rope_type"] == "factors":
         keys["rope_scaling"] = llama3_scaling(config)
     tokenizer_config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -2,15 +2,16 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from ..arrays import Array, Weight
 from ..cache import kv_cache_bytes
-from ..config import Config
 from ..devices.memory import format_bytes
+from ..families import family_of
 from ..lm import LM
-from ..shapes import BlockWeights, GPT2BlockWeights, Weights
+from ..shapes import Weights
 from . import options, report
 
 DESCRIPTION = """\
@@ -42,8 +43,8 @@ def structure(lm: LM) -> str:
     Blocks that are equal are shown once.
     """
     config, weights = lm.config, lm.weights
-    rows_of: Callable[..., list[Row]] = gpt2_block_rows if config.model_type == "gpt2" else block_rows
-    blocks = [rows_of(block, config, layer) for layer, block in enumerate(weights.layers)]
+    family = family_of(config)
+    blocks = [block_rows(block, family.structure(config, layer)) for layer, block in enumerate(weights.layers)]
     table = f"Embedding({config.max_position_embeddings}, {config.hidden_size})"
     rows = [
         row("(model):"),
@@ -58,8 +59,7 @@ def structure(lm: LM) -> str:
         rows.append(row(f"    {which}: {equal} x Block"))
         rows += [(f"      {text}", count, dtype, size) for text, count, dtype, size in rows_of_block]
         first += equal
-    norm = rms_norm(config) if weights.norm_bias is None else layer_norm(config)
-    rows += [row(f"  (norm): {norm}", weights.norm, weights.norm_bias), head_row(weights)]
+    rows += [row(f"  (norm): {family.norm_text(config)}", weights.norm, weights.norm_bias), head_row(weights)]
     width = max(len(text) for text, *_ in rows)
     lines = [
         f"{text:{width}}  {count:13,}  {dtype:8} {format_bytes(size):>8}" if count else text
@@ -72,7 +72,7 @@ def structure(lm: LM) -> str:
     context, per_token = config.max_position_embeddings, kv_cache_bytes(config, 1)
     lines += [
         "",
-        f"{config.model_type}: {count:,} parameters, {format_bytes(size)} as {dtype}",
+        f"{config.family}: {count:,} parameters, {format_bytes(size)} as {dtype}",
         f"context: {context:,} tokens",
         f"KV cache: {per_token:,} bytes per token, {format_bytes(per_token * context)} for the whole context",
         *([f"labels: {', '.join(config.id2label)}"] if config.id2label else []),
@@ -92,55 +92,17 @@ def head_row(weights: Weights) -> Row:
     )
 
 
-def rms_norm(config: Config) -> str:
-    """The norm of the models of today."""
-    return f"RMSNorm({config.hidden_size}, eps={config.rms_norm_eps:g})"
+def block_rows(weights: Any, structure: Sequence[tuple[str, str]]) -> list[Row]:
+    """The rows of one block; equal for equal blocks.
 
-
-def layer_norm(config: Config) -> str:
-    """GPT-2's norm."""
-    return f"LayerNorm({config.hidden_size}, eps={config.layer_norm_epsilon:g})"
-
-
-def attention(config: Config) -> str:
-    """The heads of an attention layer."""
-    return f"heads={config.num_attention_heads}, kv_heads={config.num_key_value_heads}, head_dim={config.head_dim}"
-
-
-def gpt2_block_rows(weights: GPT2BlockWeights, config: Config, layer: int) -> list[Row]:
-    """The rows of one of GPT-2's blocks; `layer` tells nothing here."""
-    w = weights
-    return [
-        row(f"(ln_1): {layer_norm(config)}", w.ln_1, w.ln_1_bias),
-        row(f"(self_attn): Attention({attention(config)})"),
-        row(f"  (qkv_proj): {linear(w.qkv_proj, w.qkv_proj_bias)}", w.qkv_proj, w.qkv_proj_bias),
-        row(f"  (o_proj): {linear(w.o_proj, w.o_proj_bias)}", w.o_proj, w.o_proj_bias),
-        row(f"(ln_2): {layer_norm(config)}", w.ln_2, w.ln_2_bias),
-        row("(mlp): MLP"),
-        row(f"  (c_fc): {linear(w.c_fc, w.c_fc_bias)}", w.c_fc, w.c_fc_bias),
-        row("  (activation_fn): GELU(tanh)"),
-        row(f"  (c_proj): {linear(w.c_proj, w.c_proj_bias)}", w.c_proj, w.c_proj_bias),
-    ]
-
-
-def block_rows(weights: BlockWeights, config: Config, layer: int) -> list[Row]:
-    """The rows of one Transformer block; equal for equal blocks."""
-    window = config.window(layer)
-    scaling = config.rope_scaling
-    rope = f"dim={config.rotary_dim}, theta={config.rope_theta:g}" + (f", {scaling['rope_type']}" if scaling else "")
-    w = weights
-    return [
-        row(f"(input_layernorm): {rms_norm(config)}", w.input_layernorm),
-        row(f"(self_attn): Attention({attention(config)}{f', sliding_window={window}' if window else ''})"),
-        row(f"  (qkv_proj): {linear(w.qkv_proj, w.qkv_proj_bias)}", w.qkv_proj, w.qkv_proj_bias),
-        row(f"  (rotary_emb): RotaryEmbedding({rope})"),
-        row(f"  (o_proj): {linear(w.o_proj, w.o_proj_bias)}", w.o_proj, w.o_proj_bias),
-        row(f"(post_attention_layernorm): {rms_norm(config)}", w.post_attention_layernorm),
-        row("(mlp): SwiGLU"),
-        row(f"  (gate_up_proj): {linear(w.gate_up_proj, w.gate_up_proj_bias)}", w.gate_up_proj, w.gate_up_proj_bias),
-        row("  (activation_fn): SiLU()"),
-        row(f"  (down_proj): {linear(w.down_proj, w.down_proj_bias)}", w.down_proj, w.down_proj_bias),
-    ]
+    structure : a text, and the weight whose size follows it ("" for none); "Linear" gets the sizes of its matrix
+    """
+    rows = []
+    for text, name in structure:
+        weight, bias = getattr(weights, name or "", None), getattr(weights, f"{name}_bias", None)
+        said = f"{text.removesuffix('Linear')}{linear(weight, bias)}" if text.endswith(": Linear") else text
+        rows.append(row(said, weight, bias))
+    return rows
 
 
 def linear(weight: Weight, bias: Array | None = None) -> str:

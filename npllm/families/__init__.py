@@ -1,1 +1,72 @@
-"""families."""
+"""The families of models: one file for each.
+
+family     what the rest of the house asks of a family
+keys       config.json key by key, none ignored
+metadata   the same for a .gguf file
+common     keys that most families share
+work       what the parts of a block cost
+llama      Llama, and what its descendants share
+phi3       Phi-3, the chapter's model
+mistral    a sliding window
+qwen2      biases on queries, keys and values
+gpt2       absolute positions, LayerNorm, GELU
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import Config
+from ..errors import ModelFileError
+from .common import HARMLESS
+from .family import Family as Family
+from .gpt2 import GPT2
+from .keys import Keys
+from .llama import LLAMA
+from .metadata import Metadata
+from .mistral import MISTRAL
+from .phi3 import PHI3
+from .qwen2 import QWEN2
+
+ALL = (PHI3, LLAMA, MISTRAL, QWEN2, GPT2)
+# The only table by config.json's model_type, and by a .gguf file's architecture (of which Llama's is Mistral's too).
+FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}
+ARCHITECTURES = {family.gguf.architecture: family for family in reversed(ALL) if family.gguf is not None}
+
+
+def family_of(config: Config) -> Family:
+    """The family of a model."""
+    return FAMILIES[config.family]
+
+
+def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
+    """The parsed config.json as a `Config`: every key that changes a number is read, or refused by name.
+
+    Raises
+    ------
+    ModelFileError : a key is missing, of the wrong type, out of range, or asks for what npllm does not compute
+    """
+    reader = Keys(keys, where)
+    family = FAMILIES.get(str(reader.get("model_type")))
+    if family is None:
+        raise reader.refusal("model_type", "one of " + ", ".join(FAMILIES), "npllm computes these architectures")
+    config = family.read_config(reader)
+    reader.finish(HARMLESS | {*family.harmless})
+    return config
+
+
+def gguf_keys(metadata: Metadata) -> dict[str, Any]:
+    """The keys of config.json that a .gguf file's metadata mean.
+
+    Raises
+    ------
+    ModelFileError : an architecture or a value that npllm does not compute
+    """
+    family = ARCHITECTURES.get(str(metadata.architecture))
+    if family is None or family.gguf is None:
+        raise ModelFileError(
+            f"{metadata.path}: general.architecture: expected one of {', '.join(ARCHITECTURES)}, got"
+            f" {str(metadata.architecture)[:80]!r}; npllm computes these architectures"
+        )
+    keys = family.gguf.keys(metadata)
+    metadata.finish()
+    return keys

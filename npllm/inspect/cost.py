@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from ..arrays import Array, Bool
 from ..cache import kv_cache_bytes
 from ..config import Config
+from ..families import family_of
 from ..flash import visible_tiles
 from ..shapes import Weights
 
@@ -53,11 +54,8 @@ def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int
     weights : their sizes in memory are what is read; the FLOPs follow from the config alone
     scored : how many tokens are given to the LM head; by default all new ones. Generation asks it for the last only
     """
-    T, S, L, D, F = new, past + new, config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    N, K, H, R = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rotary_dim // 2
-    scored = new if scored is None else scored
-    gpt2 = weights.norm_bias is not None
-    norm = T * ((7 * D + 2) if gpt2 else (4 * D + 2))
+    family, T, S = family_of(config), new, past + new
+    scored = T if scored is None else scored
     cached = kv_cache_bytes(config, past) // 2  # the keys, or the values, of all layers
 
     def row_bytes(table: Any) -> int:
@@ -66,46 +64,21 @@ def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int
     def size(*arrays: Any) -> int:
         return sum(array.nbytes for array in arrays if array is not None)
 
-    def in_blocks(*names: str) -> int:
-        return size(*(getattr(block, name) for block in weights.layers for name in names))
-
-    def linear(name: str, wide_in: int, wide_out: int) -> Cost:
-        biased = getattr(weights.layers[0], f"{name}_bias") is not None
-        return Cost(name, L * T * wide_out * (2 * wide_in + biased), in_blocks(name, f"{name}_bias"), 0)
-
-    embedding = Cost("embedding", 0, row_bytes(weights.embed_tokens), 0)
-    attention = [
-        linear("qkv_proj", D, (N + 2 * K) * H),
-        Cost("RoPE", L * 6 * R * T * (N + K), 0, 0),
-        Cost("scores", L * (T * N * H + 2 * T * S * N * H), 0, cached),
-        Cost("softmax", L * T * N * (4 * S - 1), 0, 0),
-        Cost("combine", L * 2 * T * S * N * H, 0, cached),
-        linear("o_proj", N * H, D),
-    ]
-    if gpt2:
-        positions = Cost("position embedding", T * D, row_bytes(weights.embed_positions), 0)
-        first_norm = Cost("ln_1", L * norm, in_blocks("ln_1", "ln_1_bias"), 0)
-        feedforward = [
-            Cost("ln_2", L * norm, in_blocks("ln_2", "ln_2_bias"), 0),
-            linear("c_fc", D, F),
-            Cost("GELU", L * 9 * T * F, 0, 0),
-            linear("c_proj", F, D),
-        ]
-        blocks = [positions, first_norm, *(part for part in attention if part.part != "RoPE"), *feedforward]
-    else:
-        feedforward = [
-            Cost("post_attention_layernorm", L * norm, in_blocks("post_attention_layernorm"), 0),
-            linear("gate_up_proj", D, 2 * F),
-            Cost("SwiGLU", L * 4 * T * F, 0, 0),
-            linear("down_proj", F, D),
-        ]
-        blocks = [Cost("input_layernorm", L * norm, in_blocks("input_layernorm"), 0), *attention, *feedforward]
+    parts = [Cost("embedding", 0, row_bytes(weights.embed_tokens), 0)]
+    if weights.embed_positions is not None:
+        parts.append(Cost("position embedding", T * config.hidden_size, row_bytes(weights.embed_positions), 0))
+    for same in zip(*(family.work(config, block, T, S) for block in weights.layers), strict=True):
+        read = sum(
+            size(*(getattr(block, name, None) for name in one.weights))
+            for one, block in zip(same, weights.layers, strict=True)
+        )
+        flops = sum(one.flops for one in same)
+        parts.append(Cost(same[0].part, flops, read, cached if same[0].cached else 0))
+    norm = family.norm_flops(config, T)
     return [
-        embedding,
-        *blocks,
-        Cost("residual", L * 2 * T * D, 0, 0),
+        *parts,
         Cost("norm", norm, size(weights.norm, weights.norm_bias), 0),
-        Cost("lm_head", 2 * scored * D * config.vocab_size, size(weights.lm_head), 0),
+        Cost("lm_head", 2 * scored * config.hidden_size * config.vocab_size, size(weights.lm_head), 0),
     ]
 
 

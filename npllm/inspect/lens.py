@@ -11,20 +11,16 @@ Source: "The Transformer Block" (Figure 3-30), "The Components of the Forward Pa
 import numpy as np
 
 from ..arrays import Array, Float, Int
-from ..config import Config
-from ..heads import lm_head
-from ..norm import layer_norm, rms_norm
-from ..shapes import Weights
+from ..families import family_of
+from ..lm import LM, lm_head
 
 
-def logit_lens(residual: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T V"]:
+def logit_lens(residual: Float[Array, "... T D"], lm: LM) -> Float[Array, "... T V"]:
     """The logits of the residual stream, wherever it was tapped: lm_head(norm(residual)).
 
-    Of the last block's "residual_after_feedforward" they are the model's own logits.
+    For the last block's "residual_after_feedforward" they are the model's own logits.
     """
-    if weights.norm_bias is not None:
-        return lm_head(layer_norm(residual, weights.norm, weights.norm_bias, config.layer_norm_epsilon), weights)
-    return lm_head(rms_norm(residual, weights.norm, config.rms_norm_eps), weights)
+    return lm_head(family_of(lm.config).final_norm(residual, lm.weights, lm.config), lm)
 
 
 def likeliest(logits: Float[np.ndarray, "... V"], k: int) -> Int[np.ndarray, "... k"]:

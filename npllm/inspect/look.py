@@ -91,7 +91,7 @@ def lens(seen: Look, positions: Sequence[int], k: int) -> Lens:
     ids, probabilities, of_next = [], [], []
     for name in (first_residual(seen), *blocks):
         residual = xp.asarray(seen.values[name][chosen], device=device(like))
-        logits = to_host(logit_lens(residual, seen.lm.weights, seen.lm.config))
+        logits = to_host(logit_lens(residual, seen.lm))
         best = likeliest(logits, k)
         *found, follow = np.moveaxis(shares(logits, np.concatenate([best, follows], axis=-1)), -1, 0)
         ids.append(best)

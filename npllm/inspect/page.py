@@ -22,13 +22,11 @@ import numpy as np
 
 from ..arrays import Float
 from ..attention import attention_weights, relevance_scores
-from ..block import block, gpt2_block
 from ..cache import append, kv_cache_bytes
 from ..errors import UsageError
-from ..heads import lm_head
+from ..families import family_of
 from ..lm import LM
 from ..loop import steps
-from ..model import gpt2_transform, transform
 from ..sampling import choose
 from ..tokenizer import Tokenizer
 from ..version import __version__
@@ -182,14 +180,13 @@ def contents(seen: Look, prompt_length: int, name: str) -> dict[str, Any]:
 
 def sections(lm: LM) -> dict[str, Any]:
     """For each part of the page its figures in the chapter, and where the source computes what it shows."""
-    gpt2 = lm.weights.norm_bias is not None
-    whole_pass, one_block = (gpt2_transform, gpt2_block) if gpt2 else (transform, block)
+    family = family_of(lm.config)
     table: dict[str, tuple[str, Sequence[Callable[..., Any]]]] = {
-        "tokens": ("3-4 to 3-6", [Tokenizer.encode, lm_head]),
-        "flow": ("3-8, 3-9, 3-11, 3-12, 3-30", [whole_pass, one_block]),
+        "tokens": ("3-4 to 3-6", [Tokenizer.encode, family.lm_head]),
+        "flow": ("3-8, 3-9, 3-11, 3-12, 3-30", [family.transform, family.block]),
         "attention": ("3-14 to 3-21", [relevance_scores, attention_weights]),
         "lens": ("3-6, 3-11", [logit_lens]),
-        "norms": ("3-12, 3-30", [one_block]),
+        "norms": ("3-12, 3-30", [family.block]),
         "funnel": ("3-6, 3-7", [choose]),
         "cache": ("3-10", [append, steps]),
         "cost": ("3-10, 3-25", [costs]),
@@ -220,7 +217,7 @@ def flow(seen: Look) -> list[dict[str, Any]]:
             continue
         if short in ("input_layernorm", "norm"):
             group = {"input_layernorm": "attention", "norm": "after"}[short]
-        what = part(seen.lm, name)
+        what = part(seen.lm.config, name)
         values.append(
             {
                 "name": short,

@@ -38,7 +38,7 @@ def summary(seen: Look, layer: int, head: int, token: int, top_k: int) -> dict[s
     one, all_tokens = kv_cache_bytes(config, 1), kv_cache_bytes(config, len(seen.ids))
     return {
         "model": {
-            "model_type": config.model_type,
+            "family": config.family,
             "layers": config.num_hidden_layers,
             "hidden_size": config.hidden_size,
             "heads": config.num_attention_heads,

@@ -52,7 +52,7 @@ def report(told: dict[str, Any], lm: LM, width: int, *, colour: bool = False, as
     """All of a `summary` as lines of at most `width` columns, where the names in them allow that."""
     model, shades = told["model"], ASCII if ascii_only else SHADES
     sizes = (
-        f"{len(told['tokens'])} tokens through {model['layers']} blocks ({model['model_type']}):"
+        f"{len(told['tokens'])} tokens through {model['layers']} blocks ({model['family']}):"
         f" D = {model['hidden_size']}, N = {model['heads']}, K = {model['kv_heads']}, H = {model['head_dim']},"
         f" F = {model['intermediate_size']}, V = {model['vocab_size']:,}"
     )
@@ -144,7 +144,7 @@ def shapes(told: dict[str, Any], lm: LM) -> list[Line]:
             continue
         if name == "layers.0.input_layernorm":
             rows.append([f"{told['model']['layers']} blocks, each:", "", "", ""])
-        what = part(lm, name)
+        what = part(lm.config, name)
         short = name.replace("layers.0.", "  ")
         rows.append([short, str(shape), what.letters, source(what.function, what.line)])
     return table(["value", "shape", "", "computed by"], rows, "llll")

@@ -1,0 +1,199 @@
+"""The plan of a checkpoint: which tensors of its files make which weight, and in which rows.
+
+Some files keep the query, key and value projections apart, and gate and up too; others have them fused. Here they are
+fused, one below the other: a tensor of a file that keeps them apart fills its rows.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..config import Config
+from ..errors import ModelFileError
+from ..families.family import Family
+from ..storage.gguf_blocks import OWN_FORMATS
+from ..storage.stored import FORMATS, Stored, read_rows
+
+
+class Part(NamedTuple):
+    """A tensor of a file, and the rows of a weight that it fills."""
+
+    name: str
+    shape: tuple[int, ...]
+    first: int = 0  # its first row in the weight
+    interleaved_heads: int = 0  # the number of heads, from its first row on, whose RoPE pairs are neighbours
+    head_dim: int = 0
+    transposed: bool = False  # it is stored as [in, out], and is the whole weight
+
+
+def plan(
+    config: Config,
+    family: Family,
+    tensors: Mapping[str, Stored],
+    names: Mapping[str, str],
+    biased: Collection[str],
+    where: Path,
+    interleaved: Collection[str] = (),
+) -> dict[str, list[Part]]:
+    """What each weight is made of: {"embed_tokens": [Part], "layers.0.qkv_proj": [Part, Part, Part], ...}.
+
+    Parameters
+    ----------
+    names : our name of a weight -> its names in the files: the parts in the order of their rows, alternatives between
+        bars; a star is the layer's number
+    biased : the weights that have a bias
+    where : the file or folder, for messages
+    interleaved : weights whose queries and keys have RoPE's pairs as neighbours
+
+    Raises
+    ------
+    ModelFileError : tensors are missing, unknown, of another shape than the config says, or of a dtype that npllm does
+        not read; the first five are named
+    """
+    plans: dict[str, list[Part]] = {}
+    shapes = family.shapes(config)
+    spelling = {ours: choose(names[ours], tensors) for ours in shapes}
+    in_blocks = [ours for ours in shapes if "*" in spelling[ours][0]]
+    places = [(ours, ours, 0) for ours in shapes if ours not in in_blocks]
+    places += [(f"layers.{i}.{ours}", ours, i) for i in range(config.num_hidden_layers) for ours in in_blocks]
+    for place, ours, layer in places:
+        rows, columns = shapes[ours]
+        files = [name.replace("*", str(layer)) for name in spelling[ours]]
+        turned = turned_heads(config, len(files)) if ours in interleaved else [0] * len(rows)
+        rows = rows if len(files) > 1 else [sum(rows)]
+        matrices = [(count,) if columns is None else (count, columns) for count in rows]
+        plans[place] = stacked(files, "weight", matrices, turned, config.head_dim)
+        if ours in family.transposed:
+            plans[place] = [transposed(part, tensors) for part in plans[place]]
+        if ours in biased:
+            plans[f"{place}_bias"] = stacked(files, "bias", [(count,) for count in rows], turned, config.head_dim)
+    if config.tie_word_embeddings and "lm_head" in plans and is_copy(plans, tensors):
+        head = plans.pop("lm_head")[0].name
+        tensors = {name: stored for name, stored in tensors.items() if name != head}
+    check(plans, tensors, [*family.not_needed, *later_layers(config, tensors, names)], where)
+    return plans
+
+
+def stacked(
+    files: Sequence[str], kind: str, shapes: Sequence[tuple[int, ...]], turned: Sequence[int], head_dim: int
+) -> list[Part]:
+    """The tensors of one weight, each below the one before."""
+    firsts = np.cumsum([0, *(shape[0] for shape in shapes)]).tolist()
+    return [
+        Part(f"{name}.{kind}", shape, first, heads, head_dim)
+        for name, shape, first, heads in zip(files, shapes, firsts, turned, strict=False)
+    ]
+
+
+def turned_heads(config: Config, files: int) -> list[int]:
+    """How many heads of queries, keys and values have their pairs as neighbours: values have no pairs."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    return [heads, kv_heads, 0] if files == 3 else [heads + kv_heads]
+
+
+def transposed(part: Part, tensors: Mapping[str, Stored]) -> Part:
+    """The same tensor as [in, out]; but `npllm convert` quantizes along the rows of a product, and turns it first."""
+    quantized = part.name in tensors and tensors[part.name].dtype in OWN_FORMATS
+    return part if quantized else part._replace(shape=part.shape[::-1], transposed=True)
+
+
+def choose(spellings: str, tensors: Mapping[str, Stored]) -> list[str]:
+    """The names of a weight's parts: apart or fused, whichever the first layer has, or has most of."""
+    candidates = [spelling.split() for spelling in spellings.split(" | ")]
+
+    def found(names: list[str]) -> tuple[bool, int]:
+        count = sum(f"{name.replace('*', '0')}.weight" in tensors for name in names)
+        return count == len(names), count
+
+    return max(candidates, key=found)
+
+
+def biases_found(names: Mapping[str, str], tensors: Mapping[str, Stored]) -> set[str]:
+    """The weights that have a bias in a .gguf file, whose metadata do not say."""
+    return {ours for ours, theirs in names.items() if any(f"{name}.bias" in tensors for name in first_layer(theirs))}
+
+
+def first_layer(spellings: str) -> list[str]:
+    """All names of a weight, in the first layer."""
+    return [name for name in spellings.replace("*", "0").split() if name != "|"]
+
+
+def later_layers(config: Config, tensors: Mapping[str, Stored], names: Mapping[str, str]) -> list[str]:
+    """The tensors of blocks beyond `num_hidden_layers`: a config may use fewer than the file has."""
+    patterns = [
+        re.compile(re.escape(name).replace(r"\*", r"(\d{1,9})") + r"\.(weight|bias)")
+        for spellings in names.values()
+        for name in spellings.split()
+        if "*" in name
+    ]
+    matches = ((name, pattern.fullmatch(name)) for name in tensors for pattern in patterns)
+    return [name for name, match in matches if match and int(match[1]) >= config.num_hidden_layers]
+
+
+def is_copy(plans: Mapping[str, Sequence[Part]], tensors: Mapping[str, Stored]) -> bool:
+    """Whether the LM head of a tied model is absent from its files, or the same as the embeddings.
+
+    A head that differs is used: the files know better than the config. transformers does the same.
+    """
+    head = tensors.get(plans["lm_head"][0].name)
+    embeddings = tensors.get(plans["embed_tokens"][0].name)
+    if head is None or embeddings is None:
+        return True
+    if head.shape != embeddings.shape or any(stored.dtype not in FORMATS for stored in (head, embeddings)):
+        return False
+    return all(
+        np.array_equal(ours, theirs) for ours, theirs in zip(read_rows(head), read_rows(embeddings), strict=True)
+    )
+
+
+def halves_order(interleaved_heads: int, head_dim: int, rows: int) -> np.ndarray:
+    """Where the rows of a projection go so that dimensions i and i + H/2 of a head, not neighbours, are a pair.
+
+    The first heads may be interleaved; the rest (the values of a fused projection) are in order already.
+
+    >>> halves_order(1, 6, 8)
+    array([0, 3, 1, 4, 2, 5, 6, 7])
+    """
+    order = np.arange(rows)
+    turned = order[: interleaved_heads * head_dim].reshape(interleaved_heads, 2, head_dim // 2)
+    return np.concatenate([turned.swapaxes(1, 2).reshape(-1), order[turned.size :]])
+
+
+def check(
+    plans: Mapping[str, Sequence[Part]], tensors: Mapping[str, Stored], not_needed: Collection[str], where: Path
+) -> None:
+    """Compare the tensors that the plan needs with those that the files have; endings of `not_needed` are ignored."""
+    needed = {part.name: part.shape for parts in plans.values() for part in parts}
+    wrong = {
+        "missing tensors": [name for name in needed if name not in tensors],
+        "unknown tensors": [name for name in tensors if name not in needed and not name.endswith(tuple(not_needed))],
+    }
+    for fault, names in wrong.items():
+        if names:
+            raise ModelFileError(
+                f"{where}: {len(names)} {fault}: {first_five(names)}; check that the config belongs to these weights"
+            )
+    shapes = [
+        f"{name} expected {list(shape)}, got {list(tensors[name].shape)}"
+        for name, shape in needed.items()
+        if tensors[name].shape != shape
+    ]
+    if shapes:
+        raise ModelFileError(
+            f"{where}: {len(shapes)} tensors of another shape than the config says: {first_five(shapes)};"
+            " check that the config belongs to these weights"
+        )
+    dtypes = [f"{name} {tensors[name].dtype}" for name in needed if tensors[name].dtype not in FORMATS]
+    if dtypes:
+        raise ModelFileError(
+            f"{where}: {len(dtypes)} tensors of a dtype that npllm does not read: {first_five(dtypes)};"
+            f" expected one of {', '.join(FORMATS)}"
+        )
+
+
+def first_five(items: Sequence[str]) -> str:
+    """Enough to know what is wrong."""
+    return ", ".join(items[:5]) + (", ..." if len(items) > 5 else "")

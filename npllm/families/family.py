@@ -1,0 +1,72 @@
+"""What the rest of the house asks of a family: one record for each, at the end of its file.
+
+A family is functions and tables. Nothing outside families/ asks which family a model is: it asks the record for the
+pass, the names of the weights, the words for a tapped value.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .. import heads
+from ..arrays import Array
+from ..config import Config
+from .keys import Keys
+from .metadata import Metadata
+
+# The rows of each tensor that a weight may be split into, and its columns; None for a vector.
+Rows = tuple[Sequence[int], int | None]
+
+
+class Part(NamedTuple):
+    """A tapped value: what it is, and where the source computes it."""
+
+    words: str
+    letters: str  # its shape, in the letters of shapes.py
+    function: Callable[..., Any]  # computes it
+    line: str  # a text that occurs in that line of the function; "" for its first line
+    figures: str  # of the chapter
+
+
+class Work(NamedTuple):
+    """One part of a block, and what it costs in one layer."""
+
+    part: str
+    flops: int
+    weights: Sequence[str] = ()  # fields of the block's weights that it reads
+    cached: bool = False  # whether it reads the cached keys, or the cached values
+
+
+class Gguf(NamedTuple):
+    """How llama.cpp's .gguf files keep a family."""
+
+    architecture: str  # general.architecture
+    keys: Callable[[Metadata], dict[str, Any]]  # the metadata as keys of config.json
+    names: Mapping[str, str]  # of the weights, as in Family.names
+    interleaved: Collection[str] = ()  # weights whose first two thirds, q and k, have RoPE's pairs as neighbours
+
+
+class Family(NamedTuple):
+    """A family of models: all that is special about it."""
+
+    title: str  # for people
+    model_types: Sequence[str]  # config.json's model_type
+    causal_lm: str  # the class in transformers, as config.json's architectures name it
+    read_config: Callable[[Keys], Config]
+    harmless: Collection[str]  # keys of config.json that change no number, besides common.HARMLESS
+    names: Mapping[str, str]  # our name of a weight -> its names in Hugging Face's files, see checkpoint/plan.py
+    shapes: Callable[[Config], Mapping[str, Rows]]  # our name of a weight -> its shape
+    biases: Callable[[Config], Collection[str]]  # the weights that have a bias
+    block_weights: type  # the NamedTuple of a block's weights
+    transform: Callable[..., Any]  # the pass
+    block: Callable[..., Any]
+    final_norm: Callable[..., Array]  # (residual stream, weights, config)
+    structure: Callable[[Config, int], Sequence[tuple[str, str]]]  # the lines of a block for `npllm show`, see there
+    norm_text: Callable[[Config], str]  # the final norm for `npllm show`
+    parts: Mapping[str, Part]  # every tapped value, by its name within a block or outside of the blocks
+    work: Callable[[Config, Any, int, int], Sequence[Work]]  # of a block: (config, its weights, T, S)
+    norm_flops: Callable[[Config, int], int]  # of the final norm over T tokens
+    traced: Mapping[str, str]  # a tapped value -> the module of transformers' model that computes it
+    lm_head: Callable[..., Array] = heads.lm_head
+    transposed: Collection[str] = ()  # weights that the files store as [in, out]
+    not_needed: Sequence[str] = ()  # endings of tensors that some files have and no computation needs
+    gguf: Gguf | None = None

@@ -1,0 +1,313 @@
+"""GPT-2: absolute positions, LayerNorm, GELU and biases everywhere; what the modern block was made from.
+
+Its checkpoints are older than the conventions of the others. Keys and tensors have names of their own; the names begin
+with `transformer.` or do not; the matrices are stored as [in, out]; and the causal mask lies among the weights.
+
+Source: Radford et al. 2019, "Language models are unsupervised multitask learners"; Hendrycks and Gimpel 2016,
+"Gaussian error linear units"; https://huggingface.co/openai-community/gpt2
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from array_api_compat import device
+
+from ..arrays import Array, Bool, Float, Int, array_namespace
+from ..attention import attention
+from ..block import self_attention
+from ..cache import Cache
+from ..config import Config
+from ..embedding import embed
+from ..feedforward import gelu, plain_feedforward, relu, silu
+from ..masks import decoder_mask
+from ..norm import layer_norm
+from ..shapes import GPT2BlockWeights, Weights
+from ..tap import Tap, under, untapped
+from . import common
+from .family import Family, Part, Rows, Work
+from .keys import Keys
+from .llama import PARTS, attention_text, score_bias
+from .work import attention_work, layer_norm_flops, linear_work
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT2Config(Config):
+    """GPT-2's configuration: the common one, and its activation function."""
+
+    activation_function: str = "gelu_new"
+
+
+def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x · Φ(x) without the tanh approximation. The array API has no erf: this series is within 1.5e-7 of it.
+
+    Source: Abramowitz and Stegun 1964, formula 7.1.26.
+    """
+    xp = array_namespace(x)
+    z = xp.abs(x) / math.sqrt(2.0)
+    t = 1.0 / (1.0 + 0.3275911 * z)
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail = 0.5 * series * xp.exp(xp.maximum(-z * z, -80.0))  # Φ(-|x|)
+    return x * xp.where(x > 0, 1.0 - tail, tail)
+
+
+ACTIVATIONS = {  # by their names in config.json; the first three are names of one function
+    "gelu_new": gelu,
+    "gelu_pytorch_tanh": gelu,
+    "gelu_fast": gelu,
+    "gelu": exact_gelu,
+    "relu": relu,
+    "silu": silu,
+    "swish": silu,
+}
+
+
+def gpt2_block(
+    x: Float[Array, "... T D"],
+    weights: GPT2BlockWeights,
+    config: Config,
+    visible: Bool[Array, "... T S"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> Float[Array, "... T D"]:
+    """GPT-2's block: pre-norm already, but with LayerNorm, GELU and biases, and without RoPE.
+
+    Parameters as in `npllm.block.block`.
+    """
+    eps = config.layer_norm_epsilon
+    normed = tap("input_layernorm", layer_norm(x, weights.ln_1, weights.ln_1_bias, eps))
+    x = x + self_attention(
+        normed, weights, config, None, None, visible, cache, layer, attention=attention, tap=under(tap, "attention")
+    )
+    x = tap("residual_after_attention", x)
+    normed = tap("post_attention_layernorm", layer_norm(x, weights.ln_2, weights.ln_2_bias, eps))
+    activation = ACTIVATIONS[config.activation_function]
+    x = x + plain_feedforward(normed, weights, activation, tap=under(tap, "feedforward"))
+    return tap("residual_after_feedforward", x)
+
+
+def gpt2_transform(
+    ids: Int[Array, "... T"],
+    weights: Weights,
+    config: Config,
+    cache: Cache | None = None,
+    *,
+    positions: Int[Array, "... T"] | None = None,
+    visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
+    total_length: int | None = None,
+    block: Callable[..., Float[Array, "... T D"]] = gpt2_block,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+    final_norm: bool = True,
+) -> tuple[Float[Array, "... T D"], Cache | None]:
+    """The pass with absolute positions: each token's vector gets the vector of its position added, once, at the start.
+
+    Parameters as in `npllm.model.transform`; `positions` are rows of `weights.embed_positions`, and there are no
+    others. `total_length` changes nothing here. With waves in that table, `block=original_block` and `final_norm=False`
+    (its blocks end with a norm) it is the stack of 2017, whose embeddings are multiplied by sqrt(D) beforehand.
+
+    Its taps are "embedding", "position_embedding", "residual_after_embedding" (their sum), the blocks', and "norm". In
+    a block there is no "q_rotated", "k_rotated" and "feedforward.gate".
+    """
+    xp = array_namespace(ids)
+    past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
+    if positions is None:
+        positions = xp.arange(past, past + new, device=device(ids))
+    if visible is None:
+        visible = decoder_mask(past, new, None, ids)
+    masks = visible if isinstance(visible, Sequence) else [visible] * config.num_hidden_layers
+
+    x = tap("embedding", embed(ids, weights.embed_tokens))
+    x = x + tap("position_embedding", embed(positions, weights.embed_positions))
+    x = tap("residual_after_embedding", x)
+    for layer, block_weights in enumerate(weights.layers):
+        inside = under(tap, f"layers.{layer}")
+        x = block(x, block_weights, config, masks[layer], cache, layer, attention=attention, tap=inside)
+    if cache is not None:
+        cache["length"] = past + new
+    if final_norm:
+        x = tap("norm", final_layer_norm(x, weights, config))
+    return x, cache
+
+
+def final_layer_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T D"]:
+    """The norm between the last block and the head."""
+    return layer_norm(x, weights.norm, weights.norm_bias, config.layer_norm_epsilon)
+
+
+# Our name of a weight, and its names in a file; a star is the layer's number.
+NAMES = {
+    "embed_tokens": "wte | transformer.wte",
+    "embed_positions": "wpe | transformer.wpe",
+    "norm": "ln_f | transformer.ln_f",
+    "lm_head": "lm_head",
+    "score": "score | classifier",
+    "ln_1": "h.*.ln_1 | transformer.h.*.ln_1",
+    "qkv_proj": "h.*.attn.c_attn | transformer.h.*.attn.c_attn",
+    "o_proj": "h.*.attn.c_proj | transformer.h.*.attn.c_proj",
+    "ln_2": "h.*.ln_2 | transformer.h.*.ln_2",
+    "c_fc": "h.*.mlp.c_fc | transformer.h.*.mlp.c_fc",
+    "c_proj": "h.*.mlp.c_proj | transformer.h.*.mlp.c_proj",
+}
+# Names that config.json has for the common keys.
+KEYS = {
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+REFUSED = common.REFUSED | {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
+SUMMARY = ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout")
+
+
+def read_config(keys: Keys) -> GPT2Config:
+    """GPT-2's config.json.
+
+    `reorder_and_upcast_attn` is harmless: it computes attention in float32, as is always done here.
+    """
+    keys.names.update(KEYS)
+    keys.refuse(unless=REFUSED)
+    layers, heads, hidden = (keys.integer(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    if hidden % heads:
+        raise keys.refusal("hidden_size", f"a multiple of n_head, {heads}")
+    return GPT2Config(
+        family="gpt2",
+        vocab_size=keys.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=keys.integer("intermediate_size", default=4 * hidden),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        max_position_embeddings=keys.integer("max_position_embeddings"),
+        **common.head(keys, tied=True),
+        layer_norm_epsilon=keys.number("layer_norm_epsilon", 1e-5),
+        layer_types=common.all_full(layers),
+        attention_bias=True,
+        mlp_bias=True,
+        activation_function=keys.choice("activation_function", ACTIVATIONS, "gelu_new"),
+    )
+
+
+def shapes(config: Config) -> dict[str, Rows]:
+    """The rows of each weight, and its columns."""
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    return {
+        "embed_tokens": ([V], D),
+        "embed_positions": ([config.max_position_embeddings], D),
+        "norm": ([D], None),
+        **({"score": ([len(config.id2label)], D)} if config.id2label else {"lm_head": ([V], D)}),
+        "ln_1": ([D], None),
+        "qkv_proj": ([3 * D], D),
+        "o_proj": ([D], D),
+        "ln_2": ([D], None),
+        "c_fc": ([F], D),
+        "c_proj": ([D], F),
+    }
+
+
+def biases(config: Config) -> set[str]:
+    """Everything within the blocks has a bias, and the final norm, and the head that classifies each token."""
+    return {"norm", "ln_1", "qkv_proj", "o_proj", "ln_2", "c_fc", "c_proj"} | score_bias(config)
+
+
+def layer_norm_text(config: Config) -> str:
+    """A norm for `npllm show`."""
+    return f"LayerNorm({config.hidden_size}, eps={config.layer_norm_epsilon:g})"
+
+
+def structure(config: Config, layer: int) -> list[tuple[str, str]]:
+    """The lines of a block for `npllm show`: a text, and the weight that it belongs to."""
+    activation = config.activation_function
+    return [
+        (f"(ln_1): {layer_norm_text(config)}", "ln_1"),
+        (f"(self_attn): {attention_text(config, layer)}", ""),
+        ("  (qkv_proj): Linear", "qkv_proj"),
+        ("  (o_proj): Linear", "o_proj"),
+        (f"(ln_2): {layer_norm_text(config)}", "ln_2"),
+        ("(mlp): MLP", ""),
+        ("  (c_fc): Linear", "c_fc"),
+        (f"  (activation_fn): {'GELU(tanh)' if ACTIVATIONS[activation] is gelu else activation}", ""),
+        ("  (c_proj): Linear", "c_proj"),
+    ]
+
+
+# Operations for each element.
+ACTIVATION_FLOPS = {gelu: 9, exact_gelu: 21, relu: 0, silu: 3}
+
+
+def work(config: Config, weights: GPT2BlockWeights, T: int, S: int) -> list[Work]:
+    """What the parts of a block cost, in the order of execution."""
+    norm, activation = norm_flops(config, T), ACTIVATIONS[config.activation_function]
+    return [
+        Work("ln_1", norm, ["ln_1", "ln_1_bias"]),
+        *attention_work(config, weights, T, S, rotated=False),
+        Work("ln_2", norm, ["ln_2", "ln_2_bias"]),
+        linear_work("c_fc", weights, T),
+        Work("GELU", ACTIVATION_FLOPS[activation] * T * config.intermediate_size),
+        linear_work("c_proj", weights, T),
+        Work("residual", 2 * T * config.hidden_size),
+    ]
+
+
+def norm_flops(config: Config, T: int) -> int:
+    """What the final norm costs."""
+    return layer_norm_flops(T, config.hidden_size)
+
+
+ADDED, POSITIONS = 'tap("residual_after_embedding"', "position_embedding"
+GPT2_PARTS = {name: part for name, part in PARTS.items() if not name.endswith(("_rotated", ".gate"))} | {
+    "position_embedding": Part("each position's row of its table", "T D", gpt2_transform, POSITIONS, "3-32"),
+    "residual_after_embedding": Part("their sum", "T D", gpt2_transform, ADDED, "3-29"),
+    "input_layernorm": PARTS["input_layernorm"]._replace(function=layer_norm, figures="3-29"),
+    "residual_after_attention": PARTS["residual_after_attention"]._replace(function=gpt2_block, figures="3-29"),
+    "post_attention_layernorm": PARTS["post_attention_layernorm"]._replace(function=layer_norm, figures="3-29"),
+    "feedforward.up": PARTS["feedforward.up"]._replace(function=plain_feedforward),
+    "feedforward.activation": Part("GELU", "T F", gelu, "", "3-29"),
+    "feedforward.output": PARTS["feedforward.output"]._replace(function=plain_feedforward),
+    "residual_after_feedforward": PARTS["residual_after_feedforward"]._replace(function=gpt2_block, figures="3-29"),
+    "norm": PARTS["norm"]._replace(function=layer_norm, figures="3-29"),
+}
+TRACED = {
+    "embedding": "transformer.wte",
+    "position_embedding": "transformer.wpe",
+    "residual_after_embedding": "transformer.drop",
+    "layers.*.input_layernorm": "transformer.h.*.ln_1",
+    **{f"layers.*.attention.{name}": "transformer.h.*.attn.c_attn" for name in "qkv"},
+    "layers.*.attention.output": "transformer.h.*.attn.c_proj",
+    "layers.*.residual_after_attention": ">transformer.h.*.ln_2",
+    "layers.*.post_attention_layernorm": "transformer.h.*.ln_2",
+    "layers.*.feedforward.up": "transformer.h.*.mlp.c_fc",
+    "layers.*.feedforward.activation": ">transformer.h.*.mlp.c_proj",
+    "layers.*.feedforward.output": "transformer.h.*.mlp",
+    "layers.*.residual_after_feedforward": "transformer.h.*",
+    "norm": "transformer.ln_f",
+    "logits": "lm_head",
+}
+
+GPT2 = Family(
+    title="GPT-2",
+    model_types=["gpt2"],
+    causal_lm="GPT2LMHeadModel",
+    read_config=read_config,
+    harmless=["n_ctx", "reorder_and_upcast_attn", *SUMMARY],
+    names=NAMES,
+    shapes=shapes,
+    biases=biases,
+    block_weights=GPT2BlockWeights,
+    transform=gpt2_transform,
+    block=gpt2_block,
+    final_norm=final_layer_norm,
+    structure=structure,
+    norm_text=layer_norm_text,
+    parts=GPT2_PARTS,
+    work=work,
+    norm_flops=norm_flops,
+    traced=TRACED,
+    transposed=["qkv_proj", "o_proj", "c_fc", "c_proj"],
+    not_needed=(".attn.bias", ".attn.masked_bias"),  # the causal mask, and what it once put in place of a score
+)

@@ -1,0 +1,131 @@
+"""A .gguf file's metadata key by key, as keys.py reads config.json: checked, and none that matters is ignored."""
+
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelFileError
+
+# Keys below the architecture's name that change the computation, and the values that change nothing.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.scale": (0.0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "rope.scaling.attn_factor": (1.0,),
+    "expert_count": (0,),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "logit_scale": (0.0, 1.0),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "attention.sliding_window_pattern": (),
+    "pooling_type": (0,),
+}
+# Keys that change no number, or whose meaning the tensors show.
+HARMLESS = (
+    "vocab_size",
+    "expert_used_count",
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+    "leading_dense_block_count",
+)
+
+
+class Metadata:
+    """The keys of one architecture in a .gguf file.
+
+    path : for messages
+    values : all metadata
+    tensors : the shapes of the tensors by name; some of the configuration shows only there
+    """
+
+    def __init__(self, path: Path, values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]):
+        self.path, self.values, self.tensors = path, values, tensors
+        self.architecture = values.get("general.architecture")
+        self.read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key below the architecture's name, unchecked."""
+        self.read.add(key)
+        return self.values.get(f"{self.architecture}.{key}", default)
+
+    def refusal(self, key: str, expected: str) -> ModelFileError:
+        """The error for a key with a value that cannot be used."""
+        got = str(repr(self.get(key)))[:200]
+        return ModelFileError(f"{self.path}: {self.architecture}.{key}: expected {expected}, got {got}")
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number from 1."""
+        value = self.get(key, default)
+        if type(value) is not int or value < 1:
+            raise self.refusal(key, "a whole number from 1")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        """A number with as few digits as mean the same float32: 1e-05, where its digits are 9.999999747378752e-06."""
+        value = self.get(key, default)
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+
+    def finish(self) -> None:
+        """Refuse keys that change the computation and that the family has not read; warn of unknown ones."""
+        there = [
+            key.removeprefix(f"{self.architecture}.") for key in self.values if key.startswith(f"{self.architecture}.")
+        ]
+        for key in there:
+            if key in REFUSED and key not in self.read and self.get(key) not in REFUSED[key]:
+                raise self.refusal(key, "no such key, because npllm does not compute it")
+        unknown = [key for key in there if key not in self.read and key not in HARMLESS]
+        if unknown:
+            warnings.warn(f"{self.path}: ignored keys that npllm does not know: {', '.join(unknown[:5])}", stacklevel=2)
+
+
+def common(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
+    """The keys of config.json that the metadata of a decoder with RMSNorm and RoPE mean.
+
+    Some of it shows in the tensors: the vocabulary has as many tokens as the embeddings matrix has rows, and without
+    an output matrix the embeddings are tied.
+
+    names : the tensors' names, to see whether there are biases
+    """
+    m = metadata
+    head_dim = m.count("attention.key_length", m.count("embedding_length") // m.count("attention.head_count"))
+    if m.get("attention.value_length", head_dim) != head_dim:
+        raise m.refusal("attention.value_length", f"that of the keys, {head_dim}")
+    if "token_embd.weight" not in m.tensors:
+        raise ModelFileError(f"{m.path}: expected a tensor token_embd.weight, found none; get the file again")
+    ends = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+    return {
+        "vocab_size": m.tensors["token_embd.weight"][0],
+        "hidden_size": m.get("embedding_length"),
+        "intermediate_size": m.get("feed_forward_length"),
+        "num_hidden_layers": m.get("block_count"),
+        "num_attention_heads": m.get("attention.head_count"),
+        "num_key_value_heads": m.get("attention.head_count_kv", m.get("attention.head_count")),
+        "head_dim": head_dim,
+        "max_position_embeddings": m.get("context_length"),
+        "rms_norm_eps": m.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": m.number("rope.freq_base", 10000.0),
+        "rope_scaling": rope_scaling(m),
+        "tie_word_embeddings": "output.weight" not in names,
+        "eos_token_id": [m.values[key] for key in ends if key in m.values],
+    }
+
+
+def whole_heads_rotate(metadata: Metadata, head_dim: int) -> None:
+    """Refuse a file that rotates only a part of each head."""
+    if metadata.count("rope.dimension_count", head_dim) != head_dim:
+        raise metadata.refusal("rope.dimension_count", f"the head width, {head_dim}")
+
+
+def rope_scaling(metadata: Metadata) -> dict[str, Any] | None:
+    """The scaling of positions that the metadata ask for; only the linear one is computed."""
+    m = metadata
+    kind = m.get("rope.scaling.type", "linear")
+    if kind not in ("none", "linear"):
+        raise m.refusal("rope.scaling.type", "none or linear, because npllm does not compute others")
+    factor = m.number("rope.scaling.factor", m.number("rope.scale_linear", 1.0))
+    return None if kind == "none" or factor in (0, 1) else {"rope_type": "linear", "factor": factor}

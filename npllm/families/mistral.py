@@ -1,0 +1,39 @@
+"""Mistral, and Ministral: Llama with a sliding window, in all layers or in those that the file lists.
+
+Source: Jiang et al. 2023, "Mistral 7B"; https://huggingface.co/docs/transformers/model_doc/mistral
+"""
+
+from ..config import Config
+from . import common
+from .keys import Keys
+from .llama import LLAMA, REFUSED, score_bias
+
+
+def read_config(keys: Keys) -> Config:
+    """Mistral's config.json. With `layer_types` it is a Ministral's: these layers have the window, others see all."""
+    keys.refuse(unless=REFUSED)
+    sizes = common.sizes(keys, kv_heads=8)
+    layers = sizes["num_hidden_layers"]
+    window = keys.optional("sliding_window", absent=4096)
+    kinds = common.layer_types(keys, layers, default=common.windows(layers, window))
+    if window is None and "sliding_attention" in kinds:
+        raise keys.refusal("sliding_window", "a number of tokens, since layer_types has sliding_attention")
+    return Config(
+        family="mistral",
+        **sizes,
+        **common.rope(keys, sizes["head_dim"], original=sizes["max_position_embeddings"]),
+        **common.head(keys),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
+        sliding_window=window,
+        layer_types=kinds,
+    )
+
+
+MISTRAL = LLAMA._replace(
+    title="Mistral",
+    model_types=["mistral", "ministral"],
+    causal_lm="MistralForCausalLM",
+    read_config=read_config,
+    harmless=["attention_bias", "mlp_bias", "max_window_layers"],  # transformers' Mistral has no biases
+    biases=score_bias,
+)

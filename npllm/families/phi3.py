@@ -1,0 +1,63 @@
+"""Phi-3, the chapter's own model: Phi-3-mini-4k and Phi-3-medium-4k.
+
+Its block and its pass are the ground floor's. It differs from Llama in its files, which keep queries, keys and values
+in one tensor, gate and up in another; it may rotate only a part of each head; and a token sees a window of 2,047.
+
+Source: Abdin et al. 2024, "Phi-3 technical report"; https://huggingface.co/microsoft/Phi-3-mini-4k-instruct
+"""
+
+from typing import Any
+
+from ..config import Config
+from . import common, metadata
+from .family import Gguf
+from .keys import Keys
+from .llama import GGUF_NAMES, LLAMA, REFUSED, TRACED, score_bias
+from .metadata import Metadata
+
+
+def read_config(keys: Keys) -> Config:
+    """Phi-3's config.json. LongRoPE, the position scaling of the 128k models, is refused by `common.rope`."""
+    keys.refuse(unless=REFUSED)
+    sizes = common.sizes(keys)
+    window = keys.optional("sliding_window")
+    # transformers takes the trained context length of any scaling from the top level, where Phi-3 has it.
+    original = keys.integer("original_max_position_embeddings", default=4096)
+    return Config(
+        family="phi3",
+        **sizes,
+        **common.rope(keys, sizes["head_dim"], partial=True, original=original),
+        **common.head(keys, pad_token_id=32000),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-5),
+        sliding_window=window,
+        layer_types=common.windows(sizes["num_hidden_layers"], window),
+    )
+
+
+def gguf_keys(m: Metadata) -> dict[str, Any]:
+    """The metadata of architecture "phi3"."""
+    keys = metadata.common(m, m.tensors)
+    # Files of Phi-3-mini-4k and Phi-3-medium-4k from before the key existed: their window is known.
+    old_4k = m.get("context_length") == 4096 and m.get("block_count") in (32, 40)
+    return keys | {
+        "model_type": "phi3",
+        "sliding_window": m.get("attention.sliding_window", 2047 if old_4k else 0) or None,
+        "partial_rotary_factor": m.count("rope.dimension_count", keys["head_dim"]) / keys["head_dim"],
+    }
+
+
+FUSED = {
+    **dict.fromkeys((f"layers.*.attention.{name}" for name in "qkv"), "model.layers.*.self_attn.qkv_proj"),
+    **dict.fromkeys((f"layers.*.feedforward.{name}" for name in ("gate", "up")), "model.layers.*.mlp.gate_up_proj"),
+}
+
+PHI3 = LLAMA._replace(
+    title="Phi-3",
+    model_types=["phi3"],
+    causal_lm="Phi3ForCausalLM",
+    read_config=read_config,
+    harmless=["attention_bias", "mlp_bias"],  # transformers' Phi-3 has no biases, whatever they say
+    biases=score_bias,
+    traced=TRACED | FUSED,
+    gguf=Gguf("phi3", gguf_keys, GGUF_NAMES),
+)

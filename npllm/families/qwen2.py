@@ -1,0 +1,47 @@
+"""Qwen2 and Qwen2.5: Llama with biases on queries, keys and values, and in some layers a sliding window.
+
+Source: Yang et al. 2024, "Qwen2 technical report"; https://huggingface.co/docs/transformers/model_doc/qwen2
+"""
+
+from ..config import Config
+from . import common
+from .keys import Keys
+from .llama import LLAMA, REFUSED, score_bias
+
+
+def read_config(keys: Keys) -> Config:
+    """Qwen2's config.json. Without `use_sliding_window` the window is off, whatever `sliding_window` says."""
+    keys.refuse(unless=REFUSED)
+    sizes = common.sizes(keys)
+    layers = sizes["num_hidden_layers"]
+    window, first = keys.optional("sliding_window", absent=4096), keys.integer("max_window_layers", 28, least=0)
+    window = window if keys.boolean("use_sliding_window") else None
+    kinds = common.layer_types(keys, layers, default=common.windows(layers, window, first))
+    if window is None and "sliding_attention" in kinds:
+        raise keys.refusal("layer_types", "full_attention alone, since there is no sliding window")
+    return Config(
+        family="qwen2",
+        **sizes,
+        **common.rope(keys, sizes["head_dim"], original=sizes["max_position_embeddings"]),
+        **common.head(keys),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
+        sliding_window=window,
+        layer_types=kinds,
+        attention_bias=True,
+    )
+
+
+def biases(config: Config) -> set[str]:
+    """Queries, keys and values have a bias, and the head that classifies each token."""
+    return {"qkv_proj"} | score_bias(config)
+
+
+QWEN2 = LLAMA._replace(
+    title="Qwen2, Qwen2.5",
+    model_types=["qwen2"],
+    causal_lm="Qwen2ForCausalLM",
+    read_config=read_config,
+    harmless=["attention_bias", "mlp_bias"],  # transformers' Qwen2 has the same biases, whatever they say
+    biases=biases,
+    gguf=None,
+)

@@ -1,0 +1,40 @@
+"""The floating-point operations of a block's parts, for T new tokens among S: what `Family.work` is put together from.
+
+inspect/cost.py says what is counted, and sums it up over the layers.
+"""
+
+from typing import Any
+
+from ..config import Config
+from .family import Work
+
+
+def linear_work(name: str, weights: Any, T: int) -> Work:
+    """A linear layer: a multiplication and an addition for each weight, and an addition for each bias."""
+    rows, columns = getattr(weights, name).shape
+    biased = getattr(weights, f"{name}_bias", None) is not None
+    return Work(name, T * rows * (2 * columns + biased), (name, f"{name}_bias"))
+
+
+def rms_norm_flops(T: int, width: int) -> int:
+    """RMSNorm of T vectors: squares, their sum, the division and the weight for each element, mean and root for each
+    vector."""
+    return T * (4 * width + 2)
+
+
+def layer_norm_flops(T: int, width: int) -> int:
+    """LayerNorm of T vectors."""
+    return T * (7 * width + 2)
+
+
+def attention_work(config: Config, weights: Any, T: int, S: int, rotated: bool = True) -> list[Work]:
+    """The attention layer without norms: projections, RoPE where `rotated`, scores, softmax, combining."""
+    N, K, H, R = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rotary_dim // 2
+    return [
+        linear_work("qkv_proj", weights, T),
+        *([Work("RoPE", 6 * R * T * (N + K))] if rotated else []),
+        Work("scores", T * N * H + 2 * T * S * N * H, cached=True),
+        Work("softmax", T * N * (4 * S - 1)),
+        Work("combine", 2 * T * S * N * H, cached=True),
+        linear_work("o_proj", weights, T),
+    ]
