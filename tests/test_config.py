@@ -100,7 +100,7 @@ def test_linear_scaling_is_read_under_both_names_of_its_type():
     [
         ({"model_type": "mistral"}, [4, 4, 4]),
         ({"model_type": "phi3"}, [4, 4, 4]),
-        ({"model_type": "llama"}, [None, None, None]),
+        ({"model_type": "llama", "sliding_window": None}, [None, None, None]),
         ({"model_type": "qwen2", "max_window_layers": 0}, [None, None, None]),
         ({"model_type": "qwen2", "use_sliding_window": False, "max_window_layers": 0}, [None, None, None]),
         ({"model_type": "qwen2", "use_sliding_window": True}, [None, None, None]),  # max_window_layers is 28
@@ -117,7 +117,7 @@ def test_linear_scaling_is_read_under_both_names_of_its_type():
     ],
 )
 def test_the_window_holds_where_the_model_type_says(keys, windows):
-    read = config(num_hidden_layers=3, num_key_value_heads=8, sliding_window=4, **keys)
+    read = config(**{"num_hidden_layers": 3, "num_key_value_heads": 8, "sliding_window": 4} | keys)
     assert [read.window(layer) for layer in range(3)] == windows
 
 
@@ -126,7 +126,7 @@ def test_a_config_cannot_be_changed():
         config().hidden_size = 1
 
 
-@pytest.mark.parametrize("key", sorted(PHI3_MINI))
+@pytest.mark.parametrize("key", sorted(PHI3_MINI.keys() - {"rms_norm_eps"}))
 def test_a_missing_key_is_named(key):
     with pytest.raises(ModelFileError, match=f"^config.json: {key}: expected "):
         config(**{key: ...})
@@ -155,9 +155,12 @@ def test_what_is_not_a_positive_number_is_refused(key, value):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"model_type": "bert"}, "model_type: expected one of phi3, llama, mistral, qwen2, gpt2, got 'bert'"),
+        (
+            {"model_type": "bert"},
+            "model_type: expected one of phi3, llama, mistral, ministral, qwen2, gpt2, got 'bert'",
+        ),
         ({"model_type": ["phi3"]}, "model_type: expected one of"),
-        ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected 'silu' or 'swish', got 'gelu'"),
         ({"num_key_value_heads": 5}, "num_key_value_heads: expected a divisor of num_attention_heads, 32, got 5"),
         ({"num_key_value_heads": 64}, "num_key_value_heads: expected a divisor"),
         ({"hidden_size": 3000}, "hidden_size: expected a multiple of num_attention_heads, 32"),
@@ -166,13 +169,13 @@ def test_what_is_not_a_positive_number_is_refused(key, value):
         ({"partial_rotary_factor": 0.001}, "expected an even number of rotated dimensions"),
         ({"partial_rotary_factor": 1.5}, "expected an even number of rotated dimensions"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: expected true or false, got 'yes'"),
-        ({"attention_bias": 1}, "attention_bias: expected true or false"),
+        ({"model_type": "llama", "attention_bias": 1}, "attention_bias: expected true or false"),
         ({"sliding_window": 0}, "sliding_window: expected a whole number"),
         ({"sliding_window": "all"}, "sliding_window: expected a whole number"),
         ({"eos_token_id": "</s>"}, "eos_token_id: expected a token id or a list of them"),
         ({"eos_token_id": [1, -1]}, "eos_token_id: expected a token id or a list of them"),
         ({"rope_scaling": "linear"}, "rope_scaling: expected an object"),
-        ({"rope_parameters": [1]}, "rope_scaling: expected an object"),
+        ({"rope_parameters": [1]}, "rope_parameters: expected an object"),
         ({"rope_scaling": {"type": "longrope"}}, "rope_scaling: expected one of default, linear, llama3, got 'long"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: expected one of"),
         ({"rope_scaling": {"type": ["linear"]}}, "rope_scaling: expected one of"),

@@ -70,7 +70,7 @@ def assert_same_groups(got, expected):
 def logits(lm):
     """Of a few tokens."""
     hidden, _ = npllm.transform(np.arange(12), lm)
-    return hidden if lm.weights.lm_head is None else package.heads.lm_head(hidden, lm)
+    return hidden if lm.weights.lm_head is None else npllm.lm_head(hidden, lm)
 
 
 def left_in(folder):
@@ -138,7 +138,7 @@ def test_quantized_matrices_are_read_back_and_not_quantized_again(tmp_path, monk
         lm = load(tmp_path / "q", dtype=dtype)
         assert_same_groups(lm.weights, expected.weights)
         np.testing.assert_array_equal(logits(lm), logits(expected))
-        patch.setattr("npllm.checkpoint.load.NARROW_FROM", 1)
+        patch.setattr("npllm.checkpoint.weights.NARROW_FROM", 1)
         assert_same_groups(load(tmp_path / "q").weights, expected.weights)
         plain = load(tmp_path / "q", dtype="float32")
         assert not is_packed(plain.weights.layers[1].qkv_proj)

@@ -183,7 +183,7 @@ def test_a_stray_item_is_over_budget(emulator, lm, monkeypatch):
         assert logits.max().item() == 0
         return choose(logits, **options)
 
-    monkeypatch.setattr(import_module("npllm.generate"), "choose", greedy)
+    monkeypatch.setattr(import_module("npllm.loop"), "choose", greedy)
     wrong = over_budget(counted(emulator, lm)[0], lm)
     assert any(text.startswith("syncs") for text in wrong)
     assert any(text.startswith("memcpyD2H") for text in wrong)
@@ -193,7 +193,7 @@ def test_a_scalar_of_the_host_that_is_copied_to_the_device_is_over_budget(emulat
     def scaled(logits, **options):
         return choose(logits * cupy.asarray(np.ones(1, dtype=np.float32)), **options)
 
-    monkeypatch.setattr(import_module("npllm.generate"), "choose", scaled)
+    monkeypatch.setattr(import_module("npllm.loop"), "choose", scaled)
     assert any(text.startswith("memcpyH2D") for text in over_budget(counted(emulator, lm)[0], lm))
 
 

@@ -144,7 +144,7 @@ def test_weights_that_a_gpu_has_no_room_for(monkeypatch, tmp_path):
     write_folder(tmp_path / "m", tokenizer=False)
     cupy = fake_cupy(monkeypatch)
     cupy.zeros = np.zeros
-    monkeypatch.setattr("npllm.checkpoint.load.free_bytes", lambda array: 1_000_000)
+    monkeypatch.setattr("npllm.checkpoint.weights.free_bytes", lambda array: 1_000_000)
     with pytest.raises(
         NotEnoughMemoryError, match=r"kB weights on cuda:0 \+ .* buffers = .*, available 1.0 MB; take a small"
     ):

@@ -353,7 +353,7 @@ def test_a_language_model_has_the_modern_pass_unless_it_says_otherwise():
 @kinds
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generation_takes_the_best_logit_of_the_models_own_pass(writable_lib, kind, use_cache, monkeypatch):
-    monkeypatch.setattr(sys.modules["npllm.generate"], "PREFILL_CHUNK", 3)
+    monkeypatch.setattr(sys.modules["npllm.loop"], "PREFILL_CHUNK", 3)
     lib, config = writable_lib, tiny_gpt2_config()
     weights, ids = weights_of(kind, config), random_ids(config, 7).tolist()
     lm = LM(config, lib.tree(weights), None, {}, PASSES[kind])

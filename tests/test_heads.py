@@ -21,7 +21,7 @@ def test_it_is_the_loop(lib, tied, batch):
     config = tiny_config(tie_word_embeddings=tied)
     weights, hidden = random_weights(config), random(*batch, 3, config.hidden_size)
     expected = np.apply_along_axis(loops.linear, -1, hidden, weights.lm_head)
-    assert_close("logits", to_host(lm_head(lib.array(hidden), lib.tree(weights))), expected)
+    assert_close("logits", to_host(lm_head(lib.array(hidden), lib.tree(weights), tiny_config())), expected)
 
 
 def test_a_tied_head_is_the_embeddings_matrix_and_a_vector_finds_its_own_token(lib):
@@ -29,7 +29,7 @@ def test_a_tied_head_is_the_embeddings_matrix_and_a_vector_finds_its_own_token(l
     assert weights.lm_head is weights.embed_tokens
     unit = weights.embed_tokens / np.linalg.norm(weights.embed_tokens, axis=-1, keepdims=True)
     weights = weights._replace(embed_tokens=unit, lm_head=unit)
-    logits = to_host(lm_head(lib.array(unit), lib.tree(weights)))
+    logits = to_host(lm_head(lib.array(unit), lib.tree(weights), tiny_config()))
     np.testing.assert_array_equal(np.argmax(logits, axis=-1), np.arange(len(unit)))
 
 
@@ -46,7 +46,7 @@ def classifier(bias=False):
 
 def test_a_model_that_classifies_has_no_lm_head():
     with pytest.raises(UsageError, match="no LM head: expected one, got a model that classifies"):
-        lm_head(random(3, 8), classifier())
+        lm_head(random(3, 8), classifier(), tiny_config())
 
 
 @pytest.mark.parametrize("batch", [(), (2,)])

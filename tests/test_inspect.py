@@ -29,14 +29,15 @@ from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.checkpoint.load import load_tokenizer
 from npllm.devices.device import to_host
 from npllm.errors import UsageError
-from npllm.families.gpt2 import gpt2_transform
+from npllm.families.gpt2 import GPT2_PARTS, gpt2_transform
+from npllm.families.llama import PARTS
 from npllm.inspect import look as looking
 from npllm.inspect import terminal
 from npllm.inspect.cost import costs, total
 from npllm.inspect.heatmap import ASCII, LEAST, SHADES, bounds, characters, darkness, window
 from npllm.inspect.lens import likeliest, logit_lens, shares
 from npllm.inspect.look import lens, look, norms
-from npllm.inspect.parts import GPT2_PARTS, PACKAGE, PARTS, part, source
+from npllm.inspect.parts import PACKAGE, part, source
 from npllm.inspect.record import record
 from npllm.inspect.summary import check_choice, finite, named, summary
 from npllm.inspect.terminal import amount, coloured, percent, plain, report
@@ -141,18 +142,16 @@ def test_the_lens_of_the_last_block_gives_the_logits(lm):
     seen = {}
     ids = np.asarray(IDS)
     logits, _ = npllm.forward(ids, lm, tap=record(seen))
-    np.testing.assert_array_equal(
-        logit_lens(seen["layers.1.residual_after_feedforward"], lm.weights, lm.config), logits
-    )
-    earlier = logit_lens(seen["layers.0.residual_after_feedforward"], lm.weights, lm.config)
+    np.testing.assert_array_equal(logit_lens(seen["layers.1.residual_after_feedforward"], lm), logits)
+    earlier = logit_lens(seen["layers.0.residual_after_feedforward"], lm)
     assert not np.allclose(earlier, logits)
 
 
 def test_the_lens_is_the_same_on_every_library(lib: Library):
     lm = tiny_lm()
     x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
-    expected = logit_lens(x, lm.weights, lm.config)
-    got = logit_lens(lib.array(x), lib.tree(lm.weights), lm.config)
+    expected = logit_lens(x, lm)
+    got = logit_lens(lib.array(x), lm._replace(weights=lib.tree(lm.weights)))
     assert_close("lens", to_host(got), expected)
 
 
@@ -251,7 +250,7 @@ def test_norms_are_the_lengths_of_what_is_added_and_of_the_sum(lm):
 @pytest.mark.parametrize("lm", [tiny_lm(), tiny_gpt2()], ids=["today", "gpt2"])
 def test_every_value_of_the_pass_is_explained_and_its_line_of_the_source_found(lm):
     for name, shape in look(lm, IDS).shapes.items():
-        what = part(lm, name)
+        what = part(lm.config, name)
         assert len(what.letters.split()) == len(shape), name
         path, line = source(what.function, what.line).split(":")
         text = (PACKAGE.parent / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
@@ -265,7 +264,7 @@ def test_letters_are_the_sizes_that_the_glossary_says():
     lm = tiny_lm(num_attention_heads=4, num_key_value_heads=2)
     sizes = {"T": 5, "S": 5, "D": 8, "N": 4, "K": 2, "H": 4, "F": 6, "V": 11}
     for name, shape in look(lm, IDS).shapes.items():
-        assert tuple(sizes[letter] for letter in part(lm, name).letters.split()) == shape, name
+        assert tuple(sizes[letter] for letter in part(lm.config, name).letters.split()) == shape, name
     assert PARTS["attention.k"].letters != PARTS["attention.q"].letters
 
 

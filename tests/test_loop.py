@@ -24,7 +24,7 @@ from npllm.shapes import Weights
 from npllm.text.end_ids import end_ids
 from npllm.text.stream import split_at_stop
 
-module = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
+module = importlib.import_module("npllm.loop")
 SAMPLED = {"temperature": 1.0, "top_k": 8, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
 
 

@@ -263,4 +263,4 @@ def test_the_arguments_are_not_changed():
 def test_an_lm_is_only_what_it_is_made_of():
     config = tiny_config()
     lm = LM(config=config, weights=random_weights(config), tokenizer=None, generation_config={})
-    assert lm._fields == ("config", "weights", "tokenizer", "generation_config", "transform")
+    assert lm._fields == ("config", "weights", "tokenizer", "generation_config", "transform", "lm_head")

@@ -229,7 +229,7 @@ def test_products_at_the_same_time_do_not_mix(monkeypatch):
 @pytest.mark.parametrize("interleaved_heads", [0, 2])
 def test_blocks_of_a_file_keep_their_numbers(tmp_path, monkeypatch, dtype, interleaved_heads):
     """Bit for bit those that widening gives, with the rows of interleaved heads in their new places."""
-    monkeypatch.setattr("npllm.checkpoint.load.NARROW_FROM", 1)
+    monkeypatch.setattr("npllm.checkpoint.weights.NARROW_FROM", 1)
     width = 3 * BLOCK_FORMATS[dtype].numbers
     raw = blocks_of(dtype, rows=24)
     write_gguf_file(tmp_path / "x.gguf", {}, {"w": (GGUF_DTYPES[dtype], (24, width), raw.tobytes())})
@@ -249,7 +249,7 @@ def test_blocks_of_a_file_keep_their_numbers(tmp_path, monkeypatch, dtype, inter
 
 def test_parts_of_different_formats_share_a_storage_that_holds_both(tmp_path, monkeypatch):
     """As in Q4_K_M files, whose value projections are Q6_K where queries and keys are Q4_K."""
-    monkeypatch.setattr("npllm.checkpoint.load.NARROW_FROM", 1)
+    monkeypatch.setattr("npllm.checkpoint.weights.NARROW_FROM", 1)
     raw = {"q": ("Q4_K", blocks_of("Q4_K", rows=4)), "v": ("Q6_K", blocks_of("Q6_K", rows=2))}
     tensors = {name: (GGUF_DTYPES[kind], (len(rows), 768), rows.tobytes()) for name, (kind, rows) in raw.items()}
     write_gguf_file(tmp_path / "x.gguf", {}, tensors)
@@ -280,7 +280,7 @@ def test_a_model_in_a_narrow_dtype_computes_with_its_own_numbers(tmp_path, dtype
 
 
 def test_auto_keeps_the_width_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("npllm.checkpoint.load.NARROW_FROM", 1)
+    monkeypatch.setattr("npllm.checkpoint.weights.NARROW_FROM", 1)
     for dtype, kept in {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}.items():
         write_folder(tmp_path / dtype, dtype=dtype, tokenizer=False)
         assert npllm.load(tmp_path / dtype).weights.layers[0].down_proj.dtype == kept
@@ -362,7 +362,7 @@ def test_small_matrices_share_a_piece_of_memory(short_rows, monkeypatch):
     first = npllm.load(short_rows / "tied").weights.layers
     pieces = {id(weight.base.base if weight.base.base is not None else weight.base) for weight in matrices(first)}
     assert len(pieces) == 1
-    monkeypatch.setattr("npllm.checkpoint.load.ALONE_FROM", 0)
+    monkeypatch.setattr("npllm.checkpoint.weights.ALONE_FROM", 0)
     for ours, apart in zip(matrices(first), matrices(npllm.load(short_rows / "tied").weights.layers), strict=True):
         np.testing.assert_array_equal(ours, apart)
 
@@ -382,5 +382,5 @@ def test_what_is_only_looked_up_stays_by_rows(tmp_path):
 
 def test_a_small_model_becomes_float32(short_rows, monkeypatch):
     assert npllm.load(short_rows / "tied").weights.layers[0].qkv_proj.dtype == np.float32
-    monkeypatch.setattr("npllm.checkpoint.load.NARROW_FROM", 1)
+    monkeypatch.setattr("npllm.checkpoint.weights.NARROW_FROM", 1)
     assert npllm.load(short_rows / "tied").weights.layers[0].qkv_proj.dtype == ml_dtypes.bfloat16

@@ -16,7 +16,7 @@ from npllm.errors import ModelFileError, UsageError
 from npllm.inspect.funnel import funnel
 from npllm.sampling import choose
 
-loop = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
+loop = importlib.import_module("npllm.loop")
 module = importlib.import_module("npllm.apps.pipeline")
 ASKED = [{"role": "user", "content": "Hello, you!"}]
 TALK = [

@@ -102,7 +102,7 @@ def test_a_token_is_chosen_without_asking_for_a_value_and_fetched_in_8_bytes(met
         copies.append((tuple(array.shape), array.dtype.itemsize))
         return np.array([7, 1.5], dtype=np.float32)
 
-    monkeypatch.setattr(import_module("npllm.generate"), "to_host", to_host)
+    monkeypatch.setattr(import_module("npllm.loop"), "to_host", to_host)
     config = tiny_config()
     lm = LM(config, meta.tree(random_weights(config)), None, {})
     cache = empty_cache(config, 8, like=lm.weights.norm)

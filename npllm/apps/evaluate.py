@@ -28,10 +28,8 @@ from ..arrays import Array, Bool, Float, array_namespace
 from ..devices.device import free_bytes, to_host
 from ..devices.memory import check_memory
 from ..errors import ModelFileError, UsageError
-from ..heads import lm_head
-from ..lm import LM, transform
+from ..lm import LM, lm_head, transform
 from ..options import check_ids
-from ..shapes import Weights
 
 ROWS = 32  # tokens whose predictions are held at once: V numbers of float64 for each, several times
 
@@ -48,7 +46,7 @@ class Reference(NamedTuple):
     """What a model predicts for a text, without its blocks: vectors, and the head that makes logits of them."""
 
     hidden: list[Float[Array, "rows D"]]  # for each window
-    weights: Weights  # without layers
+    lm: LM  # without layers
     windows: list[Window]
 
 
@@ -111,7 +109,7 @@ def reference(lm: LM, ids: Sequence[int], window: int = 512, stride: int = 256) 
     hidden: list[Array] = []
     for rows in hidden_states(lm, ids, parts):
         hidden.append(xp.asarray(rows, copy=True))  # a view would keep the whole window
-        yield Reference(hidden, lm.weights._replace(layers=()), parts)
+        yield Reference(hidden, lm._replace(weights=lm.weights._replace(layers=())), parts)
 
 
 def evaluate(
@@ -138,12 +136,12 @@ def evaluate(
         for start in range(0, hidden.shape[0], ROWS):
             rows, first = slice(start, min(start + ROWS, hidden.shape[0])), part.scored + start
             targets = np.asarray(ids[part.scored : part.end][rows])
-            model = log_probabilities(hidden[rows, :], lm.weights, first)
+            model = log_probabilities(hidden[rows, :], lm, first)
             losses = -model[np.arange(len(targets)), targets]
             if against is None:
                 yield Scores(losses)
                 continue
-            theirs = log_probabilities(against.hidden[number][rows, :], against.weights, first)
+            theirs = log_probabilities(against.hidden[number][rows, :], against.lm, first)
             if theirs.shape != model.shape:
                 raise UsageError(
                     f"against: expected a vocabulary of {model.shape[-1]} tokens, as the model has it, got"
@@ -157,12 +155,12 @@ def evaluate(
             )
 
 
-def log_probabilities(hidden: Float[Array, "rows D"], weights: Weights, first: int) -> Float[np.ndarray, "rows V"]:
+def log_probabilities(hidden: Float[Array, "rows D"], lm: LM, first: int) -> Float[np.ndarray, "rows V"]:
     """Log-softmax of the logits, in float64: in float32 a divergence of 1e-7 would drown in the rounding of the sums.
 
     first : which token the first row predicts, for the message
     """
-    logits = to_host(lm_head(hidden, weights)).astype(np.float64)
+    logits = to_host(lm_head(hidden, lm)).astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
     if bad.size:
         raise ModelFileError(

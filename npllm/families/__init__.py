@@ -65,7 +65,7 @@ def gguf_keys(metadata: Metadata) -> dict[str, Any]:
     if family is None or family.gguf is None:
         raise ModelFileError(
             f"{metadata.path}: general.architecture: expected one of {', '.join(ARCHITECTURES)}, got"
-            f" {str(metadata.architecture)[:80]!r}; npllm computes these architectures"
+            f" {str(repr(metadata.architecture))[:80]}; npllm computes these architectures"
         )
     keys = family.gguf.keys(metadata)
     metadata.finish()

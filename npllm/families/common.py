@@ -16,27 +16,35 @@ ROPE_TYPES = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-# Keys of any family that change no number: training, generation (see text/end_ids.py for the ids that end a text),
-# what a model returns, and how a file came about.
+# Keys that change no number in any family: training, what a model returns, how text is generated (pipeline reads that
+# from generation_config.json), and how the file came about.
 HARMLESS = frozenset(
     (
-        *("transformers_version", "torch_dtype", "dtype", "auto_map", "quantization_config", "transformers.js_config"),
+        *("model_type", "transformers_version", "torch_dtype", "dtype", "auto_map", "quantization_config"),
+        *("name_or_path", "transformers.js_config", "unsloth_version", "unsloth_fixed", "tokenizer_class"),
         *("initializer_range", "use_cache", "gradient_checkpointing", "pretraining_tp", "attn_implementation"),
-        *("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "classifier_dropout"),
-        *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript"),
-        *("bos_token_id", "sep_token_id", "decoder_start_token_id", "tokenizer_class", "task_specific_params"),
-        *("label2id", "finetuning_task", "chunk_size_feed_forward", "is_encoder_decoder", "tie_encoder_decoder"),
-        *("use_bfloat16", "unsloth_version", "unsloth_fixed", "name_or_path", "model_type"),
+        *("attention_dropout", "hidden_dropout", "classifier_dropout", "experts_implementation"),
+        *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript", "use_bfloat16"),
+        *("bos_token_id", "sep_token_id", "decoder_start_token_id", "label2id", "finetuning_task", "prefix"),
+        *("chunk_size_feed_forward", "is_decoder", "is_encoder_decoder", "tie_encoder_decoder", "add_cross_attention"),
+        *("cross_attention_hidden_size", "pruned_heads", "task_specific_params", "tie_last_hidden_states"),
+        *("temperature", "top_k", "top_p", "typical_p", "do_sample", "num_beams", "num_beam_groups", "early_stopping"),
+        *("max_length", "min_length", "length_penalty", "repetition_penalty", "diversity_penalty", "bad_words_ids"),
+        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences", "suppress_tokens"),
+        *("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
+        *("output_scores", "return_dict_in_generate", "remove_invalid_values", "tf_legacy_loss"),
+        *("allow_global_per_layer_attribute_access", "serialize_explicit_per_layer_config"),
     )
 )
-# Keys of transformers' base class that change numbers, and the values that do not. (A null `is_causal` is not absent:
-# transformers takes it for false, and attends both ways.)
-REFUSED = {
+# Keys that change numbers in every family, and the values that do not. `is_causal: false` attends both ways; null does
+# so in transformers with one implementation of attention and not with another.
+REFUSED: dict[str, tuple[Any, ...]] = {
     "is_causal": (True,),
     "per_layer_config": (None, {}),
-    "add_cross_attention": (False, None),
-    "is_decoder": (False, True, None),
-    "pruned_heads": ({}, None),
+    "attention_chunk_size": (None,),
+    "kv_sharing_modes": (None,),
+    "text_config": (None,),
+    "token_classification_bias": (None, True),
 }
 
 
@@ -64,14 +72,14 @@ def sizes(keys: Keys, kv_heads: int | None = None) -> dict[str, Any]:
     }
 
 
-def rope(keys: Keys, head_dim: int, partial: bool = False, original: int | None = None) -> dict[str, Any]:
+def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.0) -> dict[str, Any]:
     """The fields of RoPE: how fast each pair of dimensions turns, and how many dimensions turn.
 
     Newer files keep all of it in `rope_parameters`; older ones have `rope_theta` at the top and `rope_scaling`. As in
-    transformers the two are names of one object, and what is inside wins over the top level.
+    transformers the two objects are one under two names, and what is inside wins over the top level.
 
-    partial : whether the family computes partial_rotary_factor
-    original : what a file without `original_max_position_embeddings` means, for the scalings that need it
+    partial : whether the family rotates a part of each head; others ignore `partial_rotary_factor`
+    theta : what a file without `rope_theta` means
     """
     where = "rope_scaling" if keys.object("rope_scaling") else "rope_parameters"
     inside = keys.object("rope_scaling") or keys.object("rope_parameters")
@@ -81,14 +89,16 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, original: int | None 
 
     def number(key: str, default: float) -> float:
         outside = keys.get(key, default)
-        value = inside.get(key) if inside.get(key) is not None else outside
+        value: Any = inside.get(key) if inside.get(key) is not None else outside
         if not is_positive(value):
             raise keys.refusal(f"{where}.{key}" if key in inside else key, "a positive number", got=value)
         return float(value)
 
-    factor = number("partial_rotary_factor", 1.0)
+    scaling = rope_scaling(keys, inside, where)
+    factor = number("partial_rotary_factor", 1.0) if partial or scaling else 1.0
+    keys.get("partial_rotary_factor")
     if factor != 1.0 and not partial:
-        raise keys.refusal("partial_rotary_factor", "1.0", "this family rotates whole heads", got=factor)
+        raise keys.refusal("partial_rotary_factor", "1.0", "npllm scales the positions of whole heads here", got=factor)
     rotated = int(head_dim * factor)
     if factor > 1 or rotated % 2 or rotated == 0:
         raise ModelFileError(
@@ -96,30 +106,29 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, original: int | None 
             f" head_dim, got {head_dim} x {factor}; RoPE turns dimensions in pairs"
         )
     return {
-        "rope_theta": number("rope_theta", 10000.0),
-        "rope_scaling": rope_scaling(inside, where, keys, original),
+        "rope_theta": number("rope_theta", theta),
+        "rope_scaling": scaling,
         "partial_rotary_factor": factor,
     }
 
 
-def rope_scaling(
-    inside: Mapping[str, Any], where: str, keys: Keys, original: int | None = None
-) -> dict[str, Any] | None:
+def rope_scaling(keys: Keys, inside: Mapping[str, Any], where: str) -> dict[str, Any] | None:
     """The scaling of positions, checked; None where positions are not scaled.
 
     Raises
     ------
     ModelFileError : a type that npllm does not compute: ignored, it would give wrong numbers
     """
+    original = keys.get("original_max_position_embeddings")  # at the top it wins over the one inside
     kind = inside.get("rope_type", inside.get("type", "default"))
     if kind == "default":
         return None
     needed = ROPE_TYPES.get(kind) if isinstance(kind, str) else None
     if needed is None:
-        raise keys.refusal(
-            where, f"one of default, {', '.join(ROPE_TYPES)}", "npllm computes no other scaling", got=kind
-        )
-    values = {"original_max_position_embeddings": original} | inside
+        expected = f"one of default, {', '.join(ROPE_TYPES)}"
+        raise keys.refusal(where, expected, "npllm computes no other scaling: use a checkpoint without it", got=kind)
+    values = {"original_max_position_embeddings": keys.get("max_position_embeddings"), **inside}
+    values |= {} if original is None else {"original_max_position_embeddings": original}
     for key in needed:
         if not is_positive(values.get(key)):
             raise keys.refusal(f"{where}.{key}", "a positive number", got=values.get(key))
@@ -137,29 +146,32 @@ def head(keys: Keys, tied: bool = False, pad_token_id: int | None = None) -> dic
     """
     architectures = keys.strings("architectures")
     classifies = any(name.endswith(CLASSIFIERS) for name in architectures)
-    keys.read |= {"id2label", "num_labels", "problem_type"}  # only a classifier needs them
+    keys.read |= {"id2label", "problem_type"}  # only a classifier needs them
+    labels = keys.optional("num_labels")
     pad = token_ids(keys, "pad_token_id")
     return {
         "tie_word_embeddings": keys.boolean("tie_word_embeddings", tied),
         "eos_token_id": token_ids(keys, "eos_token_id"),
-        "pad_token_id": pad[0] if pad else None if keys.has("pad_token_id") else pad_token_id,
+        "pad_token_id": pad[0] if pad else pad_token_id if classifies and not keys.has("pad_token_id") else None,
         "architectures": architectures,
-        "id2label": read_labels(keys) if classifies else (),
+        "id2label": read_labels(keys, labels) if classifies else (),
         "problem_type": keys.get("problem_type") if classifies else None,
     }
 
 
-def read_labels(keys: Keys) -> tuple[str, ...]:
+def read_labels(keys: Keys, count: int | None) -> tuple[str, ...]:
     """The labels in the order of their scores: config.json's id2label, {"0": "NEGATIVE", "1": "POSITIVE"}.
 
-    A file without it has `num_labels`, by default two, with the names that transformers gives them.
+    count : the file's num_labels; without id2label too there are two, with transformers' names
     """
-    labels, count = keys.get("id2label"), keys.integer("num_labels", default=2)
+    labels = keys.get("id2label")
     if labels is None:
-        return tuple(f"LABEL_{i}" for i in range(count))
+        return tuple(f"LABEL_{i}" for i in range(count or 2))
     ids = [str(i) for i in range(len(labels))] if isinstance(labels, Mapping) else []
     if not ids or {*ids} != {*labels} or not all(isinstance(label, str) for label in labels.values()):
         raise keys.refusal("id2label", "an object of labels, with the keys from 0 on")
+    if count not in (None, len(ids)):
+        raise keys.refusal("num_labels", f"{len(ids)}, the number of labels in id2label")
     return tuple(labels[i] for i in ids)
 
 
@@ -170,6 +182,19 @@ def token_ids(keys: Keys, key: str) -> tuple[int, ...]:
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise keys.refusal(key, "a token id or a list of them")
     return ids
+
+
+def refuse_window(keys: Keys, context: int) -> None:
+    """Refuse a sliding window in a family that has none: transformers ignores it in a pass, and not in its cache."""
+    window = keys.get("sliding_window")
+    kinds = keys.get("layer_types")
+    full = isinstance(kinds, list) and set(kinds) == {"full_attention"}
+    if window is not None and not full and not (isinstance(window, int) and window >= context):
+        raise keys.refusal(
+            "sliding_window", f"null, or at least the context of {context}", "this family has no windows"
+        )
+    if kinds is not None and not full:
+        raise keys.refusal("layer_types", "full_attention alone", "this family has no windows")
 
 
 def all_full(layers: int) -> tuple[str, ...]:

@@ -60,10 +60,10 @@ class Family(NamedTuple):
     transform: Callable[..., Any]  # the pass
     block: Callable[..., Any]
     final_norm: Callable[..., Array]  # (residual stream, weights, config)
-    structure: Callable[[Config, int], Sequence[tuple[str, str]]]  # the lines of a block for `npllm show`, see there
+    structure: Callable[[Any, int], Sequence[tuple[str, str]]]  # the lines of a block for `npllm show`, see there
     norm_text: Callable[[Config], str]  # the final norm for `npllm show`
     parts: Mapping[str, Part]  # every tapped value, by its name within a block or outside of the blocks
-    work: Callable[[Config, Any, int, int], Sequence[Work]]  # of a block: (config, its weights, T, S)
+    work: Callable[[Any, Any, int, int], Sequence[Work]]  # of a block: (config, its weights, T, S)
     norm_flops: Callable[[Config, int], int]  # of the final norm over T tokens
     traced: Mapping[str, str]  # a tapped value -> the module of transformers' model that computes it
     lm_head: Callable[..., Array] = heads.lm_head

@@ -51,21 +51,18 @@ def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x * xp.where(x > 0, 1.0 - tail, tail)
 
 
-ACTIVATIONS = {  # by their names in config.json; the first three are names of one function
-    "gelu_new": gelu,
-    "gelu_pytorch_tanh": gelu,
-    "gelu_fast": gelu,
-    "gelu": exact_gelu,
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # by their names in config.json
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), gelu),
+    **dict.fromkeys(("gelu", "gelu_python"), exact_gelu),
+    **dict.fromkeys(("silu", "swish"), silu),
     "relu": relu,
-    "silu": silu,
-    "swish": silu,
 }
 
 
 def gpt2_block(
     x: Float[Array, "... T D"],
     weights: GPT2BlockWeights,
-    config: Config,
+    config: GPT2Config,
     visible: Bool[Array, "... T S"] | None,
     cache: Cache | None = None,
     layer: int = 0,
@@ -152,7 +149,7 @@ NAMES = {
     "c_fc": "h.*.mlp.c_fc | transformer.h.*.mlp.c_fc",
     "c_proj": "h.*.mlp.c_proj | transformer.h.*.mlp.c_proj",
 }
-# Names that config.json has for the common keys.
+# Names that config.json has for the common keys, which it may also have under their common names.
 KEYS = {
     "hidden_size": "n_embd",
     "intermediate_size": "n_inner",
@@ -161,6 +158,17 @@ KEYS = {
     "max_position_embeddings": "n_positions",
 }
 REFUSED = common.REFUSED | {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
+DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
+# Keys of today's families, which GPT-2 does not read.
+OF_OTHERS: tuple[str, ...] = (
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "attention_bias",
+    "mlp_bias",
+    "rms_norm_eps",
+)
+OF_OTHERS += ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 SUMMARY = ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout")
 
 
@@ -169,11 +177,13 @@ def read_config(keys: Keys) -> GPT2Config:
 
     `reorder_and_upcast_attn` is harmless: it computes attention in float32, as is always done here.
     """
-    keys.names.update(KEYS)
+    keys.read |= {*KEYS.values()}
+    keys.names.update({common: own for common, own in KEYS.items() if common not in keys.values})  # which wins
     keys.refuse(unless=REFUSED)
+    common.refuse_window(keys, keys.integer("max_position_embeddings"))
     layers, heads, hidden = (keys.integer(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     if hidden % heads:
-        raise keys.refusal("hidden_size", f"a multiple of n_head, {heads}")
+        raise keys.refusal("hidden_size", f"a multiple of {keys.names.get('num_attention_heads')}, {heads}")
     return GPT2Config(
         family="gpt2",
         vocab_size=keys.integer("vocab_size"),
@@ -220,7 +230,7 @@ def layer_norm_text(config: Config) -> str:
     return f"LayerNorm({config.hidden_size}, eps={config.layer_norm_epsilon:g})"
 
 
-def structure(config: Config, layer: int) -> list[tuple[str, str]]:
+def structure(config: GPT2Config, layer: int) -> list[tuple[str, str]]:
     """The lines of a block for `npllm show`: a text, and the weight that it belongs to."""
     activation = config.activation_function
     return [
@@ -237,10 +247,10 @@ def structure(config: Config, layer: int) -> list[tuple[str, str]]:
 
 
 # Operations for each element.
-ACTIVATION_FLOPS = {gelu: 9, exact_gelu: 21, relu: 0, silu: 3}
+ACTIVATION_FLOPS: dict[Callable[[Array], Array], int] = {gelu: 9, exact_gelu: 21, relu: 0, silu: 3}
 
 
-def work(config: Config, weights: GPT2BlockWeights, T: int, S: int) -> list[Work]:
+def work(config: GPT2Config, weights: GPT2BlockWeights, T: int, S: int) -> list[Work]:
     """What the parts of a block cost, in the order of execution."""
     norm, activation = norm_flops(config, T), ACTIVATIONS[config.activation_function]
     return [
@@ -294,7 +304,7 @@ GPT2 = Family(
     model_types=["gpt2"],
     causal_lm="GPT2LMHeadModel",
     read_config=read_config,
-    harmless=["n_ctx", "reorder_and_upcast_attn", *SUMMARY],
+    harmless=["n_ctx", "reorder_and_upcast_attn", *DROPOUT, *SUMMARY, *OF_OTHERS],
     names=NAMES,
     shapes=shapes,
     biases=biases,

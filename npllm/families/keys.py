@@ -84,8 +84,9 @@ class Keys:
 
     def choice(self, key: str, computed: Collection[Any], default: Any = None) -> Any:
         """One of the values that npllm computes."""
-        value = self.get(key, default)
-        if value not in computed:
+        self.get(key)
+        value = self.values.get(self.names.get(key, key), default)  # null is not absent
+        if not isinstance(value, str) or value not in computed:
             raise self.refusal(key, " or ".join(repr(one) for one in computed), "npllm computes no other")
         return value
 

@@ -55,17 +55,18 @@ GGUF_NAMES = {
 # RoPE's frequencies: in older Llama files; and in Llama 3's .gguf, where checkpoint/gguf_config.py reads them.
 NOT_NEEDED = (".rotary_emb.inv_freq", "rope_freqs.weight")
 
-REFUSED = common.REFUSED | {"hidden_act": ("silu", "swish", None)}
+REFUSED = common.REFUSED | {"hidden_act": ("silu", "swish")}
 
 
 def read_config(keys: Keys) -> Config:
     """Llama's config.json."""
     keys.refuse(unless=REFUSED)
     sizes = common.sizes(keys)
+    common.refuse_window(keys, sizes["max_position_embeddings"])
     return Config(
         family="llama",
         **sizes,
-        **common.rope(keys, sizes["head_dim"], original=sizes["max_position_embeddings"]),
+        **common.rope(keys, sizes["head_dim"]),
         **common.head(keys),
         rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
         layer_types=common.all_full(sizes["num_hidden_layers"]),
@@ -221,7 +222,7 @@ LLAMA = Family(
     model_types=["llama"],
     causal_lm="LlamaForCausalLM",
     read_config=read_config,
-    harmless=["rope_interleaved", "is_llama_config", "sliding_window", "max_window_layers", "layer_types"],
+    harmless=["rope_interleaved", "is_llama_config", "use_sliding_window", "max_window_layers"],
     names=NAMES,
     shapes=shapes,
     biases=biases,

@@ -12,26 +12,24 @@ from ..errors import ModelFileError
 # Keys below the architecture's name that change the computation, and the values that change nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
-    "attention.scale": (0.0,),
-    "attention.clamp_kqv": (0.0,),
-    "attention.max_alibi_bias": (0.0,),
     "rope.scaling.attn_factor": (1.0,),
-    "expert_count": (0,),
-    "embedding_scale": (0.0, 1.0),
-    "residual_scale": (0.0, 1.0),
-    "logit_scale": (0.0, 1.0),
-    "attn_logit_softcapping": (0.0,),
-    "final_logit_softcapping": (0.0,),
-    "attention.sliding_window_pattern": (),
-    "pooling_type": (0,),
+    "rope.scaling.alpha": (0.0, 1.0),
+    **dict.fromkeys(("embedding_scale", "residual_scale", "logit_scale"), (0.0, 1.0)),
+    **dict.fromkeys(("attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias"), (0.0,)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (0.0,)),
+    **dict.fromkeys(("attention.temperature_scale", "attention.output_scale"), (0.0, 1.0)),
+    **dict.fromkeys(("expert_count", "interleave_moe_layer_step", "nextn_predict_layers"), (0,)),
+    "use_parallel_residual": (False,),
+    **dict.fromkeys(("attention.sliding_window", "attention.sliding_window_pattern"), (0,)),
+    **dict.fromkeys(("rope.freq_base_swa", "rope.dimension_count_swa", "rope.dimension_sections"), ()),
+    **dict.fromkeys(("attention.key_length_swa", "attention.value_length_swa"), ()),
 }
-# Keys that change no number, or whose meaning the tensors show.
+# Keys that change no number, or only where another one is refused: YaRN's, experts'.
 HARMLESS = (
-    "vocab_size",
-    "expert_used_count",
-    "rope.scaling.finetuned",
-    "tensor_data_layout",
-    "leading_dense_block_count",
+    *("vocab_size", "tensor_data_layout", "pooling_type", "expert_used_count", "expert_feed_forward_length"),
+    *("rope.scaling.finetuned", "rope.scaling.original_context_length", "rope.scaling.yarn_ext_factor"),
+    *("rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+    *("rope.scaling.yarn_log_multiplier", "attention.layer_norm_epsilon"),
 )
 
 
@@ -64,6 +62,12 @@ class Metadata:
         if type(value) is not int or value < 1:
             raise self.refusal(key, "a whole number from 1")
         return value
+
+    def required(self, key: str) -> Any:
+        """A number that the file must have."""
+        if self.get(key) is None:
+            raise self.refusal(key, "a number")
+        return self.number(key)
 
     def number(self, key: str, default: float | None = None) -> Any:
         """A number with as few digits as mean the same float32: 1e-05, where its digits are 9.999999747378752e-06."""
@@ -107,7 +111,7 @@ def common(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
         "num_key_value_heads": m.get("attention.head_count_kv", m.get("attention.head_count")),
         "head_dim": head_dim,
         "max_position_embeddings": m.get("context_length"),
-        "rms_norm_eps": m.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": m.required("attention.layer_norm_rms_epsilon"),
         "rope_theta": m.number("rope.freq_base", 10000.0),
         "rope_scaling": rope_scaling(m),
         "tie_word_embeddings": "output.weight" not in names,

@@ -21,7 +21,7 @@ def read_config(keys: Keys) -> Config:
     return Config(
         family="mistral",
         **sizes,
-        **common.rope(keys, sizes["head_dim"], original=sizes["max_position_embeddings"]),
+        **common.rope(keys, sizes["head_dim"]),
         **common.head(keys),
         rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
         sliding_window=window,
@@ -34,6 +34,11 @@ MISTRAL = LLAMA._replace(
     model_types=["mistral", "ministral"],
     causal_lm="MistralForCausalLM",
     read_config=read_config,
-    harmless=["attention_bias", "mlp_bias", "max_window_layers"],  # transformers' Mistral has no biases
+    harmless=[
+        "attention_bias",
+        "mlp_bias",
+        "use_sliding_window",
+        "max_window_layers",
+    ],  # transformers' Mistral has no biases
     biases=score_bias,
 )

@@ -21,12 +21,10 @@ def read_config(keys: Keys) -> Config:
     keys.refuse(unless=REFUSED)
     sizes = common.sizes(keys)
     window = keys.optional("sliding_window")
-    # transformers takes the trained context length of any scaling from the top level, where Phi-3 has it.
-    original = keys.integer("original_max_position_embeddings", default=4096)
     return Config(
         family="phi3",
         **sizes,
-        **common.rope(keys, sizes["head_dim"], partial=True, original=original),
+        **common.rope(keys, sizes["head_dim"], partial=True),
         **common.head(keys, pad_token_id=32000),
         rms_norm_eps=keys.number("rms_norm_eps", 1e-5),
         sliding_window=window,
@@ -46,6 +44,7 @@ def gguf_keys(m: Metadata) -> dict[str, Any]:
     }
 
 
+WINDOWS = ("use_sliding_window", "max_window_layers", "layer_types")
 FUSED = {
     **dict.fromkeys((f"layers.*.attention.{name}" for name in "qkv"), "model.layers.*.self_attn.qkv_proj"),
     **dict.fromkeys((f"layers.*.feedforward.{name}" for name in ("gate", "up")), "model.layers.*.mlp.gate_up_proj"),
@@ -56,7 +55,8 @@ PHI3 = LLAMA._replace(
     model_types=["phi3"],
     causal_lm="Phi3ForCausalLM",
     read_config=read_config,
-    harmless=["attention_bias", "mlp_bias"],  # transformers' Phi-3 has no biases, whatever they say
+    # transformers' Phi-3 has no biases, and one window for all layers, whatever these keys say.
+    harmless=["attention_bias", "mlp_bias", "resid_pdrop", "embd_pdrop", *WINDOWS],
     biases=score_bias,
     traced=TRACED | FUSED,
     gguf=Gguf("phi3", gguf_keys, GGUF_NAMES),

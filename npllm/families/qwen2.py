@@ -12,17 +12,18 @@ from .llama import LLAMA, REFUSED, score_bias
 def read_config(keys: Keys) -> Config:
     """Qwen2's config.json. Without `use_sliding_window` the window is off, whatever `sliding_window` says."""
     keys.refuse(unless=REFUSED)
-    sizes = common.sizes(keys)
+    sizes = common.sizes(keys, kv_heads=32)
     layers = sizes["num_hidden_layers"]
-    window, first = keys.optional("sliding_window", absent=4096), keys.integer("max_window_layers", 28, least=0)
-    window = window if keys.boolean("use_sliding_window") else None
+    keys.read.add("sliding_window")  # which counts only where it is used
+    window = keys.optional("sliding_window", absent=4096) if keys.boolean("use_sliding_window") else None
+    first = keys.integer("max_window_layers", 28, least=0)
     kinds = common.layer_types(keys, layers, default=common.windows(layers, window, first))
     if window is None and "sliding_attention" in kinds:
         raise keys.refusal("layer_types", "full_attention alone, since there is no sliding window")
     return Config(
         family="qwen2",
         **sizes,
-        **common.rope(keys, sizes["head_dim"], original=sizes["max_position_embeddings"]),
+        **common.rope(keys, sizes["head_dim"]),
         **common.head(keys),
         rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
         sliding_window=window,
