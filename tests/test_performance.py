@@ -251,7 +251,7 @@ def test_a_peer_that_is_missing_is_left_out_with_a_line(monkeypatch, capsys):
     peers = tool("bench_peers")
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     assert peers.available("llama.cpp") is False
-    assert capsys.readouterr().err == "llama.cpp is left out: pip install xllamacpp gguf\n"
+    assert capsys.readouterr().err == "llama.cpp is skipped: pip install xllamacpp gguf\n"
     with pytest.raises(SystemExit, match=r"expected npllm, transformers, llama\.cpp, got jax"):
         peers.available("jax")
 

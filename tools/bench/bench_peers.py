@@ -1,18 +1,19 @@
-"""Speed beside transformers and llama.cpp, measured in turn within one run; the numbers of docs/performance.md.
+"""Measure npllm against transformers and llama.cpp in alternating rounds; the results of docs/performance.md.
 
-    python tools/bench/bench_peers.py SCRATCH                  all of it: about 12 minutes, once SCRATCH is filled
-    python tools/bench/bench_peers.py SCRATCH --prepare        only fill SCRATCH: 22 GB; this may be done on a busy machine
-    python tools/bench/bench_peers.py SCRATCH --parts decode,growth     only these; the others stay as they are in the file
-    python tools/bench/bench_peers.py SCRATCH --quick          try it with a tiny model; the figures mean nothing
+    python tools/bench/bench_peers.py SCRATCH                           everything: 12 minutes once SCRATCH is filled
+    python tools/bench/bench_peers.py SCRATCH --prepare                 only fill SCRATCH with 22 GB of weights
+    python tools/bench/bench_peers.py SCRATCH --parts decode,growth     measure only these parts
+    python tools/bench/bench_peers.py SCRATCH --quick                   dry run with a tiny model
 
-The results go into docs/performance.json (--into FILE), anew after each part; with --resume, parts that are in it are
-not measured again. Then `python tools/bench/performance_page.py` writes them into the page. It needs the [oracle] extra for
-transformers, and `pip install xllamacpp gguf` for llama.cpp; who is missing is left out.
+The results are written to docs/performance.json (--into FILE) after each part; --resume skips the parts that the file
+already has. `python tools/bench/performance_page.py` then updates the page. transformers needs the [oracle] extra, and
+llama.cpp needs `pip install xllamacpp gguf`; a peer that is not installed is skipped. --prepare may run on a busy
+machine, the measurements may not.
 
-The same random weights in the shapes of Phi-3-mini (4 layers and the head; all 32 where memory allows) go through every
-side, and the default model. Each side is a process of its own (tools/bench/bench_worker.py), all of them stay, and a round
-is one call of each, one after the other. OPENBLAS_*, OMP_* and MKL_* variables are unset for them, all use all cores.
-A machine's speed changes from minute to minute with its neighbours: what counts is the ratio within the run.
+All peers run the same random weights in the shapes of Phi-3-mini (4 layers and the head; all 32 layers if memory
+allows) and the default model. Each peer is a process (tools/bench/bench_worker.py) that stays alive; a round calls them
+one after the other. OPENBLAS_*, OMP_* and MKL_* are unset, and every peer uses all cores. The speed of a shared machine
+changes from minute to minute, so only the ratios within a run are meaningful.
 """
 
 import argparse
@@ -45,7 +46,7 @@ NEEDED = {
     "llama.cpp": ("xllamacpp", "gguf"),
 }
 PROMPT = "Write a very long email apologizing to Sarah for the tragic gardening mishap. Explain how it happened."
-# A text that repeats itself, for drafts that are looked up in it.
+# A repetitive text, for prompt lookup.
 LIST = "Repeat this list exactly:\n" + "".join(
     f"{n}. The {colour} bird sat on the {tree} tree and sang a long song.\n"
     for n, (colour, tree) in enumerate([("red", "oak"), ("blue", "elm"), ("green", "ash"), ("white", "fir")], 1)
@@ -54,7 +55,7 @@ REPEATING = LIST + "\n" + LIST + "\nRepeat this list exactly:\n"
 
 
 class Side:
-    """A process that measures, and how it is called in the tables."""
+    """A process that measures, and its name in the tables."""
 
     def __init__(self, name: str, kind: str, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -65,9 +66,9 @@ class Side:
         self.process = subprocess.Popen(command, env=environment, **(pipes | {"stderr": self.log}))
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Let it do something, and wait for the answer."""
+        """The answer to a request."""
         if self.process.stdin is None or self.process.stdout is None:
-            raise RuntimeError("it has no pipes")
+            raise RuntimeError("the process has no pipes")
         try:
             self.process.stdin.write(json.dumps({"do": do} | request) + "\n")
             self.process.stdin.flush()
@@ -80,7 +81,7 @@ class Side:
         return answer
 
     def end(self) -> None:
-        """Let it go, with its memory; it may be in the middle of something, if this was interrupted."""
+        """End the process and free its memory, even if it is still busy after an interrupt."""
         try:
             self.process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
@@ -90,7 +91,7 @@ class Side:
 
 
 class Bench:
-    """What all parts need: the settings, where the files are, who takes part."""
+    """What all parts share: the settings, the files, the peers."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.scratch, self.quick = args.scratch, args.quick
@@ -103,7 +104,7 @@ class Bench:
             for name, value in os.environ.items()
             if not name.startswith(("OPENBLAS_", "OMP_", "MKL_", "GOTO_"))
         }
-        if args.threads:  # for trials; all cores otherwise
+        if args.threads:
             for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NPLLM_BENCH_THREADS"):
                 self.environment[name] = str(args.threads)
         self.environment["NPLLM_BENCH_LOGS"] = str(self.scratch)
@@ -123,7 +124,7 @@ class Bench:
 
     @contextmanager
     def sides(self, wanted: Mapping[str, tuple[str, str | None, str]]) -> Iterator[dict[str, Side]]:
-        """Processes by name, each with its model loaded: name -> who, model, dtype."""
+        """Processes by name with their models loaded, from {name: (kind, model, dtype)}."""
         started: dict[str, Side] = {}
         try:
             for name, (kind, model, dtype) in wanted.items():
@@ -145,11 +146,11 @@ class Bench:
             side.end()
 
     def rounds(self, calls: Mapping[str, Callable[[], dict[str, Any]]], rounds: int) -> dict[str, list[dict[str, Any]]]:
-        """The answers of all calls, made in turn; a first round is not counted."""
+        """The answers of all calls in alternating rounds; a warm-up round is discarded."""
         answers: dict[str, list[dict[str, Any]]] = {name: [] for name in calls}
         for number in range(rounds + 1):
             for name, call in calls.items():
-                time.sleep(0.1)  # threads of the one before spin on for a moment
+                time.sleep(0.1)  # the previous side's threads spin for a moment
                 answer = call()
                 if number:
                     answers[name].append(answer)
@@ -157,12 +158,12 @@ class Bench:
 
 
 def available(name: str) -> bool:
-    """Whether a peer is installed; a line says so if not."""
+    """Whether a peer is installed; prints a line if it is not."""
     if name not in NEEDED:
         raise SystemExit(f"--sides: expected {', '.join(NEEDED)}, got {name}")
     missing = [module for module in NEEDED[name] if importlib.util.find_spec(module) is None]
     if missing:
-        print(f"{name} is left out: pip install {' '.join(missing)}", file=sys.stderr)
+        print(f"{name} is skipped: pip install {' '.join(missing)}", file=sys.stderr)
     return not missing
 
 
@@ -174,7 +175,7 @@ def seconds(answers: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def four_layers(bench: Bench) -> dict[str, tuple[str, str | None, str]]:
-    """All sides on Phi-3-mini's shapes, 4 layers."""
+    """All sides, on 4 layers of Phi-3-mini's shapes."""
     folder = str(bench.folder(4))
     wanted = {f"npllm {dtype}": ("npllm", folder, dtype) for dtype in ("float32", "bfloat16", "int8", "int4")}
     wanted |= {f"transformers {dtype}": ("transformers", folder, dtype) for dtype in ("float32", "bfloat16")}
@@ -182,14 +183,14 @@ def four_layers(bench: Bench) -> dict[str, tuple[str, str | None, str]]:
 
 
 def default_model(bench: Bench) -> dict[str, tuple[str, str | None, str]]:
-    """All sides on the default model."""
+    """All sides, on the default model."""
     wanted = {f"npllm {dtype}": ("npllm", None, dtype) for dtype in ("auto", "float32")}
     wanted |= {f"transformers {dtype}": ("transformers", None, dtype) for dtype in ("float32", "bfloat16")}
     return wanted | {"llama.cpp Q4_1": ("llama.cpp", None, "Q4_1")}
 
 
 def decode(bench: Bench, wanted: Mapping[str, tuple[str, str | None, str]], ids: list[int]) -> dict[str, Any]:
-    """Seconds per token of all sides in turn, and the memory's bandwidth."""
+    """Seconds per token of all sides, and the memory bandwidth."""
     with bench.sides(wanted) as sides, bench.reader() as reader:
         same = same_model(sides, ids)
         calls = {
@@ -213,7 +214,7 @@ def file_bytes(folder: Path) -> int:
 
 
 def same_model(sides: Mapping[str, Side], ids: list[int]) -> dict[str, bool]:
-    """Whether the most likely token is npllm's in float32: that all sides have the same weights."""
+    """Whether each side's most likely token is that of npllm in float32: do all have the same weights?"""
     first = {}
     for name, side in sides.items():
         do = {"do": "first", "ids": ids} if name.startswith("llama.cpp") else {"do": "decode", "ids": ids, "tokens": 1}
@@ -228,7 +229,7 @@ def part_decode(bench: Bench) -> dict[str, Any]:
 
 
 def part_busy(bench: Bench) -> dict[str, Any]:
-    """bfloat16 beside float32 while another process reads the memory all the time."""
+    """bfloat16 and float32 while another process keeps the memory busy."""
     wanted = {name: where for name, where in four_layers(bench).items() if name in ("npllm float32", "npllm bfloat16")}
     ids = bench.phi(bench.settings["context"])
     with bench.sides(wanted) as sides, bench.reader() as reader:
@@ -248,7 +249,7 @@ def part_prefill(bench: Bench) -> dict[str, Any]:
 
 
 def prefill(bench: Bench, wanted: Mapping[str, tuple[str, str | None, str]], ids: list[int]) -> dict[str, Any]:
-    """Seconds for a prompt of all sides in turn, and of bare matrix products with as many operations."""
+    """Seconds per prompt of all sides, and of a bare matrix product with the same number of operations."""
     with bench.sides(wanted) as sides:
         calls = {name: lambda s=side: s.ask("prefill", ids=ids) for name, side in sides.items()}
         calls["np.matmul"] = lambda: sides["npllm float32"].ask("matmul", tokens=len(ids))
@@ -266,7 +267,7 @@ def part_default_prefill(bench: Bench) -> dict[str, Any]:
 
 
 def part_cache(bench: Bench) -> dict[str, Any]:
-    """100 tokens of the default model with the KV cache and without it, and with drafts looked up in the prompt."""
+    """100 tokens of the default model with and without the KV cache, and with and without prompt lookup."""
     result: dict[str, Any] = {"tokens": bench.settings["cached"]}
     with bench.sides({"npllm": ("npllm", None, "auto")}) as sides:
         ask, tokens = sides["npllm"].ask, bench.settings["cached"]
@@ -277,12 +278,12 @@ def part_cache(bench: Bench) -> dict[str, Any]:
             runs = [ask("lookup", prompt=REPEATING, tokens=tokens, drafted=16) for _ in range(4)][1:]
             result["lookup"] = {name: [run[name] for run in runs] for name in ("with", "without", "same")}
         except RuntimeError as error:
-            print(f"prompt lookup is left out: {error}", file=sys.stderr)
+            print(f"prompt lookup is skipped: {error}", file=sys.stderr)
     return result
 
 
 def part_growth(bench: Bench) -> dict[str, Any]:
-    """Time per token with little context and with much, in turn."""
+    """Time per token after a short and after a long context."""
     short, long = bench.settings["context"], bench.settings["long"]
     wanted = {
         "Phi-3-mini shapes, 4 layers, bfloat16": ("npllm", str(bench.folder(4)), "bfloat16"),
@@ -306,7 +307,7 @@ def part_growth(bench: Bench) -> dict[str, Any]:
 
 
 def part_full(bench: Bench) -> dict[str, Any]:
-    """All 32 layers in bfloat16: loading, and decoding beside each peer, two at a time."""
+    """All 32 layers in bfloat16: loading, and decoding against one peer at a time."""
     folder = str(bench.folder(32))
     size = file_bytes(bench.folder(32))
     loads = []
@@ -325,7 +326,7 @@ def part_full(bench: Bench) -> dict[str, Any]:
     for name, (kind, model, dtype) in peers.items():
         room = available_bytes()
         if kind not in bench.peers or (room is not None and room < 2.1 * size):
-            print(f"32 layers beside {name}: left out, it is missing or the memory too small", file=sys.stderr)
+            print(f"32 layers against {name}: skipped, not installed or not enough memory", file=sys.stderr)
             continue
         with bench.sides({"npllm bfloat16": ("npllm", folder, "bfloat16"), name: (kind, model, dtype)}) as sides:
             calls = {n: lambda s=side: s.ask("decode", ids=ids, tokens=tokens) for n, side in sides.items()}
@@ -351,12 +352,12 @@ GGUFS = ("F32", "BF16", "Q8_0", "Q4_0")
 
 
 def prepare(bench: Bench, parts: Sequence[str]) -> None:
-    """Make the files that are not there yet."""
+    """Write the weight files that do not exist yet."""
     needed = {4: GGUFS} if {"decode", "busy", "prefill", "growth"} & set(parts) else {}
     needed |= {32: ("BF16",)} if "full" in parts else {}
     for layers, kinds in needed.items():
         folder = bench.folder(layers)
-        if not (folder / "tokenizer_config.json").exists():  # what is written last
+        if not (folder / "tokenizer_config.json").exists():  # written last
             shutil.rmtree(folder, ignore_errors=True)
             preset = ["--preset", "tiny"] if bench.quick else ["--preset", "phi-3-mini", "--layers", str(layers)]
             run_tool(bench, "make_checkpoint.py", *preset, str(folder))
@@ -370,7 +371,7 @@ def run_tool(bench: Bench, tool: str, *arguments: str) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores, the memory, the system."""
+    """The processor, cores, memory and operating system."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
@@ -398,19 +399,17 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scratch", type=Path, help="a folder for the weights, which are kept")
-    parser.add_argument("--into", type=Path, help="the file for the results (default: docs/performance.json)")
+    parser.add_argument("scratch", type=Path, help="folder for the weights, which are not deleted")
+    parser.add_argument("--into", type=Path, help="results file (default: docs/performance.json)")
     parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
     parser.add_argument("--sides", default=",".join(NEEDED), help="default: %(default)s")
-    parser.add_argument("--prepare", action="store_true", help="only make the files in SCRATCH")
-    parser.add_argument("--resume", action="store_true", help="leave out the parts that the file has")
-    parser.add_argument("--quick", action="store_true", help="with a tiny model: a trial of this program")
-    parser.add_argument(
-        "--provisional", action="store_true", help="mark the results as not yet those of a quiet machine"
-    )
-    parser.add_argument("--rounds", type=int, help=f"of decoding (default: {SETTINGS['rounds']})")
-    parser.add_argument("--tokens", type=int, help=f"decoded in a round (default: {SETTINGS['tokens']})")
-    parser.add_argument("--threads", type=int, help="of each side, for trials (default: all cores)")
+    parser.add_argument("--prepare", action="store_true", help="only write the files in SCRATCH")
+    parser.add_argument("--resume", action="store_true", help="skip the parts that the results file has")
+    parser.add_argument("--quick", action="store_true", help="dry run with a tiny model; its figures mean nothing")
+    parser.add_argument("--provisional", action="store_true", help="mark the results as measured on a busy machine")
+    parser.add_argument("--rounds", type=int, help=f"decoding rounds (default: {SETTINGS['rounds']})")
+    parser.add_argument("--tokens", type=int, help=f"tokens decoded per round (default: {SETTINGS['tokens']})")
+    parser.add_argument("--threads", type=int, help="threads per side (default: all cores)")
     args = parser.parse_args()
     parts = args.parts.split(",")
     if unknown := sorted(set(parts) - set(PARTS)):
@@ -448,7 +447,7 @@ def main() -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Numbers with four digits: more of them mean nothing, and the file is to be read."""
+    """The value with all floats rounded to four significant digits, to keep the file readable."""
     if isinstance(value, dict):
         return {name: rounded(part) for name, part in value.items()}
     if isinstance(value, list):

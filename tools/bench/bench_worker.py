@@ -1,12 +1,12 @@
-"""One side of tools/bench/bench_peers.py, in a process of its own: does a round when it is told to.
+"""One side of tools/bench/bench_peers.py, as a process that runs a round on request.
 
     python tools/bench/bench_worker.py npllm|transformers|llama.cpp|reader
 
-It reads a request from each line of stdin, {"do": NAME, ...}, and answers it with a line of JSON. A process for each
-side, because their thread pools and BLAS libraries disturb each other; all of them stay, so that rounds can alternate.
-Whatever a library prints goes to stderr.
+Each line of stdin is a request, {"do": NAME, ...}; the answer is a line of JSON. The sides are separate processes because
+their thread pools and BLAS libraries would interfere; all stay alive, so that rounds can alternate. Anything that a
+library prints goes to stderr.
 
-Sides load without mapping files: the pages of a map that is idle for a while are taken back, and the next round pays.
+No side maps its files: the kernel reclaims idle mapped pages, and the next round would pay for reading them again.
 """
 
 import json
@@ -42,7 +42,7 @@ SHARED_KEYS = (
 
 
 class Npllm:
-    """npllm, as its users run it: through `npllm.steps`."""
+    """npllm as users run it, through `npllm.steps`."""
 
     def load(self, model: str | None, dtype: str) -> dict[str, Any]:
         self.lm = npllm.load(model, dtype=dtype)
@@ -60,7 +60,7 @@ class Npllm:
         return {"seconds": speed.prefill(self.lm, ids)}
 
     def matmul(self, tokens: int) -> dict[str, Any]:
-        """A bare matrix product with as many operations as the products of a prefill; seconds for just so many."""
+        """The time of a bare matrix product with as many operations as the products of a prefill."""
         flops = speed.product_flops(self.lm, tokens)
         return {"seconds": flops / speed.bare_matmul(self.lm, tokens, flops), "flops": flops}
 
@@ -71,7 +71,7 @@ class Npllm:
         return {name: run.seconds for name, run in runs.items()} | {"same": runs["with"].ids == runs["without"].ids}
 
     def lookup(self, prompt: str, tokens: int, drafted: int) -> dict[str, Any]:
-        """The same tokens with the prompt looked up for drafts, and without."""
+        """The same tokens with and without prompt lookup."""
         ids, result, made = as_ids(self.lm, prompt), {}, {}
         for name, options in (("without", {}), ("with", {"tokens": prompt_lookup(drafted)})):
             started = time.perf_counter()
@@ -87,7 +87,7 @@ class Npllm:
 
 
 class Reader:
-    """Measures the memory, and can keep it busy."""
+    """Measures the memory bandwidth, and can keep the memory busy."""
 
     def load(self) -> dict[str, Any]:
         self.numbers = speed.numbers_to_read(np.zeros(1))
@@ -98,7 +98,7 @@ class Reader:
         return {"bytes_per_second": speed.read_bandwidth(self.numbers, THREADS)}
 
     def busy(self, on: bool) -> dict[str, Any]:
-        """Read the array over and over again, until it is told not to."""
+        """Start or stop reading the array in a loop."""
         if on:
             self.stop = threading.Event()
             threading.Thread(target=self.read_on, args=(self.stop,), daemon=True).start()
@@ -112,7 +112,7 @@ class Reader:
 
 
 class Transformers:
-    """transformers, as its bare forward pass in a loop: the fastest it can be."""
+    """transformers as a loop of bare forward passes, its fastest form."""
 
     def load(self, model: str | None, dtype: str) -> dict[str, Any]:
         import torch
@@ -127,7 +127,7 @@ class Transformers:
         else:
             self.model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=kind).eval()
         for parameter in self.model.parameters():
-            # Not mapped, not shared, and row by row.
+            # Neither mapped nor shared, and row-major.
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         self.torch, self.new_cache = torch, transformers.DynamicCache
         self.cache: Any = None
@@ -159,7 +159,7 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp, by the clock of its own server; the prompt stays in its cache from round to round."""
+    """llama.cpp, timed by its own server; the prompt stays cached between rounds."""
 
     def load(self, model: str | None, dtype: str) -> dict[str, Any]:
         import xllamacpp
@@ -181,11 +181,11 @@ class LlamaCpp:
         return answer
 
     def decode(self, ids: list[int], tokens: int) -> dict[str, Any]:
-        timings = self.ask(ids, tokens + 1, cache_prompt=True)["timings"]  # they begin when the first token is there
+        timings = self.ask(ids, tokens + 1, cache_prompt=True)["timings"]  # counted from the first token on
         return {"seconds": timings["predicted_ms"] / 1000 / (timings["predicted_n"] - 1)}
 
     def first(self, ids: list[int]) -> dict[str, Any]:
-        """The most likely token, to see that it is the same model."""
+        """The most likely token, to check that it is the same model."""
         content = self.ask(ids, 1, cache_prompt=False, logprobs=1)["choices"][0]["logprobs"]["content"]
         return {"ids": [token["id"] for token in content]}
 
@@ -197,9 +197,9 @@ SIDES = {"npllm": Npllm, "transformers": Transformers, "llama.cpp": LlamaCpp, "r
 
 
 def in_transformers(lm: npllm.LM) -> Any:
-    """The model as transformers has it: a Phi3ForCausalLM, or a LlamaForCausalLM, whose projections are kept apart.
+    """The model as a Phi3ForCausalLM, or as a LlamaForCausalLM with separate projections.
 
-    The weights are npllm's, in float32; shared, where npllm has them row by row.
+    The weights are npllm's in float32, shared where npllm stores them row-major.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
@@ -231,12 +231,12 @@ def in_transformers(lm: npllm.LM) -> Any:
     with torch.device("meta"):
         model = (Phi3ForCausalLM if fused else LlamaForCausalLM)(config)
     model.load_state_dict({f"{name}.weight": torch.from_numpy(x) for name, x in arrays.items()}, assign=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its tables are no weights: made again off "meta"
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # not weights: rebuild them off "meta"
     return model.eval()
 
 
 def by_rows(weight: Any) -> np.ndarray | None:
-    """A weight as a plain array, whatever npllm keeps it as."""
+    """A weight as a plain row-major array, however npllm stores it."""
     if weight is None or isinstance(weight, np.ndarray):
         return None if weight is None else np.ascontiguousarray(weight)
     return weight.rows(np.arange(weight.shape[0]))
@@ -250,7 +250,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             answer = getattr(side, request.pop("do"))(**request)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, the asker must hear of it
+        except Exception as error:  # noqa: BLE001 - report any error to the caller
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -1,10 +1,10 @@
 """Write a checkpoint of random weights in the shape of a real model, in Hugging Face layout.
 
-    python tools/bench/make_checkpoint.py --preset phi-3-mini FOLDER              # 7.6 GB, as the published one
+    python tools/bench/make_checkpoint.py --preset phi-3-mini FOLDER              # 7.6 GB, like the published one
     python tools/bench/make_checkpoint.py --preset phi-3-mini --layers 4 FOLDER   # 1.3 GB, for benchmarks
 
-It generates noise, at the speed and in the memory of the real model. The tokenizer has one token for each byte.
-Shards are written one at a time: memory stays under twice the size of a shard.
+The model generates noise, with the speed and memory of the real one. Its tokenizer has one token per byte. Shards are
+written one at a time, so that the peak memory is less than two shards.
 """
 
 import argparse
@@ -41,7 +41,7 @@ PRESETS = {
         "pad_token_id": 32000,
     },
 }
-# The same kind of model, so small that a program can be tried with it in a second.
+# The same architecture, small enough for a trial run of a second.
 PRESETS["tiny"] = PRESETS["phi-3-mini"] | {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -58,7 +58,7 @@ SHARD_BYTES = 2_000_000_000
 
 
 def shapes(config: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names and shapes of a Phi-3 checkpoint, in the order of the pass."""
+    """The names and shapes of a Phi-3 checkpoint's tensors, in the order of the pass."""
     width, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     head_width = width // config["num_attention_heads"]
     qkv_rows = (config["num_attention_heads"] + 2 * config["num_key_value_heads"]) * head_width
@@ -75,7 +75,7 @@ def shapes(config: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def shards(config: dict, dtype: np.dtype) -> list[list[tuple[str, tuple[int, ...]]]]:
-    """The tensors, in groups of up to SHARD_BYTES."""
+    """The tensors in groups of at most SHARD_BYTES."""
     groups: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     size = 0
     for name, shape in shapes(config):
@@ -89,18 +89,18 @@ def shards(config: dict, dtype: np.dtype) -> list[list[tuple[str, tuple[int, ...
 
 
 def random_tensor(shape: tuple[int, ...], dtype: np.dtype, random: np.random.Generator) -> np.ndarray:
-    """Weights as at the start of a training: norms 1, matrices from a normal distribution of width 0.02."""
+    """Weights as initialized for training: norms are ones, matrices have standard deviation 0.02."""
     if len(shape) == 1:
         return np.ones(shape, dtype)
     tensor = np.empty(shape, dtype)
-    for rows in range(0, shape[0], 1024):  # in parts: the float32 numbers need twice the memory
+    for rows in range(0, shape[0], 1024):  # in parts, to limit the float32 temporaries
         part = tensor[rows : rows + 1024]
         part[...] = random.standard_normal(part.shape, dtype=np.float32) * np.float32(0.02)
     return tensor
 
 
 def write_tokenizer(folder: Path) -> None:
-    """One token for each byte."""
+    """Write a tokenizer with one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--preset", choices=PRESETS, default="phi-3-mini")
-    parser.add_argument("--layers", type=int, help="fewer layers than the preset has")
+    parser.add_argument("--layers", type=int, help="number of layers, if not the preset's")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Write a checkpoint of tools/bench/make_checkpoint.py as GGUF, for llama.cpp.
+"""Convert a checkpoint of tools/bench/make_checkpoint.py to GGUF, for llama.cpp.
 
     python tools/bench/make_gguf.py FOLDER FILE.gguf --type F32|BF16|Q8_0|Q4_0
 
-The matrices are in that type, the norms in F32. The numbers are the folder's; the tokens are made up, since it has
-none. It needs the `gguf` package, which quantizes. One weight is in memory at a time.
+Matrices are converted to the type, norms to F32. The weights are the folder's; the vocabulary is made up. Needs the
+`gguf` package, which quantizes. One weight is in memory at a time.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 TYPES = ("F32", "BF16", "Q8_0", "Q4_0")
 ROWS = 4096  # quantized at once
-NAMES = {  # without their ends, by those of a Phi-3 checkpoint
+NAMES = {  # Phi-3 name -> GGUF name, without .weight
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
@@ -33,7 +33,7 @@ NAMES = {  # without their ends, by those of a Phi-3 checkpoint
 
 
 def gguf_name(name: str) -> str:
-    """What GGUF calls a weight.
+    """The GGUF name of a weight.
 
     >>> gguf_name("model.layers.7.self_attn.o_proj.weight"), gguf_name("lm_head.weight")
     ('blk.7.attn_output.weight', 'output.weight')
@@ -46,16 +46,16 @@ def gguf_name(name: str) -> str:
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights in the file's own dtype, one after the other."""
+    """The weights one by one, in the file's own dtype."""
     weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     for file in sorted(set(weight_map.values())):
         with safe_open(folder / file, framework="np") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no dict
+            for name in opened.keys():  # noqa: SIM118 - not a dict
                 yield name, opened.get_tensor(name)
 
 
 def converted(weight: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """A matrix in a GGUF type, a few rows at a time, since in between they are float32."""
+    """The matrix in a GGUF type; converted a few rows at a time, to limit the float32 temporaries."""
     pieces = (weight[row : row + ROWS].astype(np.float32) for row in range(0, len(weight), ROWS))
     return np.concatenate([gguf.quants.quantize(piece, kind) for piece in pieces])
 
@@ -98,7 +98,7 @@ def write_gguf(folder: Path, file: Path, type_name: str) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)
-    # The sizes come first in the file, so the weights are read twice: now for their shapes, then to be written.
+    # The shapes come first in the file, so the weights are read twice: now for their shapes, then to write them.
     order = []
     for name, weight in tensors(folder):
         order.append(name)

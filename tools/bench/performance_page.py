@@ -1,10 +1,10 @@
 """Write the tables of docs/performance.md from docs/performance.json, the results of bench_peers.py and quality.py.
 
-    python tools/bench/performance_page.py            write them into the page
-    python tools/bench/performance_page.py --check    exit with 1 if the page says something else than the file
+    python tools/bench/performance_page.py            update the page
+    python tools/bench/performance_page.py --check    exit with 1 if the page and the results differ
 
-A table stands between <!-- begin NAME --> and <!-- end NAME -->; all else on the page is written by hand. The page's
-figure is drawn by tools/docs/figures.py, from the same file.
+Each table stands between <!-- begin NAME --> and <!-- end NAME -->; the rest of the page is written by hand. The page's
+figure is drawn by tools/docs/figures.py from the same results.
 """
 
 import argparse
@@ -21,27 +21,27 @@ Results = Mapping[str, Any]
 
 
 class Goal(NamedTuple):
-    """A line of the table of goals."""
+    """A row of the table of goals."""
 
     what: str
     against: str
-    goal: float | None  # None: reported only
+    goal: float | None  # None: only reported
     at_most: bool = False
     measured: float | None = None  # None: not measured
-    least: float | None = None  # in a round
+    least: float | None = None  # of all rounds
     most: float | None = None
     unit: str = "x"
 
     @property
     def met(self) -> bool | None:
-        """None where there is nothing to meet, or nothing to meet it."""
+        """Whether the goal is met; None without a goal or a measurement."""
         if self.goal is None or self.measured is None:
             return None
         return self.measured <= self.goal if self.at_most else self.measured >= self.goal
 
 
 def ratio(sides: Results, ours: str, theirs: str) -> dict[str, float]:
-    """How many times as fast ours is: the ratio of the medians, and the least and the most of the rounds' ratios.
+    """How many times as fast ours is: the ratio of the medians, and the range of the rounds' ratios.
 
     >>> ratio({"a": {"seconds": [1, 2, 4]}, "b": {"seconds": [2, 2, 12]}}, "a", "b")
     {'measured': 1.0, 'least': 1.0, 'most': 3.0}
@@ -54,12 +54,12 @@ def ratio(sides: Results, ours: str, theirs: str) -> dict[str, float]:
 
 
 def part(results: Results, name: str) -> Results:
-    """The sides of a part; none where it was not measured."""
+    """The sides of a part; empty if it was not measured."""
     return results.get("parts", {}).get(name, {}).get("sides", {})
 
 
 def goals(results: Results) -> list[Goal]:
-    """All goals, each with what was measured."""
+    """All goals with their measurements."""
     phi, default = part(results, "decode"), part(results, "default_decode")
     long, default_long = part(results, "prefill"), part(results, "default_prefill")
     bfloat16, int8, int4 = (phi.get(f"npllm {dtype}") for dtype in ("bfloat16", "int8", "int4"))
@@ -112,7 +112,7 @@ def goals(results: Results) -> list[Goal]:
 
 
 def of_cache(results: Results) -> list[Goal]:
-    """100 tokens with and without the cache; with drafts from the prompt, and without."""
+    """100 tokens with and without the cache, and with and without prompt lookup."""
     found = results.get("parts", {}).get("cache", {})
     pairs = {
         name: {side: {"seconds": found[name][side]} for side in ("with", "without")}
@@ -137,7 +137,7 @@ def of_cache(results: Results) -> list[Goal]:
 
 
 def growth(results: Results) -> list[Goal]:
-    """By how much a token gets slower with much context, over how much more it has to read."""
+    """The slowdown of a token after a long context, relative to the additional bytes it reads."""
     lines = []
     for name, contexts in part(results, "growth").items():
         (short, few), (long, many) = sorted(contexts.items(), key=lambda item: int(item[0]))
@@ -150,7 +150,7 @@ def growth(results: Results) -> list[Goal]:
 
 
 def full(results: Results) -> list[Goal]:
-    """All 32 layers."""
+    """The goals for all 32 layers."""
     found = results.get("parts", {}).get("full")
     if not found:
         return [
@@ -182,7 +182,7 @@ def full(results: Results) -> list[Goal]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown.
+    """A table in Markdown.
 
     >>> print(table(["a", "b"], [["1", "2"]]))
     | a | b |
@@ -195,7 +195,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def goals_table(lines: Sequence[Goal]) -> str:
-    """What was to be reached, and what was."""
+    """The goals and what was measured."""
     rows = []
     for line in lines:
         asked = (
@@ -209,7 +209,7 @@ def goals_table(lines: Sequence[Goal]) -> str:
 
 
 def decode_table(results: Results, name: str) -> str:
-    """Tokens per second, and the share of the memory's bandwidth."""
+    """Tokens per second, and the share of the memory bandwidth."""
     found = results.get("parts", {}).get(name)
     if not found:
         return "Not measured yet."
@@ -239,13 +239,13 @@ def decode_table(results: Results, name: str) -> str:
 
 
 def stored(row: Results) -> str:
-    """In which storages, and at how many bytes for each weight."""
+    """The storage formats of the weights, and the bytes per weight."""
     kinds = ", ".join(f"{name} {count / 1e6:,.0f} MB" for name, count in row["storages"].items() if count > 1e6)
     return f"{kinds}; {row['bytes_per_weight']:.2f} bytes each"
 
 
 def prefill_table(results: Results, name: str) -> str:
-    """Tokens and operations per second."""
+    """Tokens and operations per second of a prefill."""
     found = results.get("parts", {}).get(name)
     if not found:
         return "Not measured yet."
@@ -259,7 +259,7 @@ def prefill_table(results: Results, name: str) -> str:
 
 
 def quality_table(results: Results) -> str:
-    """What rounding the weights costs."""
+    """The cost of rounding the weights."""
     found = results.get("quality")
     if not found:
         return "Not measured yet."
@@ -280,7 +280,7 @@ def quality_table(results: Results) -> str:
 
 
 def machine_lines(results: Results) -> str:
-    """On what, with what, and how."""
+    """The machine, the versions and the command."""
     m, versions = results["machine"], results["versions"]
     vectors = f" ({', '.join(m['vectors'])})" if m["vectors"] else ""
     lines = [
@@ -305,7 +305,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
 
 
 def filled(page: str, results: Results) -> str:
-    """The page with its tables made anew."""
+    """The page with its tables replaced."""
     for name, make in TABLES.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1:
@@ -317,7 +317,7 @@ def filled(page: str, results: Results) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit with 1 if the page says something else")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the page and the results differ")
     args = parser.parse_args(argv)
     page = PAGE.read_text(encoding="utf-8")
     made = filled(page, json.loads(RESULTS.read_text(encoding="utf-8")))

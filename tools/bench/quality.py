@@ -1,10 +1,10 @@
-"""What rounding the weights costs: the quality table of docs/performance.md.
+"""Measure the cost of rounding the weights: the quality table of docs/performance.md.
 
     python tools/bench/quality.py [--tokens 2000] [--into FILE]
 
-It compares the default model's predictions, with its weights in 16, 8 and 4 bits, to those in float32, by what
-`npllm evaluate TEXTFILE --dtype int8 --against float32` is made of. The text is the first pages of docs/. No figure
-depends on time. They go into docs/performance.json; then run tools/bench/performance_page.py.
+It compares the default model's predictions with 16, 8 and 4-bit weights to those in float32, as
+`npllm evaluate TEXTFILE --dtype int8 --against float32` does. The text is the first pages of docs/. No figure depends
+on timing. The results go into docs/performance.json; tools/bench/performance_page.py then updates the page.
 """
 
 import argparse
@@ -20,7 +20,7 @@ DTYPES = ("bfloat16", "float16", "int8", "int4")
 
 
 def text() -> str:
-    """The pages of the chapter, in their order."""
+    """The chapter's pages, in order, as one text."""
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     names = re.search(r":caption: The chapter\n:maxdepth: 1\n\n((?:[a-z-]+\n)+)", index)
     if names is None:

@@ -1,11 +1,11 @@
-"""Where the time of a step goes: the time between one tapped value and the next, summed over the layers.
+"""Profile a decoding step: the time from each tapped value to the next, summed over the layers.
 
     python tools/bench/step_cost.py [-m MODEL] [--dtype DTYPE] [--context 64] [--tokens 1] [--steps 50]
 
-A tap notes when each value is there, so a line is the time of what makes that value: "attention.q" is the product of
-queries, keys and values in one, "feedforward.gate" that of gate and up. A product's line tells its weights, and how
-fast they are read. All are medians over the steps, and the first line their sum. --tokens 17 is a pass that checks 16
-drafted tokens. On the CPU: a GPU works on while Python has gone on.
+A tap records when each value is computed, so each line is the time to compute that value: "attention.q" is the fused
+product for queries, keys and values, "feedforward.gate" that for gate and up. A product's line also shows the size of
+its weights and how fast they are read. Times are medians over the steps; the first line is their sum. --tokens 17 is a
+pass that verifies 16 drafted tokens. CPU only: a GPU computes asynchronously.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PRODUCTS = {
 
 
 def moments(lm: LM, ids: Sequence[int], context: int, steps: int) -> dict[str, list[float]]:
-    """Seconds from the value before to each value, by its name, in every step."""
+    """Seconds from the previous value to each value, by name, for every step."""
     cache = empty_cache(lm.config, len(ids), like=lm.weights.norm)
     next_logits(lm, ids[:context], cache)
     how = flash_attention if len(ids) - context > 1 else attention  # as the loop does
@@ -58,10 +58,10 @@ def moments(lm: LM, ids: Sequence[int], context: int, steps: int) -> dict[str, l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", "--model", help="a folder, a .gguf file or a Hub name")
+    parser.add_argument("-m", "--model", help="folder, .gguf file or Hub name")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--context", type=int, default=64, help="tokens in the cache")
-    parser.add_argument("--tokens", type=int, default=1, help="new ones, in one pass")
+    parser.add_argument("--context", type=int, default=64, help="cached tokens (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=1, help="new tokens per pass (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50)
     args = parser.parse_args()
     if min(args.context, args.tokens, args.steps) < 1:

@@ -1,9 +1,9 @@
-"""What it costs that every value can be looked at while nobody does: the tap calls of one decoding step.
+"""Measure the overhead of unused taps: the tap calls of one decoding step.
 
     python tools/bench/tap_cost.py [-m MODEL] [--rounds N]
 
-Counts the calls of a step after 16 cached tokens, measures what one untapped call costs, and what a step takes; the
-least of the rounds, so that other programs on the machine count as little as possible. Prints one line.
+Counts the tap calls of a step after 16 cached tokens, and times an untapped call and a step; both are the minimum over
+the rounds, to exclude other programs. Prints one line.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CACHED = 16  # tokens
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", "--model", help="a folder, a .gguf file or a Hub name")
+    parser.add_argument("-m", "--model", help="folder, .gguf file or Hub name")
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     try:
@@ -50,7 +50,7 @@ def main() -> None:
     seconds = min(step() for _ in range(args.rounds))
     value, many = np.zeros(1), 10_000
     per_call = min(timeit.repeat(lambda: untapped("name", value), number=many, repeat=args.rounds)) / many
-    # Each part of a block asks for a tap of its own, and writes its name: three for each layer.
+    # Each part of a block makes its own tap and formats its name: three per layer.
     per_part = min(timeit.repeat(lambda: under(untapped, f"layers.{7}"), number=many, repeat=args.rounds)) / many
     parts = 3 * lm.config.num_hidden_layers
     cost = len(calls) * per_call + parts * per_part

@@ -1,10 +1,10 @@
-"""What holds packed weights back: widening, the product, and both, in weights per second.
+"""Measure what limits packed weights: widening, the product, and both, in weights per second.
 
     python tools/bench/tile_cost.py
 
-One matrix in the shape of Phi-3-mini's gate_up_proj, and one vector. "alone" runs a part over all tiles without the
-other; if the parts did not disturb each other, both would take the sum of their times. float32 needs no widening: it
-is the memory's speed.
+One matrix in the shape of Phi-3-mini's gate_up_proj, and one vector. "alone" runs one part over all tiles without the
+other; if the parts did not interfere, both together would take the sum of their times. float32 needs no widening and
+shows the memory bandwidth.
 """
 
 import os
@@ -26,7 +26,7 @@ ROUNDS = 9
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """The median of a few runs, after one that is not counted."""
+    """The median of a few runs after a warm-up."""
     work()
     taken = []
     for _ in range(ROUNDS):
@@ -37,7 +37,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def half_parts(weight: Half, x: np.ndarray) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Only widening all tiles; only multiplying a tile as often."""
+    """Two functions: widen all tiles; multiply one tile as many times."""
     at_once = TILE // WIDTH
 
     def each(do: Callable[[np.ndarray, np.ndarray], object]) -> Callable[[], object]:
@@ -52,7 +52,7 @@ def half_parts(weight: Half, x: np.ndarray) -> tuple[Callable[[], object], Calla
 
 
 def groups_parts(weight: Groups, x: np.ndarray) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Only widening all blocks; only multiplying and scaling a block as often."""
+    """Two functions: widen all blocks; multiply and scale one block as many times."""
     blocks, groups, _, rows = weight.codes.shape
     grouped = x.reshape(groups, 1, weight.group)
     scale, ones = weight.scale[0], np.ones((1, groups), dtype=np.float32)
@@ -93,7 +93,7 @@ def main() -> None:
             else:
                 weight = Half(numbers.astype(ml_dtypes.bfloat16 if name == "bfloat16" else np.float16), workers)
                 widening, product = half_parts(weight, x)
-            with workers.blas.limit(limits=1):  # also with one thread of ours
+            with workers.blas.limit(limits=1):  # also for one thread of Workers
                 parts = [seconds(widening), seconds(product)]
                 both = seconds(lambda weight=weight: weight.matmul(x))  # type: ignore[misc]
             speeds = [numbers.size / taken / 1e9 for taken in (*parts, sum(parts), both)]

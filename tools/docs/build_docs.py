@@ -1,8 +1,8 @@
-"""Build the site: draw the figures, then let Sphinx make the pages. A warning is an error.
+"""Build the site: draw the figures, then run Sphinx. Warnings are errors.
 
-    python tools/docs/build_docs.py [DIR]   into DIR (docs/_build/html); open its index.html
+    python tools/docs/build_docs.py [DIR]   into DIR (default: docs/_build/html); open its index.html
 
-It needs `pip install -e '.[docs]'` and the default model.
+Needs `pip install -e '.[docs]'` and the default model.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""The figures of docs/, drawn from the numbers of the default model.
+"""Draw the figures of docs/ from the default model.
 
-    python tools/docs/figures.py [DIR]           draw them as SVG files into DIR (docs/figures)
-    python tools/docs/figures.py --check [DIR]   draw them again: are the files in DIR the same?
+    python tools/docs/figures.py [DIR]           draw them as SVG files into DIR (default: docs/figures)
+    python tools/docs/figures.py --check [DIR]   exit with 1 if a file in DIR differs from a fresh drawing
 
-Each function below `# The figures` draws one; the file has its name. Nothing in them is invented: what looks like a
-measured number is one, of the text named on the page, or in `performance` of docs/performance.json. Letters are drawn
-as outlines, so that a figure looks the same on every machine; the words of a figure are in its page's alt text.
+Each function below `# The figures` draws the figure of its name. All values are real: computed from the text named on
+the page, or read from docs/performance.json (`performance`). Text is drawn as outlines, so that a figure looks the same
+on every machine; the alt text on the page contains its words.
 """
 
 import argparse
@@ -48,10 +48,10 @@ from npllm.sampling import softmax
 from npllm.shapes import GPT2BlockWeights
 
 FOLDER = Path(__file__).parents[2] / "docs" / "figures"
-WIDTH = 7.2  # inches; a page shows it about 1.4 times as large
-# Dark, middle and light, which stay apart in greyscale too; bars get hatches besides.
+WIDTH = 7.2  # inches; the page shows it 1.4 times as large
+# Distinguishable in grayscale; bars have hatches as well.
 DARK, MIDDLE, LIGHT, PALE = "#00224e", "#7d7c78", "#fdd835", "#e4e4e4"
-THREE = ListedColormap(["white", LIGHT, DARK])  # of masks: hidden, visible, the token itself
+THREE = ListedColormap(["white", LIGHT, DARK])  # for masks: masked, visible, the token itself
 STYLE = {
     "svg.hashsalt": "npllm",
     "svg.fonttype": "path",
@@ -68,7 +68,7 @@ STYLE = {
 
 FRANCE = "The capital of France is"
 DOG = "The dog chased the squirrel because it"
-DOCUMENTS = (  # short ones, to be packed
+DOCUMENTS = (  # for packing
     DOG,
     "The Shawshank",
     "Sarah fed the cat because it",
@@ -82,7 +82,7 @@ EMAIL = "Write an email apologizing to Sarah for the tragic gardening mishap. Ex
 
 
 class Pass(NamedTuple):
-    """One forward pass, with every value on the way."""
+    """One forward pass with all its tapped values."""
 
     ids: np.ndarray
     tokens: list[str]
@@ -104,12 +104,12 @@ def trace(text: str) -> Pass:
 
 
 def token(token_id: int) -> str:
-    """A token's text as Python writes it: its space and its newline can be seen."""
+    """A token's text as a Python literal, which shows spaces and newlines."""
     return repr(model().tokenizer.decode([int(token_id)]))
 
 
 def words(tokens: list[str]) -> list[str]:
-    """The tokens of a plain sentence without quotes and spaces."""
+    """The tokens of a sentence without quotes and spaces."""
     return [word.strip("' ") for word in tokens]
 
 
@@ -118,7 +118,7 @@ def likeliest(probabilities: np.ndarray, count: int) -> np.ndarray:
 
 
 def box(axes: Axes, x: float, y: float, text: str, fill: str = "white", **options: object) -> None:
-    """Words in a frame."""
+    """Draw text in a frame."""
     color = "white" if fill in (DARK, MIDDLE) else "black"
     frame = {"boxstyle": "round,pad=0.35", "facecolor": fill, "edgecolor": "black", "linewidth": 0.8}
     axes.text(x, y, text, ha="center", va="center", color=color, bbox=frame, **options)
@@ -129,7 +129,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], **op
 
 
 def canvas(height: float, columns: float, rows: float) -> tuple[Figure, Axes]:
-    """An empty surface for boxes and arrows, counted in columns and rows from the top left."""
+    """Empty axes for boxes and arrows; coordinates are columns and rows from the top left."""
     figure, axes = plt.subplots(figsize=(WIDTH, height))
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.axis("off")
@@ -137,7 +137,7 @@ def canvas(height: float, columns: float, rows: float) -> tuple[Figure, Axes]:
 
 
 def cells(axes: Axes, rows: int, columns: int) -> None:
-    """Lines between the cells of a mask."""
+    """Draw lines between the cells of a mask."""
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="black", linewidth=0.5)
@@ -145,7 +145,7 @@ def cells(axes: Axes, rows: int, columns: int) -> None:
 
 
 def heat(axes: Axes, values: np.ndarray, **options: object) -> matplotlib.image.AxesImage:
-    """A matrix as colours; a frame around it, since its lightest cells are near to white."""
+    """Draw a matrix as colors, framed because its lightest cells are almost white."""
     axes.spines[:].set_visible(True)
     return axes.imshow(values, aspect="auto", interpolation="nearest", **options)
 
@@ -260,7 +260,7 @@ def decoding() -> Figure:
 
 
 def funnel() -> Figure:
-    """Figure 3-7, with the filters that stand before the draw."""
+    """Figure 3-7, with the filters applied before the draw."""
     logits, count = trace(EMAIL).logits[-1], 10
     options = {"temperature": 0.7, "top_k": 8, "top_p": 0.95, "min_p": 0.1}
     steps = funnel_steps(logits, uniform=0.5, **options)
@@ -399,12 +399,12 @@ def context() -> Figure:
     return figure
 
 
-# The head whose inside the next figures show: it looks at the dog and at the squirrel. Three heads share keys.
+# The head shown in the next figures: it attends to the dog and to the squirrel. Three query heads share its keys.
 LAYER, HEAD, KV_HEAD = 9, 4, 1
 
 
 def inside(name: str) -> np.ndarray:
-    """A value of that layer's attention, for the sentence of the dog."""
+    """A tapped value of that layer's attention, for the sentence DOG."""
     return trace(DOG).seen[f"layers.{LAYER}.attention.{name}"]
 
 
@@ -587,7 +587,7 @@ def shared_heads() -> Figure:
 
 
 def flash() -> Figure:
-    """Of the section on FlashAttention, which has no figure in the chapter."""
+    """For the section on FlashAttention, which has no figure in the chapter."""
     config, lengths = model().config, [2**n for n in range(6, 14)]
     t = {length: np.arange(length) for length in lengths}
     lines = {
@@ -650,23 +650,23 @@ def blocks() -> Figure:
 
 
 def flow(axes: Axes, title: str, stages: list[tuple[str, int, np.ndarray]]) -> None:
-    """A block from top to bottom: the residual stream on the left, what is beside it on the right."""
+    """Draw a block from top to bottom: the residual stream on the left, its branches on the right."""
     axes.set(xlim=(0, 10), ylim=(len(stages) - 0.4, -0.8), title=title)
     axes.axis("off")
     axes.text(9.8, -0.65, "rms", ha="right", va="center", fontsize=8)
-    main, beside = 0, False  # the row where the residual stream was last; whether the stage above is beside it
+    main, branched = 0, False  # the last row of the residual stream; whether the stage above is a branch
     for row, (_, side, value) in enumerate(stages):
-        if side and beside:
+        if side and branched:
             arrow(axes, (5.2, row - 1), (5.2, row), shrinkA=11, shrinkB=11)
-        elif side:  # out of the stream: to the right, then down
+        elif side:  # out of the stream: right, then down
             turn = "angle,angleA=0,angleB=90,rad=0"
             arrow(axes, (1.6, row - 0.55), (5.2, row), shrinkB=9, connectionstyle=turn)
         elif row:
             arrow(axes, (1.6, main), (1.6, row), shrinkB=11)
-            if beside:  # and back: down, then to the left
+            if branched:  # back into it: down, then left
                 turn = "angle,angleA=90,angleB=0,rad=0"
                 arrow(axes, (5.2, row - 1), (1.6, row), shrinkB=12, connectionstyle=turn)
-        main, beside = (main if side else row), bool(side)
+        main, branched = (main if side else row), bool(side)
         axes.text(9.8, row, f"{np.sqrt(np.mean(value[-1] ** 2)):.2f}", ha="right", va="center")
     for row, (name, side, _) in enumerate(stages):
         box(axes, 5.2 if side else 1.6, row, name, LIGHT if side else PALE)
@@ -707,7 +707,7 @@ def packing() -> Figure:
 
 
 def sinusoids() -> Figure:
-    """Of the absolute positions in the section on positional embeddings, which have no figure in the chapter."""
+    """For the absolute positions in the section on positional embeddings, which have no figure in the chapter."""
     width, count = 128, 64
     figure, axes = plt.subplots(figsize=(WIDTH, 2.8))
     image = heat(axes, sinusoidal_positions(np.arange(count), width), vmin=-1, vmax=1)
@@ -730,7 +730,7 @@ def rotation() -> Figure:
         for position in range(count):
             style = {"color": DARK if position == 0 else MIDDLE, "linewidth": 1.8 if position == 0 else 0.8}
             arrow(axes, (0, 0), (x[position], y[position]), shrinkB=0, **style)
-        shown = range(count) if pair < pairs - 1 else [0]  # at the end they lie on each other
+        shown = range(count) if pair < pairs - 1 else [0]  # the last pair barely turns
         for position in shown:
             label = str(position) if pair < pairs - 1 else f"0 to {count - 1}"
             place = (1.17 * x[position], 1.17 * y[position])
@@ -771,7 +771,7 @@ def rope_scores() -> Figure:
 
 
 def performance() -> Figure:
-    """Tokens per second of each side, from docs/performance.json."""
+    """Tokens per second of all sides, from docs/performance.json."""
     parts = json.loads((FOLDER.parent / "performance.json").read_text(encoding="utf-8"))["parts"]
     styles = {"npllm": (DARK, ""), "transformers": (MIDDLE, "//"), "llama.cpp": (LIGHT, "..")}
     titles = {"decode": "Phi-3-mini's shapes, 4 layers", "default_decode": "the default model"}

