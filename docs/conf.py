@@ -1,4 +1,7 @@
-"""How Sphinx makes the site. `python tools/build_docs.py` draws the figures first, and takes warnings for errors."""
+"""How Sphinx makes the site.
+
+`python tools/docs/build_docs.py` draws the figures first, and takes warnings for errors.
+"""
 
 import runpy
 from pathlib import Path

@@ -18,7 +18,7 @@ settings.register_profile("ci", settings.get_profile("quick"), max_examples=25)
 settings.register_profile("thorough", max_examples=500, deadline=None)
 # JAX compiles each operation anew for each shape, so its tests have a marker and a profile of their own.
 settings.register_profile("jax", settings.get_profile("quick"), max_examples=3)
-# tools/mutate.py asks only whether a test fails, and not for the simplest example of it.
+# tools/checks/mutate.py asks only whether a test fails, and not for the simplest example of it.
 settings.register_profile("mutants", settings.get_profile("quick"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

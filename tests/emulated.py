@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_model import config as phi3_mini_config
+from bridge import tool
 from libraries import library
 
 import npllm
@@ -42,7 +42,7 @@ def emulator(cupy) -> Any:
 
 def phi3_mini() -> Config:
     """The chapter's model."""
-    return phi3_mini_config()
+    return tool("gpu_model").config()
 
 
 def empty_model(cupy: Any, config: Config) -> npllm.LM:

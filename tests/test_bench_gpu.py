@@ -1,11 +1,13 @@
-"""tools/bench_gpu.py: refuses clearly where there is no GPU; its lines."""
+"""tools/bench/bench_gpu.py: refuses clearly where there is no GPU; its lines."""
 
 import sys
 
-import bench_gpu
 import pytest
+from bridge import tool
 
 from npllm.apps.bench import Run
+
+bench_gpu = tool("bench_gpu")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Models that classify texts or tokens: what is read from their files, and what they answer."""
 
-import importlib
 import json
 
 import numpy as np
 import pytest
+from bridge import tool
 from checkpoints import TOKENS, write_folder, write_gpt2_folder
 from safetensors.numpy import load_file, save_file
 from tolerance import assert_close
@@ -264,11 +264,11 @@ def test_the_command_line_shows_a_gpt2(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def golden():
-    """tools/make_golden.py, which knows how to make a model's weights random and how to ask transformers."""
+    """tools/golden/make_golden.py, which knows how to make a model's weights random and how to ask transformers."""
     pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[oracle]'")
     module = pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[oracle]'")
     module.utils.logging.disable_progress_bar()
-    return importlib.import_module("make_golden")
+    return tool("make_golden")
 
 
 @pytest.mark.oracle

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bridge import tool
 from checkpoints import write_folder, write_gguf
 from default_model import needs_default_model
 from safetensors.numpy import load_file
@@ -377,10 +378,10 @@ def test_selftest_of_a_device_that_computes_something_else(npllm, monkeypatch):
 
 
 def test_the_chapters_measurement(monkeypatch, capsys, folder):
-    """tools/bench_gpu.py, but for transformers, which the emulated device does not run."""
+    """tools/bench/bench_gpu.py, but for transformers, which the emulated device does not run."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("sys.argv", ["bench_gpu.py", "--model", str(folder), "--tokens", "4", "--repeat", "1"])
-    assert import_module("bench_gpu").main() == 0
+    assert tool("bench_gpu").main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[-2:]] == ["npllm", "npllm, CuPy's own kernels"]
     assert all(line.count(" ms") == 2 for line in lines[-2:])

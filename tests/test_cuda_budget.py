@@ -7,15 +7,16 @@ from collections import Counter
 from importlib import import_module
 from math import prod
 
-import gpu_model
 import numpy as np
 import pytest
+from bridge import tool
 from emulated import cache_bytes, decoding, empty_model, filled_cache, matrices, phi3_mini, weight_bytes
 
 import npllm
 from npllm.cache import kv_cache_bytes
 from npllm.sampling import choose
 
+gpu_model = tool("gpu_model")
 pytestmark = pytest.mark.cuda
 PAST, CAPACITY = 1000, 2048
 

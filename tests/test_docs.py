@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bridge import tool_path
 from default_model import needs_default_model
 
 import npllm
@@ -95,7 +96,7 @@ def test_the_sessions_of_a_page_hold(name, lm, monkeypatch):
 
 
 def test_every_figure_that_is_drawn_is_shown_and_the_other_way_round():
-    tree = ast.parse((ROOT / "tools" / "figures.py").read_text(encoding="utf-8"))
+    tree = ast.parse(tool_path("figures").read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     drawn = [node.name for node in functions if isinstance(node.returns, ast.Name) and node.returns.id == "Figure"]
     shown = re.findall(r"^```\{figure\} figures/(\w+)\.svg$", "\n".join(PAGES.values()), flags=re.MULTILINE)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bridge import tool
 from default_model import needs_default_model
 from safetensors.numpy import load_file
 
@@ -113,8 +114,7 @@ def test_the_commands_of_the_page_are_those_that_are_run_here():
 @pytest.mark.filterwarnings("default")
 def test_hf_trace_writes_what_was_recorded(npllm, theirs, monkeypatch):
     pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[oracle]'")
-    import hf_trace
-
+    hf_trace = tool("hf_trace")
     argv = ["hf_trace.py", FOLDER, "--ids", IDS, "-o", "fresh.safetensors"]
     monkeypatch.setattr("sys.argv", argv)
     hf_trace.main()

@@ -1,4 +1,4 @@
-"""npllm agrees with transformers: golden values, written by tools/make_golden.py and committed.
+"""npllm agrees with transformers: golden values, written by tools/golden/make_golden.py and committed.
 
 Only these pin the conventions that no law of the math can see: the order of the fused projections, how RoPE pairs
 dimensions, where a sliding window ends. Neither torch nor transformers is needed here.
@@ -103,7 +103,7 @@ def test_every_value_of_the_default_model_is_that_of_transformers(default_lm):
     got = values_of_a_pass(default_lm, default_lm.tokenizer.encode(expected_of(DEFAULT)["traced"]))
     assert {*got} == {value for value in expected if not value.endswith(".visible")}
     for value in got:
-        sample = got[value][..., -1, :].reshape(-1)[::11]  # as tools/make_golden.py does
+        sample = got[value][..., -1, :].reshape(-1)[::11]  # as tools/golden/make_golden.py does
         assert_close(value, sample, expected[value])
 
 

@@ -1,10 +1,10 @@
 """Looking inside, beside transformers: every value, what an intervention does, perplexity and divergence."""
 
 import copy
-import importlib
 
 import numpy as np
 import pytest
+from bridge import tool
 from default_model import needs_default_model
 from test_oracle import CLASSES, random_config_keys
 from tolerance import assert_close
@@ -33,8 +33,8 @@ def transformers():
 
 @pytest.fixture(scope="module")
 def golden(transformers):
-    """tools/make_golden.py, which knows how to make a model's weights random and how to ask transformers."""
-    return importlib.import_module("make_golden")
+    """tools/golden/make_golden.py, which knows how to make a model's weights random and how to ask transformers."""
+    return tool("make_golden")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def tiny(request, transformers, golden, tmp_path_factory):
 @needs_default_model
 def test_every_value_of_a_32_token_prompt_is_that_of_transformers(default):
     model, lm, ids, _ = default
-    expected, got = importlib.import_module("hf_trace").trace(model, ids), trace(lm, ids)
+    expected, got = tool("hf_trace").trace(model, ids), trace(lm, ids)
     assert [name for name in expected if not name.endswith(".visible")] == list(got)
     assert len(got) == 513
     for name, value in got.items():

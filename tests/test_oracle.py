@@ -3,12 +3,12 @@
 The golden values of test_golden.py are a few models for which all was thought through; here are 30 of each kind.
 """
 
-import importlib
 import json
 import math
 
 import numpy as np
 import pytest
+from bridge import tool
 from tolerance import assert_close, assert_same_ids
 
 import npllm
@@ -29,8 +29,8 @@ def transformers():
 
 @pytest.fixture(scope="module")
 def golden(transformers):
-    """tools/make_golden.py, which knows how to make a model's weights random and how to ask transformers."""
-    return importlib.import_module("make_golden")
+    """tools/golden/make_golden.py, which knows how to make a model's weights random and how to ask transformers."""
+    return tool("make_golden")
 
 
 def random_config_keys(model_type, rng):

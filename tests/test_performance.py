@@ -1,6 +1,5 @@
 """The page of measurements, and the tools that make it: arithmetic and files; no figure here depends on time."""
 
-import importlib
 import json
 import os
 import re
@@ -10,20 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bridge import tool, tool_path
 
 import npllm
 from npllm.arrays import is_packed
 from npllm.inspect.trace import trace
 
-page = importlib.import_module("performance_page")
+page = tool("performance_page")
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The tiny model of tools/make_checkpoint.py."""
+    """The tiny model of tools/bench/make_checkpoint.py."""
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    command = [sys.executable, str(ROOT / "tools" / "make_checkpoint.py"), "--preset", "tiny", str(folder)]
+    command = [sys.executable, str(tool_path("make_checkpoint")), "--preset", "tiny", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
 
@@ -31,7 +31,7 @@ def tiny(tmp_path_factory):
 def test_the_page_says_what_the_file_says():
     results = json.loads(page.RESULTS.read_text(encoding="utf-8"))
     text = page.PAGE.read_text(encoding="utf-8")
-    assert page.filled(text, results) == text, "run: python tools/performance_page.py"
+    assert page.filled(text, results) == text, "run: python tools/bench/performance_page.py"
 
 
 def test_another_number_is_another_page():
@@ -87,7 +87,7 @@ RESULTS = {
 
 
 def test_step_cost_times_every_value_of_every_step(tiny, capsys, monkeypatch):
-    step_cost = importlib.import_module("step_cost")
+    step_cost = tool("step_cost")
     lm = npllm.load(tiny)
     values = trace(lm, [1, 2, 3])
     taken = step_cost.moments(lm, [1, 2, 3], context=2, steps=4)
@@ -161,7 +161,7 @@ def test_the_decoding_table_tells_the_share_of_the_bandwidth():
 
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0"])
 def test_llama_cpp_gets_the_same_weights(tiny, tmp_path, kind):
-    make_gguf = importlib.import_module("make_gguf")
+    make_gguf = tool("make_gguf")
     make_gguf.write_gguf(tiny, tmp_path / "tiny.gguf", kind)
     ours, theirs = npllm.load(tiny, dtype="float32"), npllm.load(tmp_path / "tiny.gguf", dtype="float32")
     assert theirs.config.sliding_window == ours.config.sliding_window
@@ -186,7 +186,7 @@ def test_llama_cpp_gets_the_same_weights(tiny, tmp_path, kind):
 
 @pytest.fixture
 def side(tmp_path):
-    peers = importlib.import_module("bench_peers")
+    peers = tool("bench_peers")
     environment = {
         **os.environ,
         "OPENBLAS_NUM_THREADS": "1",
@@ -223,7 +223,7 @@ def test_what_goes_wrong_in_a_side_is_an_error_here_and_it_goes_on(side, tiny):
 
 
 def bench_of(tmp_path, **changes):
-    peers = importlib.import_module("bench_peers")
+    peers = tool("bench_peers")
     args = peers.argparse.Namespace(scratch=tmp_path, quick=True, sides="npllm", threads=1, rounds=None, tokens=None)
     return peers.Bench(peers.argparse.Namespace(**{**vars(args), **changes}))
 
@@ -248,17 +248,17 @@ def test_settings_of_thread_pools_do_not_reach_the_sides(tmp_path, monkeypatch):
 
 
 def test_a_peer_that_is_missing_is_left_out_with_a_line(monkeypatch, capsys):
-    peers = importlib.import_module("bench_peers")
+    peers = tool("bench_peers")
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     assert peers.available("llama.cpp") is False
-    assert capsys.readouterr().err == "llama.cpp is left out: pip install xllamacpp gguf\n"
+    assert capsys.readouterr().err == "llama.cpp is skipped: pip install xllamacpp gguf\n"
     with pytest.raises(SystemExit, match=r"expected npllm, transformers, llama\.cpp, got jax"):
         peers.available("jax")
 
 
 @pytest.mark.slow
 def test_a_trial_run_writes_after_each_part_and_can_be_resumed(tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "bench_peers.py"), str(tmp_path), "--quick", "--threads", "1"]
+    command = [sys.executable, str(tool_path("bench_peers")), str(tmp_path), "--quick", "--threads", "1"]
     command += ["--sides", "npllm"]
     first = subprocess.run([*command, "--parts", "decode"], capture_output=True, text=True, check=True)
     assert "| int4 decode | npllm bfloat16 |" in first.stdout

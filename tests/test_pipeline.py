@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bridge import tool
 from checkpoints import END, TOKENS, write_folder
 from default_model import needs_default_model
 from hypothesis import given
@@ -251,8 +252,8 @@ def theirs(transformers, folder):
 @pytest.fixture(scope="module")
 def of_the_default_model(transformers):
     lm = npllm.load(dtype="float32")
-    model = importlib.import_module("bench_worker").in_transformers(lm)
-    tokenizer = importlib.import_module("make_tokenizer_golden").default_tokenizer()
+    model = tool("bench_worker").in_transformers(lm)
+    tokenizer = tool("make_tokenizer_golden").default_tokenizer()
     return lm, transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from bridge import tool_path
 from chromium import chromium, in_chromium
 from default_model import needs_default_model
 
@@ -56,7 +57,7 @@ class Opened(NamedTuple):
 def site(tmp_path_factory):
     """The site, built anew from the sources: its address and its folder."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, str(ROOT / "tools" / "build_docs.py"), str(folder)]
+    command = [sys.executable, str(tool_path("build_docs")), str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}"
     handler = functools.partial(Quiet, directory=folder)
@@ -153,6 +154,6 @@ def test_a_page_is_never_wider_than_the_window(opened, name, window):
 
 
 def test_the_figures_drawn_again_are_the_same_files(site):
-    command = [sys.executable, str(ROOT / "tools" / "figures.py"), "--check"]
+    command = [sys.executable, str(tool_path("figures")), "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

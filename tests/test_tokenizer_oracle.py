@@ -1,10 +1,10 @@
 """Tokenizers beside transformers' own, on texts, settings and chat templates that nobody chose."""
 
-import importlib
 import json
 import shutil
 
 import pytest
+from bridge import tool
 from default_model import needs_default_model
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -31,7 +31,7 @@ def theirs(transformers):
 
     def find(name):
         if name not in known:
-            known[name] = importlib.import_module("make_tokenizer_golden").default_tokenizer()
+            known[name] = tool("make_tokenizer_golden").default_tokenizer()
         return known[name]
 
     return find

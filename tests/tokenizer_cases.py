@@ -24,7 +24,7 @@ each_tokenizer = pytest.mark.parametrize(
 
 @functools.cache
 def tokenizer(name: str) -> Tokenizer:
-    """tokenizer-bytes or tokenizer-llama, see tools/make_tokenizer_golden.py, or that of the default model."""
+    """tokenizer-bytes or tokenizer-llama, see tools/golden/make_tokenizer_golden.py, or that of the default model."""
     if name == "default-model":
         return tokenizer_from_gguf(read_gguf(default_model())[0])
     return tokenizer_from_folder(GOLDEN / f"tokenizer-{name}")

@@ -1,14 +1,14 @@
-"""Trace a model as transformers computes it: every value under the name and in the shape of `npllm trace`.
+"""Trace a transformers model: write every value with the name and shape that `npllm trace` gives it.
 
-Whoever ports a model to npllm, or npllm's math to elsewhere, can compare the two files value by value:
+To port a model to npllm, or npllm's math elsewhere, compare the two traces value by value:
 
     python tools/hf_trace.py FOLDER "The capital of France is" -o theirs.safetensors
     npllm compare theirs.safetensors FOLDER
     npllm compare theirs.safetensors ours.safetensors
 
-The values are the model's own: hooks read what its modules take and give, and its own attention function is wrapped.
-For Phi3, Llama, Mistral and Qwen2 ForCausalLM, others built of the same modules, and GPT2LMHeadModel. Needs torch and
-transformers.
+The values are the model's own: hooks read the inputs and outputs of its modules, and its attention function is wrapped.
+Works for Phi3, Llama, Mistral and Qwen2 ForCausalLM, models built from the same modules, and GPT2LMHeadModel. Needs
+torch and transformers.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 
 def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
-    """All values of one forward pass over `ids`, without cache: name -> float32 array, without the batch axis.
+    """All values of one uncached forward pass over `ids`: name -> float32 array, without the batch axis.
 
-    Beside npllm's own names there is `layers.{i}.attention.visible` [T, S]: 1 where the mask lets a query see a key.
-    The scores are those before the mask, so what they are elsewhere is of no consequence: compare them only there.
-    The model is left with eager attention, the only one whose scores exist as an array.
+    In addition to npllm's names there is `layers.{i}.attention.visible` [T, S]: 1 where a query may attend to a key.
+    Scores are taken before the mask; compare them only where `visible` is 1. The model is left with eager attention,
+    the only implementation that has scores as an array.
     """
     model.set_attn_implementation("eager")
     config = model.config
@@ -50,7 +50,7 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
         handles.append(module.register_forward_pre_hook(lambda _, args: keep(name, args[0])))
 
     def keep_parts(names: Sequence[str], sizes: Sequence[int], module: torch.nn.Module, split_heads: bool) -> None:
-        """The output of one matrix that stands for several, or for one: cut into parts along its last axis."""
+        """Record the parts of a module's output, split along the last axis."""
 
         def hook(_: torch.nn.Module, args: tuple, out: torch.Tensor) -> None:
             for name, part in zip(names, out.split(sizes, dim=-1), strict=True):
@@ -64,7 +64,7 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     def traced_attention(module, query, key, value, attention_mask, scaling, **options):
         mixed, weights = eager_attention(module, query, key, value, attention_mask, scaling=scaling, **options)
         scores = query @ key.repeat_interleave(heads // kv_heads, dim=1).mT * scaling
-        # The scores never leave the model's function: they are computed again here, and must explain its weights.
+        # The model's function does not return its scores: recompute them and check them against its weights.
         torch.testing.assert_close(torch.softmax(scores + attention_mask, dim=-1), weights)
         attention = f"layers.{module.layer_idx}.attention"
         if not gpt2:
@@ -127,7 +127,7 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
 
 
 def metadata(names: Sequence[str], ids: Sequence[int], model: str) -> dict[str, str]:
-    """What a trace file says of itself, as in npllm/inspect/trace.py; the names are in the order of execution."""
+    """The metadata of a trace file, see npllm/inspect/trace.py; the names are in the order of execution."""
     return {
         "names": json.dumps(list(names)),
         "ids": ",".join(map(str, ids)),
@@ -140,9 +140,9 @@ def metadata(names: Sequence[str], ids: Sequence[int], model: str) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a folder in Hugging Face layout, or a Hub name")
-    parser.add_argument("prompt", nargs="?", help="the text to run through the model")
-    parser.add_argument("--ids", help="token ids instead of a prompt: 1,2,3 (needs no tokenizer)")
+    parser.add_argument("model", help="folder in Hugging Face layout, or Hub name")
+    parser.add_argument("prompt", nargs="?", help="the text to trace")
+    parser.add_argument("--ids", help="token ids instead of a prompt: 1,2,3 (no tokenizer needed)")
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     args = parser.parse_args()
     if (args.prompt is None) == (args.ids is None):

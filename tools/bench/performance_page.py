@@ -1,0 +1,332 @@
+"""Write the tables of docs/performance.md from docs/performance.json, the results of bench_peers.py and quality.py.
+
+    python tools/bench/performance_page.py            update the page
+    python tools/bench/performance_page.py --check    exit with 1 if the page and the results differ
+
+Each table stands between <!-- begin NAME --> and <!-- end NAME -->; the rest of the page is written by hand. The page's
+figure is drawn by tools/docs/figures.py from the same results.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, RESULTS = DOCS / "performance.md", DOCS / "performance.json"
+Results = Mapping[str, Any]
+
+
+class Goal(NamedTuple):
+    """A row of the table of goals."""
+
+    what: str
+    against: str
+    goal: float | None  # None: only reported
+    at_most: bool = False
+    measured: float | None = None  # None: not measured
+    least: float | None = None  # of all rounds
+    most: float | None = None
+    unit: str = "x"
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met; None without a goal or a measurement."""
+        if self.goal is None or self.measured is None:
+            return None
+        return self.measured <= self.goal if self.at_most else self.measured >= self.goal
+
+
+def ratio(sides: Results, ours: str, theirs: str) -> dict[str, float]:
+    """How many times as fast ours is: the ratio of the medians, and the range of the rounds' ratios.
+
+    >>> ratio({"a": {"seconds": [1, 2, 4]}, "b": {"seconds": [2, 2, 12]}}, "a", "b")
+    {'measured': 1.0, 'least': 1.0, 'most': 3.0}
+    """
+    if ours not in sides or theirs not in sides:
+        return {}
+    a, b = sides[ours]["seconds"], sides[theirs]["seconds"]
+    rounds = [y / x for x, y in zip(a, b, strict=True)]
+    return {"measured": statistics.median(b) / statistics.median(a), "least": min(rounds), "most": max(rounds)}
+
+
+def part(results: Results, name: str) -> Results:
+    """The sides of a part; empty if it was not measured."""
+    return results.get("parts", {}).get(name, {}).get("sides", {})
+
+
+def goals(results: Results) -> list[Goal]:
+    """All goals with their measurements."""
+    phi, default = part(results, "decode"), part(results, "default_decode")
+    long, default_long = part(results, "prefill"), part(results, "default_prefill")
+    bfloat16, int8, int4 = (phi.get(f"npllm {dtype}") for dtype in ("bfloat16", "int8", "int4"))
+    file = results.get("parts", {}).get("decode", {}).get("file_bytes")
+    lines = [
+        Goal("float32 decode", "llama.cpp F32", 0.9, **ratio(phi, "npllm float32", "llama.cpp F32")),
+        Goal("bfloat16 decode", "npllm float32", 1.0, **ratio(phi, "npllm bfloat16", "npllm float32")),
+        Goal(
+            "the same while another process reads memory",
+            "npllm float32",
+            None,
+            **ratio(part(results, "busy"), "npllm bfloat16", "npllm float32"),
+        ),
+        Goal(
+            "bfloat16, most memory held",
+            "its file",
+            1.15,
+            at_most=True,
+            measured=bfloat16["peak_bytes"] / file if bfloat16 and file else None,
+        ),
+        Goal("float32 decode", "transformers float32", 2.0, **ratio(phi, "npllm float32", "transformers float32")),
+        Goal("bfloat16 decode", "transformers bfloat16", 1.5, **ratio(phi, "npllm bfloat16", "transformers bfloat16")),
+        Goal("bfloat16 decode", "llama.cpp BF16", 0.5, **ratio(phi, "npllm bfloat16", "llama.cpp BF16")),
+        Goal("int8 decode", "npllm bfloat16", 1.0, **ratio(phi, "npllm int8", "npllm bfloat16")),
+        Goal(
+            "int8, memory of the weights (half, and the scales)",
+            "npllm bfloat16",
+            0.57,
+            at_most=True,
+            measured=int8["weight_bytes"] / bfloat16["weight_bytes"] if int8 and bfloat16 else None,
+        ),
+        Goal("int4 decode", "npllm bfloat16", 0.85, **ratio(phi, "npllm int4", "npllm bfloat16")),
+        Goal("int4, bytes for each weight", "", 0.65, True, int4["bytes_per_weight"] if int4 else None, unit=""),
+    ]
+    peers = (("transformers float32", 4.0), ("transformers bfloat16", 2.5), ("llama.cpp Q4_1", 0.6))
+    lines += [
+        Goal("default model decode, auto", peer, goal, **ratio(default, "npllm auto", peer)) for peer, goal in peers
+    ]
+    lines += [
+        Goal("float32 prefill", "np.matmul of as many FLOPs", 0.8, **ratio(long, "npllm float32", "np.matmul")),
+        Goal(
+            "default model prefill, auto",
+            "transformers float32",
+            1.8,
+            **ratio(default_long, "npllm auto", "transformers float32"),
+        ),
+    ]
+    lines += of_cache(results) + growth(results) + full(results)
+    return lines
+
+
+def of_cache(results: Results) -> list[Goal]:
+    """100 tokens with and without the cache, and with and without prompt lookup."""
+    found = results.get("parts", {}).get("cache", {})
+    pairs = {
+        name: {side: {"seconds": found[name][side]} for side in ("with", "without")}
+        for name in found
+        if name != "tokens"
+    }
+    tokens = found.get("tokens", 100)
+    return [
+        Goal(
+            f"default model, {tokens} tokens",
+            "without KV cache",
+            None,
+            **ratio(pairs.get("cache", {}), "with", "without"),
+        ),
+        Goal(
+            f"default model, {tokens} tokens, prompt lookup on a text that repeats itself",
+            "without prompt lookup",
+            2.0,
+            **ratio(pairs.get("lookup", {}), "with", "without"),
+        ),
+    ]
+
+
+def growth(results: Results) -> list[Goal]:
+    """The slowdown of a token after a long context, relative to the additional bytes it reads."""
+    lines = []
+    for name, contexts in part(results, "growth").items():
+        (short, few), (long, many) = sorted(contexts.items(), key=lambda item: int(item[0]))
+        read = sum(many["read"].values()) / sum(few["read"].values())
+        ratios = [b / a / read for a, b in zip(few["seconds"], many["seconds"], strict=True)]
+        slower = statistics.median(many["seconds"]) / statistics.median(few["seconds"])
+        what = f"{name}: a token after {int(long):,} tokens, over one after {short}"
+        lines.append(Goal(what, f"what it reads more, {read:.2f}x", 1.5, True, slower / read, min(ratios), max(ratios)))
+    return lines
+
+
+def full(results: Results) -> list[Goal]:
+    """The goals for all 32 layers."""
+    found = results.get("parts", {}).get("full")
+    if not found:
+        return [
+            Goal("32 layers, bfloat16: load to first token", "", 5.0, True, unit=" s"),
+            Goal("32 layers, bfloat16: resident", "", 8.8, True, unit=" GB"),
+        ]
+    times = [load["first_token_seconds"] for load in found["loads"]]
+    resident = max(load["resident_bytes"] for load in found["loads"]) / 1e9
+    lines = [
+        Goal(
+            "32 layers, bfloat16: load to first token",
+            "",
+            5.0,
+            True,
+            statistics.median(times),
+            min(times),
+            max(times),
+            " s",
+        ),
+        Goal("32 layers, bfloat16: resident", "", 8.8, True, resident, unit=" GB"),
+    ]
+    for peer, pair in found["pairs"].items():
+        sides = {name: {"seconds": seconds} for name, seconds in pair.items()}
+        lines.append(Goal("32 layers, bfloat16 decode", peer, None, **ratio(sides, "npllm bfloat16", peer)))
+    return lines
+
+
+# The tables
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    >>> print(table(["a", "b"], [["1", "2"]]))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    lines = [head, *rows]
+    cells = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([cells[0], "|" + "---|" * len(head), *cells[1:]])
+
+
+def goals_table(lines: Sequence[Goal]) -> str:
+    """The goals and what was measured."""
+    rows = []
+    for line in lines:
+        asked = (
+            "report" if line.goal is None else f"{'at most' if line.at_most else 'at least'} {line.goal:g}{line.unit}"
+        )
+        measured = "not measured" if line.measured is None else f"{line.measured:.2f}{line.unit}"
+        between = "" if line.least is None else f"{line.least:.2f} to {line.most:.2f}"
+        met = {None: "", True: "yes", False: "**no**"}[line.met]
+        rows.append([line.what, line.against, asked, measured, between, met])
+    return table(["", "against", "goal", "measured", "in a round", "met"], rows)
+
+
+def decode_table(results: Results, name: str) -> str:
+    """Tokens per second, and the share of the memory bandwidth."""
+    found = results.get("parts", {}).get(name)
+    if not found:
+        return "Not measured yet."
+    bandwidth = max(found["bandwidth"])
+    rows = []
+    for side, row in found["sides"].items():
+        median = statistics.median(row["seconds"])
+        cells = [
+            side,
+            f"{1 / median:.1f}",
+            f"{1e3 * median:.1f}",
+            f"{1e3 * min(row['seconds']):.1f} to {1e3 * max(row['seconds']):.1f}",
+        ]
+        if "read" in row:
+            read = sum(row["read"].values())
+            cells += [
+                f"{read / 1e6:,.0f} MB",
+                f"{read / median / 1e9:.1f} GB/s",
+                f"{read / median / bandwidth:.0%}",
+                stored(row),
+            ]
+        else:
+            cells += [""] * 4
+        rows.append(cells)
+    head = ["", "tokens/s", "ms per token", "in a round", "reads per token", "that is", "of the bandwidth", "weights"]
+    return table(head, rows) + f"\n\nThe memory gave {bandwidth / 1e9:.1f} GB/s to a plain `max` by all cores."
+
+
+def stored(row: Results) -> str:
+    """The storage formats of the weights, and the bytes per weight."""
+    kinds = ", ".join(f"{name} {count / 1e6:,.0f} MB" for name, count in row["storages"].items() if count > 1e6)
+    return f"{kinds}; {row['bytes_per_weight']:.2f} bytes each"
+
+
+def prefill_table(results: Results, name: str) -> str:
+    """Tokens and operations per second of a prefill."""
+    found = results.get("parts", {}).get(name)
+    if not found:
+        return "Not measured yet."
+    rows = []
+    for side, row in found["sides"].items():
+        median = statistics.median(row["seconds"])
+        speed = "" if side == "np.matmul" else f"{found['context'] / median:,.0f}"
+        between = f"{min(row['seconds']):.2f} to {max(row['seconds']):.2f}"
+        rows.append([side, speed, f"{median:.2f}", between, f"{found['flops'] / median / 1e9:,.0f}"])
+    return table(["", "tokens/s", "seconds", "in a round", "GFLOP/s"], rows)
+
+
+def quality_table(results: Results) -> str:
+    """The cost of rounding the weights."""
+    found = results.get("quality")
+    if not found:
+        return "Not measured yet."
+    rows = [
+        [
+            dtype,
+            f"{row['perplexity']:.3f}",
+            f"{row['mean_kl_divergence']:.2g}",
+            f"{row['kl_divergence_99']:.2g}",
+            f"{row['max_kl_divergence']:.2g}",
+            f"{row['same_top_share']:.2%}",
+        ]
+        for dtype, row in found["rows"].items()
+    ]
+    head = ["", "perplexity", "KL, mean (nats)", "99th percentile", "largest", "same likeliest token"]
+    text = f"{found['tokens']:,} tokens of {found['text']}, the default model; float32 has perplexity"
+    return f"{table(head, rows)}\n\n{text} {found['reference_perplexity']:.3f}."
+
+
+def machine_lines(results: Results) -> str:
+    """The machine, the versions and the command."""
+    m, versions = results["machine"], results["versions"]
+    vectors = f" ({', '.join(m['vectors'])})" if m["vectors"] else ""
+    lines = [
+        f"- machine: {m['processor']}{vectors}, {m['cores']} cores, {m['memory_bytes'] / 1e9:.0f} GB, {m['system']}",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
+        f"- command: `{results['command']}`",
+    ]
+    if results["provisional"]:
+        lines.insert(0, "- **provisional**: measured while the machine was busy with other things")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "machine": machine_lines,
+    "goals": lambda results: goals_table(goals(results)),
+    "decode": lambda results: decode_table(results, "decode"),
+    "default_decode": lambda results: decode_table(results, "default_decode"),
+    "prefill": lambda results: prefill_table(results, "prefill"),
+    "default_prefill": lambda results: prefill_table(results, "default_prefill"),
+    "quality": quality_table,
+}
+
+
+def filled(page: str, results: Results) -> str:
+    """The page with its tables replaced."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise SystemExit(f"{PAGE}: expected one {begin} and one {end}")
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n\n{make(results)}\n\n{end}{rest.partition(end)[2]}"
+    return page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the page and the results differ")
+    args = parser.parse_args(argv)
+    page = PAGE.read_text(encoding="utf-8")
+    made = filled(page, json.loads(RESULTS.read_text(encoding="utf-8")))
+    if args.check:
+        print(f"{PAGE.name}: {'as in' if page == made else 'not as in'} {RESULTS.name}")
+        return int(page != made)
+    PAGE.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""Check that the tests notice bugs: plant the one-line bugs ("mutants") of tests/mutants/ and run the tests they name.
+
+    python tools/checks/mutate.py              all mutants
+    python tools/checks/mutate.py -k rope      those with "rope" in their module or description
+    python tools/checks/mutate.py --check      run nothing: does each mutant still fit the source and the tests?
+
+tests/mutants/storage.packed.toml holds the mutants of npllm/storage/packed.py, and so on. A file that is not Python is
+named at the top of its .toml: file = "cuda/kernels.cu". An entry:
+
+    [[mutant]]
+    bug = "bias missing"                                  what is wrong with the mutant
+    old = "return y if bias is None else y + bias"        must occur exactly once in the module
+    new = "return y"
+    tests = ["test_linear.py::test_it_is_the_loop[numpy]"]    in tests/; at least one must fail
+
+Mutants are planted in a copy of the repository. Without a mutant, the named tests must pass. Prints a table; exits
+with 1 if a mutant survives, that is, if its tests pass.
+
+Each pytest run is a fork of this process, which has already imported the slow dependencies but nothing of npllm.
+
+When you add a convention to the code (an order, a sign, a bound), add a mutant that breaks it.
+"""
+
+import argparse
+import ast
+import importlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+import traceback
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent.parent
+MUTANTS = ROOT / "tests" / "mutants"
+COPIED = ("npllm", "tests", "tools", "setup.cfg", "README.md")
+KEYS = {"bug", "old", "new", "tests"}
+PROCESSES = 2
+TIMEOUT = 300  # seconds
+IMPORTED = "numpy pytest hypothesis jaxtyping beartype array_api_strict array_api_compat.numpy ml_dtypes tokenizers"
+IMPORTED += " safetensors.numpy huggingface_hub jinja2.sandbox tqdm threadpoolctl gguf rich.console"
+SETTINGS = {
+    "HYPOTHESIS_PROFILE": "mutants",
+    # Bytecode is matched by size and second of the source: that of one mutant could be used for the next.
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",  # threads of NumPy do not survive a fork
+}
+
+
+class Mutant(NamedTuple):
+    file: str  # relative to npllm/
+    bug: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def read_mutants(folder: Path = MUTANTS) -> list[Mutant]:
+    """All mutants of a folder of .toml files, in the order of the file names."""
+    mutants = []
+    for path in sorted(folder.glob("*.toml")):
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        file = content.get("file", path.stem.replace(".", "/") + ".py")
+        for entry in content["mutant"]:
+            if entry.keys() != KEYS:
+                raise SystemExit(f"{path}: expected the keys {', '.join(sorted(KEYS))}, got {', '.join(entry)}")
+            mutants.append(Mutant(file, entry["bug"], entry["old"], entry["new"], tuple(entry["tests"])))
+    return mutants
+
+
+def problems(mutant: Mutant) -> list[str]:
+    """What keeps a mutant from being planted and tested; an empty list if nothing does."""
+    path = ROOT / "npllm" / mutant.file
+    if not path.is_file():
+        return ["there is no such file"]
+    found = []
+    if (count := path.read_text(encoding="utf-8").count(mutant.old)) != 1:
+        found.append(f"occurs {count} times: {mutant.old!r}")
+    if mutant.old == mutant.new:
+        found.append("old and new are the same")
+    if not mutant.tests:
+        found.append("names no tests")
+    for test in mutant.tests:
+        file, _, name = test.partition("::")
+        if name.partition("[")[0] not in test_functions(file):
+            found.append(f"there is no test {test}")
+    return found
+
+
+@cache
+def test_functions(file: str) -> frozenset[str]:
+    """The names of the functions in a file of tests/; the ids of parametrized tests are known to pytest only."""
+    path = ROOT / "tests" / file
+    if not path.is_file():
+        return frozenset()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+
+
+def check(mutants: Iterable[Mutant]) -> int:
+    """The exit code of --check: 1 if any mutant has a problem."""
+    outdated = 0
+    for mutant in mutants:
+        found = problems(mutant)
+        outdated += bool(found)
+        for problem in found:
+            print(f"{mutant.file}: {mutant.bug}: {problem}")
+    print(f"{outdated} mutants to mend" if outdated else "every mutant fits the source and the tests")
+    return 1 if outdated else 0
+
+
+def copy_repository(folder: Path) -> None:
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+
+
+def start_tests(folder: Path, tests: Iterable[str]) -> int:
+    """The id of a new process that runs these tests in the folder; its output goes to the folder's file "output"."""
+    process = os.fork()
+    if process:
+        return process
+    code = 70
+    try:
+        signal.alarm(TIMEOUT)  # ends the process
+        os.chdir(folder)
+        output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.path.insert(0, str(folder))
+        # The plugins were imported before pytest could rewrite their asserts, which it would warn about. The options of
+        # setup.cfg are dropped: checking every shape takes longer than the tests.
+        options = ["-o", "addopts=", "--import-mode=importlib", "-x", "-q", "-p", "no:cacheprovider"]
+        options += ["-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        code = importlib.import_module("pytest").main([*options, *(f"tests/{test}" for test in tests)])
+    finally:  # the child must never return into the parent's code
+        if error := sys.exc_info()[1]:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def plant(mutant: Mutant, folder: Path) -> None:
+    """Put the bug into a copy of the repository."""
+    path = folder / "npllm" / mutant.file
+    path.write_text(path.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+def verdict(status: int, folder: Path) -> str:
+    """ "killed", or what happened instead."""
+    code = os.waitstatus_to_exitcode(status)
+    if code == 1:  # tests failed; other codes are errors of pytest, such as a test that does not exist
+        return "killed"
+    return "SURVIVED" if code == 0 else f"BROKEN: pytest ended with {code}\n{(folder / 'output').read_text()[-2000:]}"
+
+
+def judge(mutants: Iterable[Mutant], folders: Iterable[Path]) -> Iterator[tuple[Mutant, str]]:
+    """Each mutant and its verdict, in the order in which the tests end; one mutant at a time in each folder."""
+    free, running = list(folders), {}
+    waiting = list(reversed(list(mutants)))
+    while waiting or running:
+        if waiting and free:
+            mutant, folder = waiting.pop(), free.pop()
+            if found := problems(mutant):
+                free.append(folder)
+                yield mutant, f"OUTDATED: {'; '.join(found)}"
+            else:
+                plant(mutant, folder)
+                running[start_tests(folder, mutant.tests)] = mutant, folder
+            continue
+        process, status = os.wait()
+        mutant, folder = running.pop(process)
+        shutil.copy(ROOT / "npllm" / mutant.file, folder / "npllm" / mutant.file)
+        free.append(folder)
+        yield mutant, verdict(status, folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-k", metavar="WORD", default="", help="only mutants with this word in module or description")
+    parser.add_argument("--check", action="store_true", help="only check that each fits the source and the tests")
+    args = parser.parse_args()
+    word = args.k.lower()
+    chosen = [mutant for mutant in read_mutants() if word in f"{mutant.file} {mutant.bug}".lower()]
+    if not chosen:
+        raise SystemExit(f"-k: expected a word of a mutant's module or description, got {args.k!r}")
+    if args.check:
+        return check(chosen)
+    began = time.monotonic()
+    os.environ.update(SETTINGS)
+    for name in IMPORTED.split():
+        importlib.import_module(name)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = [Path(temporary, str(number)) for number in range(PROCESSES)]
+        for folder in folders:
+            folder.mkdir()
+            copy_repository(folder)
+
+        start_tests(folders[0], sorted({test for mutant in chosen for test in mutant.tests}))
+        _, status = os.wait()
+        if status:
+            print(f"{(folders[0] / 'output').read_text()}\nThe tests must pass without a mutant.")
+            return 1
+
+        verdicts = []
+        for mutant, result in judge(chosen, folders):
+            print(f"{mutant.file:32}{mutant.bug:64}{result}", flush=True)
+            verdicts.append(result)
+
+    killed = verdicts.count("killed")
+    print(f"\n{killed} of {len(chosen)} mutants killed in {time.monotonic() - began:.0f} s")
+    return 0 if killed == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
