@@ -43,7 +43,6 @@ from npllm.inspect.summary import check_choice, finite, named, summary
 from npllm.inspect.terminal import amount, coloured, percent, plain, report
 from npllm.inspect.tokens import columns, padded, token_bytes, visible
 from npllm.lm import LM
-from npllm.model import forward
 from npllm.sampling import softmax
 from npllm.tokenizer import Tokenizer
 
@@ -339,7 +338,7 @@ def counted(lm: LM, new: int, past: int) -> dict[str, int]:
     ids = random_ids(config, past + new)
     cache = empty_cache(config, past + new, like=np.zeros(1)) if past else None
     if past:
-        lm.transform(ids[:past], lm.weights, config, cache)
+        npllm.transform(ids[:past], lm, cache)
     ends = ENDS | (GPT2 if lm.transform is gpt2_transform else TODAY)
     parts: dict[str, int] = {}
     Counting.flops = 0
@@ -350,7 +349,7 @@ def counted(lm: LM, new: int, past: int) -> dict[str, int]:
         Counting.flops = 0
         return value
 
-    forward(ids[past:], weights, config, cache, tap=tap)
+    npllm.forward(ids[past:], lm._replace(weights=weights), cache, tap=tap)
     return parts
 
 

@@ -16,8 +16,8 @@ import npllm
 PACKAGE = Path(npllm.__file__).parent
 READING_ORDER = re.findall(r"^    (\w+)  ", npllm.__doc__, flags=re.MULTILINE)
 MATH = READING_ORDER[READING_ORDER.index("embedding") : READING_ORDER.index("model") + 1]
-FREE = {"shapes", "tap", "errors"}  # for all
-WINGS = {"tokenizer": {"text"}, "generate": {"backend", "text"}}  # and no other module of the ground floor
+FREE = {"arrays", "shapes", "tap", "errors"}  # for all
+WINGS = {"tokenizer": {"text"}, "loop": {"devices", "text"}}  # and no other module of the ground floor
 LIBRARIES = {"array_api_compat"}  # what the math may use, beside Python's own
 
 

@@ -91,7 +91,7 @@ def test_only_the_last_stream_makes_the_next_token(lib):
     ids, weights = lib.array(random_ids(CONFIG, 5)), lib.tree(WEIGHTS)
     hidden, _ = transform(ids, weights, CONFIG)
     logits, _ = forward(ids, weights, CONFIG)
-    assert_close("logits", to_host(lm_head(hidden[-1:, :], weights, config)), to_host(logits)[-1:])
+    assert_close("logits", to_host(lm_head(hidden[-1:, :], weights, CONFIG)), to_host(logits)[-1:])
 
 
 def test_the_other_streams_matter_only_by_their_keys_and_values(writable_lib):
