@@ -23,6 +23,11 @@ import transformers
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from npllm.families import FAMILIES
+
+
+HEADS = ("q", "k", "v", "q_normed", "k_normed")  # values of attention that are split into heads
+
 
 def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     """All values of one uncached forward pass over `ids`: name -> float32 array, without the batch axis.
@@ -33,9 +38,8 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     """
     model.set_attn_implementation("eager")
     config = model.config
-    gpt2 = config.model_type == "gpt2"
     heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", heads)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     seen: dict[str, np.ndarray] = {}
     handles = []
@@ -43,20 +47,23 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     def keep(name: str, value: torch.Tensor) -> None:
         seen[name] = np.ascontiguousarray(value[0].float().numpy())
 
-    def keep_output(name: str, module: torch.nn.Module) -> None:
-        handles.append(module.register_forward_hook(lambda _, args, out: keep(name, out)))
+    def keep_output(names: Sequence[str], output: torch.Tensor) -> None:
+        """Record a module's output: one value, or several side by side along the last axis."""
+        widths = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
+        leaves = [name.rsplit(".", 1)[-1] for name in names]
+        sizes = [widths.get(leaf, output.shape[-1] // len(names)) for leaf in leaves] if len(names) > 1 else [-1]
+        parts = output.split(sizes, dim=-1) if len(names) > 1 else [output]
+        for name, leaf, part in zip(names, leaves, parts, strict=True):
+            of_heads = ".attention." in name and leaf in HEADS
+            keep(name, part.reshape(*part.shape[:2], -1, head_dim).transpose(1, 2) if of_heads else part)
 
-    def keep_input(name: str, module: torch.nn.Module) -> None:
-        handles.append(module.register_forward_pre_hook(lambda _, args: keep(name, args[0])))
-
-    def keep_parts(names: Sequence[str], sizes: Sequence[int], module: torch.nn.Module, split_heads: bool) -> None:
-        """Record the parts of a module's output, split along the last axis."""
-
-        def hook(_: torch.nn.Module, args: tuple, out: torch.Tensor) -> None:
-            for name, part in zip(names, out.split(sizes, dim=-1), strict=True):
-                keep(name, part.unflatten(-1, (-1, head_dim)).transpose(1, 2) if split_heads else part)
-
-        handles.append(module.register_forward_hook(hook))
+    for path, names in modules(model).items():
+        module = model.get_submodule(path.removeprefix(">"))
+        if path.startswith(">"):
+            hook = module.register_forward_pre_hook(lambda _, args, names=names: keep(names[0], args[0]))
+        else:
+            hook = module.register_forward_hook(lambda _, args, output, names=names: keep_output(names, output))
+        handles.append(hook)
 
     modeling = sys.modules[type(model).__module__]
     eager_attention = modeling.eager_attention_forward
@@ -67,63 +74,39 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
         # The model's function does not return its scores: recompute them and check them against its weights.
         torch.testing.assert_close(torch.softmax(scores + attention_mask, dim=-1), weights)
         attention = f"layers.{module.layer_idx}.attention"
-        if not gpt2:
-            keep(f"{attention}.q_rotated", query)
-            keep(f"{attention}.k_rotated", key)
+        for leaf, rotated in (("q", query), ("k", key)):
+            before = seen.get(f"{attention}.{leaf}_normed", seen[f"{attention}.{leaf}"])
+            if not np.array_equal(before, rotated[0].float().numpy()):  # a layer with RoPE
+                keep(f"{attention}.{leaf}_rotated", rotated)
         keep(f"{attention}.visible", attention_mask[:, 0] == 0)
         keep(f"{attention}.scores", scores)
         keep(f"{attention}.weights", weights)
         keep(f"{attention}.mixed", mixed.transpose(1, 2))
         return mixed, weights
 
-    if gpt2:
-        keep_output("embedding", model.transformer.wte)
-        keep_output("position_embedding", model.transformer.wpe)
-        keep_output("residual_after_embedding", model.transformer.drop)
-        keep_output("norm", model.transformer.ln_f)
-    else:
-        keep_output("embedding", model.model.embed_tokens)
-        keep_output("norm", model.model.norm)
-    for i, layer in enumerate(model.transformer.h if gpt2 else model.model.layers):
-        attention, feedforward = f"layers.{i}.attention", f"layers.{i}.feedforward"
-        q_k_v = [f"{attention}.q", f"{attention}.k", f"{attention}.v"]
-        widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
-        keep_output(f"{feedforward}.output", layer.mlp)
-        keep_output(f"layers.{i}.residual_after_feedforward", layer)
-        if gpt2:
-            keep_output(f"layers.{i}.input_layernorm", layer.ln_1)
-            keep_parts(q_k_v, widths, layer.attn.c_attn, split_heads=True)
-            keep_output(f"{attention}.output", layer.attn.c_proj)
-            keep_input(f"layers.{i}.residual_after_attention", layer.ln_2)
-            keep_output(f"layers.{i}.post_attention_layernorm", layer.ln_2)
-            keep_output(f"{feedforward}.up", layer.mlp.c_fc)
-            keep_input(f"{feedforward}.activation", layer.mlp.c_proj)
-            continue
-        gate_up = [f"{feedforward}.gate", f"{feedforward}.up"]
-        ff_widths = [config.intermediate_size] * 2
-        keep_output(f"layers.{i}.input_layernorm", layer.input_layernorm)
-        if hasattr(layer.self_attn, "qkv_proj"):
-            keep_parts(q_k_v, widths, layer.self_attn.qkv_proj, split_heads=True)
-            keep_parts(gate_up, ff_widths, layer.mlp.gate_up_proj, split_heads=False)
-        else:
-            for name, width, part in zip(q_k_v, widths, ("q_proj", "k_proj", "v_proj"), strict=True):
-                keep_parts([name], [width], getattr(layer.self_attn, part), split_heads=True)
-            for name, width, part in zip(gate_up, ff_widths, ("gate_proj", "up_proj"), strict=True):
-                keep_parts([name], [width], getattr(layer.mlp, part), split_heads=False)
-        keep_output(f"{attention}.output", layer.self_attn.o_proj)
-        keep_input(f"layers.{i}.residual_after_attention", layer.post_attention_layernorm)
-        keep_output(f"layers.{i}.post_attention_layernorm", layer.post_attention_layernorm)
-        keep_input(f"{feedforward}.activation", layer.mlp.down_proj)
-    if hasattr(model, "lm_head"):
-        keep_output("logits", model.lm_head)
-
     try:
         with torch.no_grad(), mock.patch.object(modeling, "eager_attention_forward", traced_attention):
-            model(torch.tensor([list(ids)]), use_cache=False)
+            output = model(torch.tensor([list(ids)]), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
+    if hasattr(model, "lm_head"):
+        keep("logits", output.logits)
     return seen
+
+
+def modules(model: PreTrainedModel) -> dict[str, list[str]]:
+    """The modules whose outputs (or inputs, >) are tapped values, and the names of these values.
+
+    npllm's own family says where transformers computes each value: `Family.traced`.
+    """
+    table = FAMILIES[model.config.model_type].traced
+    found: dict[str, list[str]] = {}
+    for name, path in table.items():
+        if name != "logits":
+            for layer in range(model.config.num_hidden_layers) if "*" in name else [0]:
+                found.setdefault(path.replace("*", str(layer)), []).append(name.replace("*", str(layer)))
+    return found
 
 
 def metadata(names: Sequence[str], ids: Sequence[int], model: str) -> dict[str, str]:
