@@ -19,7 +19,6 @@ from libraries import library
 import npllm
 from npllm.cache import Cache, empty_cache
 from npllm.config import Config
-from npllm.cuda.attention import on_cuda
 from npllm.devices.device import Device
 from npllm.devices.transfer import reserve
 from npllm.shapes import BlockWeights, Weights
@@ -64,7 +63,7 @@ def empty_model(cupy: Any, config: Config) -> npllm.LM:
         for _ in range(config.num_hidden_layers)
     )
     weights = Weights(matrix(V, D), layers, norm(), matrix(V, D))
-    return npllm.LM(config, weights, None, {}, on_cuda(npllm.transform))
+    return npllm.LM(config, weights, None, {})
 
 
 def matrices(lm: npllm.LM) -> list[Any]:

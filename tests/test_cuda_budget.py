@@ -14,6 +14,8 @@ from emulated import cache_bytes, decoding, empty_model, filled_cache, matrices,
 
 import npllm
 from npllm.cache import kv_cache_bytes
+from npllm.cuda.gpu import on_gpu
+from npllm.model import transform
 from npllm.sampling import choose
 
 pytestmark = pytest.mark.cuda
@@ -28,7 +30,7 @@ COPIES = {"memcpyD2H": [8], "memcpyH2D": [8]}  # the chosen token and the larges
 @pytest.fixture(scope="module")
 def lm(emulator, cupy):
     with emulator.null():
-        yield empty_model(cupy, phi3_mini())
+        yield on_gpu(empty_model(cupy, phi3_mini()), kernels=False)
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +176,7 @@ def test_a_product_that_copies_the_weight_is_over_budget(emulator, lm, monkeypat
 
 
 def test_attention_that_copies_keys_and_values_is_over_budget(emulator, lm):
-    wrong = over_budget(counted(emulator, lm._replace(transform=npllm.transform))[0], lm)
+    wrong = over_budget(counted(emulator, lm._replace(transform=transform))[0], lm)
     assert any("copy" in text for text in wrong)
 
 
@@ -183,7 +185,7 @@ def test_a_stray_item_is_over_budget(emulator, lm, monkeypatch):
         assert logits.max().item() == 0
         return choose(logits, **options)
 
-    monkeypatch.setattr(import_module("npllm.generate"), "choose", greedy)
+    monkeypatch.setattr(import_module("npllm.loop"), "choose", greedy)
     wrong = over_budget(counted(emulator, lm)[0], lm)
     assert any(text.startswith("syncs") for text in wrong)
     assert any(text.startswith("memcpyD2H") for text in wrong)
@@ -193,7 +195,7 @@ def test_a_scalar_of_the_host_that_is_copied_to_the_device_is_over_budget(emulat
     def scaled(logits, **options):
         return choose(logits * cupy.asarray(np.ones(1, dtype=np.float32)), **options)
 
-    monkeypatch.setattr(import_module("npllm.generate"), "choose", scaled)
+    monkeypatch.setattr(import_module("npllm.loop"), "choose", scaled)
     assert any(text.startswith("memcpyH2D") for text in over_budget(counted(emulator, lm)[0], lm))
 
 

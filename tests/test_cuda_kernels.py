@@ -6,6 +6,7 @@ host's compiler; threads switch only at barriers, so a barrier that is missing s
 
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,19 +14,19 @@ import pytest
 from checkpoints import write_folder
 from default_model import needs_default_model
 from emulated import cache_bytes, decoding, empty_model, filled_cache, matrices, phi3_mini, weight_bytes
+from kernel_models import pass_by_pass, random_groups
 from libraries import Library
 from models import random_ids, random_weights, tiny_config
 from test_golden import GOLDEN, expected_of
-from test_kernels import pass_by_pass, random_groups
 from tolerance import assert_close, assert_same_ids
 
 import npllm
 from npllm.cache import empty_cache, grow
-from npllm.cuda import kernels
-from npllm.cuda import twins as kernel_twins
-from npllm.cuda.block import KernelHead, cuda_block, replayed, with_kernels
+from npllm.cuda import kernels, twins
+from npllm.cuda.block import cuda_block
+from npllm.cuda.gpu import on_gpu, with_kernels
+from npllm.cuda.step import KernelWeight, replayed
 from npllm.devices.device import to_host
-from npllm.heads import lm_head
 from npllm.lm import LM
 from npllm.model import transform
 from npllm.storage.rows import RowGroups, row_groups
@@ -105,17 +106,6 @@ def swiglu_cases():
     yield Case("swiglu", (100 * random(32), weight("float32", 36, 32), None, nothing(18)))  # e to the hundreds
 
 
-def recall_cases():
-    for kind in ("float16", OURS[1]):
-        for height, width in ((1, 32), (9, 320), (256, 32), (700, 64), (9, 3072)):
-            x, product = random(width), random(height, seed=5)
-            yield Case("recall", (x, weight(kind, height, width), x, product, nothing(height)))
-            for place in (0, 20, -1):
-                other = x.copy()
-                other[place] += 1.0
-                yield Case("recall", (x, weight(kind, height, width), other, product, nothing(height)))
-
-
 def rope_cases():
     past_on_device = np.array([5], dtype=np.int32)
     for heads, kv_heads, width, pairs in ((4, 2, 8, 4), (3, 1, 8, 2), (2, 2, 96, 48)):
@@ -156,7 +146,6 @@ CASES = {
     "embed": embed_cases,
     "matvec": matvec_cases,
     "swiglu": swiglu_cases,
-    "recall": recall_cases,
     "rope_and_append": rope_cases,
     "attention": attention_cases,
     "advance": advance_cases,
@@ -178,7 +167,7 @@ def copied(value, xp):
 def check(case, cupy):
     """Raise AssertionError unless the kernel writes what its definition writes."""
     made = []
-    for functions, xp in ((kernels, cupy), (kernel_twins, np)):
+    for functions, xp in ((kernels, cupy), (twins, np)):
         arguments = [copied(value, xp) for value in case.arguments]
         getattr(functions, case.name)(*arguments)
         made.append([to_host(arguments[i]) for i in case.written])
@@ -212,59 +201,51 @@ def test_the_residual_stream_may_be_written_in_place(cupy):
 def test_memory_that_no_four_numbers_start_at_is_refused(cupy):
     """A GPU could not read them at once; a CPU can, so the emulated device would not tell."""
     for x in (cupy.zeros(5, dtype=np.float32)[1:], cupy.zeros((4, 4), dtype=np.float32).T):
-        with pytest.raises(TypeError, match="in one piece, from a multiple of 16 bytes on"):
+        with pytest.raises(TypeError, match="contiguous and aligned to 16 bytes"):
             kernels.checked(x, x.size)
 
 
 # Bugs in the kernels, each seen by the check above
 
 BUGS = [
-    ("COMMON", "int distance = 16", "int distance = 8", "matvec"),  # half of the warp left out
-    ("COMMON", "halves[2]), __half2float(halves[3]", "halves[3]), __half2float(halves[2]", "matvec"),
-    ("PLAIN_ROW", "int i = 4 * fours + lane", "int i = 4 * fours + lane + 1", "matvec"),
-    ("GROUPS_ROW", "* OFFSET", "* 0.0f", "matvec"),
-    ("GROUPS_ROW", "four.x >> 4, four.y >> 4", "four.y >> 4, four.x >> 4", "matvec"),
-    ("GROUPS_ROW", "in_row = i / (GROUP / 2)", "in_row = i / GROUP", "matvec"),
-    ("GROUPS_ROW", "inside < GROUP / 2 ? both & 15 : both >> 4", "both & 15", "embed"),
-    ("matvec", "residual[row] + y", "y", "matvec"),
-    ("matvec", "y += bias[row]", "y += bias[0]", "matvec"),
-    ("swiglu", "fminf(-gate, 88.0f)", "gate", "swiglu"),
-    ("swiglu", "row + height, x", "row + 1, x", "swiglu"),
-    ("recall", "differs |=", "differs =", "recall"),  # a thread's last number counts
-    ("recall", "!__syncthreads_or(differs)", "!differs", "recall"),  # threads do not agree
-    ("recall", "!__syncthreads_or(differs)", "false", "recall"),
-    ("recall", "int row = first + threadIdx.x;", "int row = threadIdx.x;", "recall"),
-    ("recall", "row < end; row", "row + 1 < end; row", "recall"),
-    ("rms_norm", " + eps", "", "rms_norm"),
-    ("rms_norm", "__syncthreads();", "", "rms_norm"),
-    ("rms_norm", "lane < blockDim.x / 32 ?", "lane < 1 ?", "rms_norm"),
-    ("rope_and_append", "i < pairs ? -x", "i < pairs ? x", "rope_and_append"),
-    ("rope_and_append", "head < heads + kv_heads && i < 2 * pairs", "i < 2 * pairs", "rope_and_append"),  # values too
-    ("rope_and_append", "table_rows == 1 ? 0 : slot", "slot", "rope_and_append"),
-    ("rope_and_append", "capacity + slot", "capacity + slot + 1", "rope_and_append"),
-    ("attend", " / sqrtf(WIDTH)", "", "attention"),
-    ("attend", ") + 1;  // the new", ");  // the new", "attention"),  # it does not see itself
-    ("attend", "length - window)", "length - window - 1)", "attention"),
-    ("attend", "visible[first + key]", "visible[key]", "attention"),
-    ("attend", "__syncthreads();  // all queries", "// all queries", "attention"),
-    ("attend", "__syncthreads();  // all scores", "// all scores", "attention"),
-    ("attend", "__syncthreads();  // all shares", "// all shares", "attention"),
-    ("attend", "__syncthreads();  // all parts", "// all parts", "attention"),
-    ("merge", "expf(largest[head * chunks + chunk] - most)", "1.0f", "attention"),
-    ("merge", "(length - 1) / CHUNK + 1", "length / CHUNK + 1", "attention"),  # a chunk that nobody wrote
-    ("merge", "max(length - window, 0) / CHUNK", "0", "attention"),
-    ("advance", "+= 1", "+= 2", "advance"),
+    ("common.cuh", "int distance = 16", "int distance = 8", "matvec"),  # half of the warp left out
+    ("common.cuh", "halves[2]), __half2float(halves[3]", "halves[3]), __half2float(halves[2]", "matvec"),
+    ("plain_row.cuh", "int i = 4 * fours + lane", "int i = 4 * fours + lane + 1", "matvec"),
+    ("groups_row.cuh", "* OFFSET", "* 0.0f", "matvec"),
+    ("groups_row.cuh", "four.x >> 4, four.y >> 4", "four.y >> 4, four.x >> 4", "matvec"),
+    ("groups_row.cuh", "in_row = i / (GROUP / 2)", "in_row = i / GROUP", "matvec"),
+    ("groups_row.cuh", "inside < GROUP / 2 ? both & 15 : both >> 4", "both & 15", "embed"),
+    ("matvec.cu", "residual[row] + y", "y", "matvec"),
+    ("matvec.cu", "y += bias[row]", "y += bias[0]", "matvec"),
+    ("swiglu.cu", "fminf(-gate, 88.0f)", "gate", "swiglu"),
+    ("swiglu.cu", "row + height, x", "row + 1, x", "swiglu"),
+    ("rms_norm.cu", " + eps", "", "rms_norm"),
+    ("rms_norm.cu", "__syncthreads();", "", "rms_norm"),
+    ("rms_norm.cu", "lane < blockDim.x / 32 ?", "lane < 1 ?", "rms_norm"),
+    ("rope_and_append.cu", "i < pairs ? -x", "i < pairs ? x", "rope_and_append"),
+    ("rope_and_append.cu", "head < heads + kv_heads && i < 2 * pairs", "i < 2 * pairs", "rope_and_append"),  # values too
+    ("rope_and_append.cu", "table_rows == 1 ? 0 : slot", "slot", "rope_and_append"),
+    ("rope_and_append.cu", "capacity + slot", "capacity + slot + 1", "rope_and_append"),
+    ("attend.cu", " / sqrtf(WIDTH)", "", "attention"),
+    ("attend.cu", ") + 1;  // with the new", ");  // with the new", "attention"),  # it does not see itself
+    ("attend.cu", "length - window)", "length - window - 1)", "attention"),
+    ("attend.cu", "visible[first + key]", "visible[key]", "attention"),
+    ("attend.cu", "__syncthreads();  // queries", "// queries", "attention"),
+    ("attend.cu", "__syncthreads();  // scores", "// scores", "attention"),
+    ("attend.cu", "__syncthreads();  // shares", "// shares", "attention"),
+    ("attend.cu", "__syncthreads();  // parts", "// parts", "attention"),
+    ("merge.cu", "expf(largest[head * chunks + chunk] - most)", "1.0f", "attention"),
+    ("merge.cu", "(length - 1) / CHUNK + 1", "length / CHUNK + 1", "attention"),  # a chunk that nobody wrote
+    ("merge.cu", "max(length - window, 0) / CHUNK", "0", "attention"),
+    ("advance.cu", "+= 1", "+= 2", "advance"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("where", "text", "bug", "name"), BUGS, ids=[f"{bug[0]}-{bug[2][:20]}" for bug in BUGS])
 def test_a_bug_in_a_kernel_is_seen(emulator, cupy, monkeypatch, where, text, bug, name):
-    source = kernels.SOURCES[where] if where in kernels.SOURCES else getattr(kernels, where)
+    source, read = kernels.read(where), kernels.read
     assert source.count(text) >= 1
-    if where in kernels.SOURCES:
-        monkeypatch.setitem(kernels.SOURCES, where, source.replace(text, bug))
-    else:
-        monkeypatch.setattr(kernels, where, source.replace(text, bug))
+    monkeypatch.setattr(kernels, "read", lambda name: source.replace(text, bug) if name == where else read(name))
     with pytest.raises(AssertionError):
         check_all(name, cupy)
 
@@ -393,21 +374,6 @@ def test_the_logits_of_captured_steps_are_those_of_the_cpu(emulator, cupy, dtype
         assert_close("logits", to_host(logits)[0], expected[text][at])
 
 
-def test_logits_are_taken_from_the_step_only_for_its_own_vector(emulator, cupy):
-    """`recall` is launched in any case: for another vector, or one that was changed in place, it multiplies."""
-    lm, _ = random_lm(cupy)
-    lm, ids = with_kernels(lm), cupy.asarray([1, 2, 3, 4])
-    cache, weight = empty_cache(lm.config, 4, like=lm.weights.norm), to_host(lm.weights.lm_head.weight)
-    vectors = [npllm.transform(ids[i : i + 1], lm, cache)[0] for i in range(3)]
-    lm.weights.lm_head.made[1][...] = 7.0  # no product of anything
-    assert (to_host(npllm.lm_head(vectors[-1], lm)) == 7.0).all()
-    vectors[-1][0, -1] += 1.0
-    for hidden in vectors:
-        assert_close("logits", to_host(npllm.lm_head(hidden, lm)), to_host(hidden) @ weight.T)
-    events = emulator.trace(lm_head, vectors[-1], lm.weights)
-    assert [event.name for event in events.of("launch")] == ["recall"]
-
-
 def test_a_captured_step_goes_with_its_cache(cupy):
     """Nobody else holds the memory."""
     lm, _ = random_lm(cupy)
@@ -421,7 +387,7 @@ def test_a_captured_step_goes_with_its_cache(cupy):
 def test_a_model_is_loaded_with_kernels_unless_they_are_switched_off(cupy, tmp_path, dtype):
     write_folder(tmp_path / "m")
     lm, plain = (npllm.load(tmp_path / "m", device="cuda", dtype=dtype, kernels=kernels) for kernels in (True, False))
-    assert isinstance(lm.weights.lm_head, KernelHead)
+    assert isinstance(lm.weights.lm_head, KernelWeight)
     assert type(plain.weights.lm_head) is cupy.ndarray
     expected = npllm.generate(npllm.load(tmp_path / "m", dtype="float32"), "and", max_new_tokens=6).ids
     assert npllm.generate(lm, "and", max_new_tokens=6).ids == expected
@@ -459,8 +425,10 @@ def test_every_kernel_was_compiled_for_three_architectures(emulator, cupy):
     assert {"75", "80", "90"} <= {*ARCHITECTURES}
     for cases in CASES.values():
         check(next(cases()), cupy)
-    for name, text in kernels.SOURCES.items():
-        assert any(text in source for source in emulator.sources), name
+    files = [path.name for path in Path(kernels.__file__).parent.glob("*.cu*")]
+    assert len(files) == 11
+    for name in files:
+        assert any(kernels.read(name) in source for source in emulator.sources), name
 
 
 # What a step of Phi-3-mini asks for
@@ -474,7 +442,7 @@ PER_LAYER = {"rms_norm": 2, "matvec": 3, "swiglu": 1, "rope_and_append": 1, "att
 @pytest.fixture(scope="module")
 def phi3(emulator, cupy):
     with emulator.null():
-        yield with_kernels(empty_model(cupy, phi3_mini()))
+        yield on_gpu(empty_model(cupy, phi3_mini()))
 
 
 @pytest.fixture
@@ -490,15 +458,16 @@ def test_a_decode_step_of_phi3_mini_is_within_its_budget(emulator, phi3):
     emulator.reset_peak()
     events = emulator.trace(next, steps)
     (graph,) = events.of("graph_launch")
-    assert graph.info["nodes"] == sum(PER_LAYER.values()) * phi3.config.num_hidden_layers + 4
+    assert graph.info["nodes"] == sum(PER_LAYER.values()) * phi3.config.num_hidden_layers + 3  # embed, norm, advance
     assert graph.info["nodes"] + len(events.of("launch", "gemm", "blas", "sort")) <= CALLS
     assert [event.info["bytes"] for event in events.of("memcpyD2H")] == [8]
     assert [event.info["bytes"] for event in events.of("memcpyH2D")] == [8]
     assert Counter(event.name for event in events.of("sync")) == {"cudaStreamSynchronize": 1}
     assert not events.of("malloc", "free", "host_malloc", "host_free", "memset")
-    beside = events.of("launch")  # none of them multiplies: the logits are copied, and the token is chosen
-    assert [event.name for event in beside if event.name in kernels.SOURCES] == ["recall"]
-    for event in beside:
+    head, *choice = events.of("launch")  # after the step: the LM head, and the choice of the token
+    assert head.name == "matvec"
+    assert head.info["grid_x"] * kernels.ROWS >= phi3.config.vocab_size
+    for event in choice:
         assert event.info["grid_x"] * event.info["block_x"] <= 2 * phi3.config.vocab_size, event
     assert sum(event.info["bytes"] for event in events.of("memcpyD2D")) <= 1e5
     assert 0 <= emulator.peak_bytes() - weight_bytes(phi3) - cache_bytes(cache) <= MEMORY
@@ -524,8 +493,8 @@ def test_every_weight_is_read_once(emulator, phi3, monkeypatch):
     monkeypatch.setattr(kernels, "launch", looking)
     cache["step"].launch()  # what was captured
     captured = len(read)
-    next(steps)  # and what is launched beside it
-    assert len(read) == captured
+    next(steps)  # and what is launched after it: the LM head
+    assert len(read) == captured + 1
     needed = [*matrices(phi3), phi3.weights.lm_head.weight]
     assert sum(matrix.nbytes for matrix in needed) <= sum(matrix.nbytes for matrix in read)
     assert sum(matrix.nbytes for matrix in read) <= 1.03 * sum(matrix.nbytes for matrix in needed)
@@ -538,7 +507,7 @@ def test_the_launches_of_a_step(emulator, phi3):
     decoding(phi3, PAST, cache)
     events = emulator.trace(cache["step"].launch)
     layers = phi3.config.num_hidden_layers
-    once = Counter({"embed": 1, "rms_norm": 1, "matvec": 1, "advance": 1})  # from the id to the logits
+    once = Counter({"embed": 1, "rms_norm": 1, "advance": 1})
     assert Counter(event.name for event in events) == once + Counter({k: n * layers for k, n in PER_LAYER.items()})
     assert events.counts() == {"launch": len(events)}  # nothing is allocated or copied, so it can be captured
     for event in events.of("launch"):
