@@ -44,9 +44,7 @@ def check_memory(parts: Mapping[str, int], available: int | None = None, remedy:
 def attention_bytes(config: Config, rows: int, length: int, tile: tuple[int, int]) -> int:
     """The largest temporaries of attention over `length` keys, for `rows` queries in tiles and then for one query."""
     heads, width = config.num_attention_heads, config.head_dim
-    tiles = (
-        4 * min(rows, tile[0]) * min(length, tile[1]) + 2 * rows * width
-    )  # four of a tile's size; the result
+    tiles = 4 * min(rows, tile[0]) * min(length, tile[1]) + 2 * rows * width  # four of a tile's size; the result
     return 4 * heads * max(tiles, 3 * length) + 3 * rows * length  # and three masks, in bytes: causal, window, both
 
 
