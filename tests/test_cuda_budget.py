@@ -1,6 +1,6 @@
-"""What a step of Phi-3-mini asks a GPU for, counted at its full shapes on the emulated device.
+"""Launches, copies and memory of a decode step of Phi-3-mini, counted at its full shapes on the emulated device.
 
-The device is in its null mode: CuPy runs as ever, and no kernel does. So these are CuPy's own launches, copies, sizes.
+The device is in its null mode: CuPy runs unchanged, but no kernel does. The launches, copies and sizes are CuPy's own.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ def nothing_runs(emulator):
 
 
 def counted(emulator, lm, **options):
-    """The events of a step, and the device memory in use meanwhile, beyond weights and KV cache."""
+    """The events of a step, and its device memory beyond weights and KV cache."""
     cache = filled_cache(lm, PAST, CAPACITY)
     steps = decoding(lm, PAST, cache, **options)
     emulator.reset_peak()
@@ -50,12 +50,12 @@ def counted(emulator, lm, **options):
 
 
 def written(event):
-    """The threads of a launch: of CuPy's elementwise kernels, the numbers they write, at the least."""
+    """The threads of a launch: for CuPy's elementwise kernels, at least the elements that they write."""
     return prod(event.info[axis] for axis in ("grid_x", "grid_y", "grid_z", "block_x"))
 
 
 def over_budget(events, lm) -> list[str]:
-    """What is wrong with the events of a step."""
+    """Descriptions of what is over budget in the events of a step; empty if nothing is."""
     wrong = []
     calls = len(events.of("launch", "gemm", "blas", "sort"))
     if calls > CALLS:
@@ -87,7 +87,7 @@ def test_a_decode_step_is_within_its_budget(emulator, lm):
 
 
 def test_the_model_on_paper_counts_as_the_device_does(emulator, lm, monkeypatch):
-    """Without the cache: 74 streams, whose tiles are all computed, as above."""
+    """Without the cache: 74 tokens. All tiles are computed, as in the test of the long prompt."""
     calls = "launch", "gemm", "blas", "sort"
     assert len(counted(emulator, lm)[0].of(*calls)) == gpu_model.PLAIN
     flash = import_module("npllm.flash")
@@ -130,7 +130,7 @@ def test_drawing_a_token_copies_and_waits_no_more_than_greedy_decoding(emulator,
 
 
 def test_every_step_is_as_the_one_before(emulator, lm):
-    """The scores grow with the text, and still nothing is allocated: the pool has what they need."""
+    """The scores grow with the text, but nothing is allocated: they fit into the pool."""
     steps = decoding(lm, PAST, filled_cache(lm, PAST, CAPACITY))
     first = emulator.trace(next, steps).counts()
     more = emulator.trace(lambda: [next(steps) for _ in range(24)]).counts()
@@ -138,7 +138,7 @@ def test_every_step_is_as_the_one_before(emulator, lm):
 
 
 def test_a_long_prompt_stays_within_the_memory(emulator, lm, monkeypatch, cupy):
-    """In chunks, and tile by tile. All tiles are computed: in null mode the flags that say which are needed are 0."""
+    """In chunks and tiles. All tiles are computed: in null mode the flags of the needed ones are 0."""
     flash = import_module("npllm.flash")
 
     def all_tiles(new, length, visible=None, tile=flash.TILE):
@@ -151,11 +151,11 @@ def test_a_long_prompt_stays_within_the_memory(emulator, lm, monkeypatch, cupy):
     assert emulator.peak_bytes() - weight_bytes(lm) - kv_cache_bytes(lm.config, 3002) <= MEMORY
 
 
-# Bugs that a check of numbers does not see, each caught by the budget
+# Bugs that do not change the values, each noticed by the budget
 
 
 def with_axis(x2d, weight):
-    """A weight product of three axes: CuPy copies both operands, and widens them to float32."""
+    """A weight product of three axes: CuPy copies both operands in float32."""
     return (x2d[None].astype(weight.dtype) @ weight.T[None])[0].astype(x2d.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The paper model in docs/gpu.md: computed by tools/gpu_model.py, and not typed."""
+"""The estimates in docs/gpu.md are those that tools/gpu_model.py computes."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_the_longest_part_decides():
     slow = GPU("slow memory", 1e9, 1e15)
     assert estimate(slow) == (bytes_read(config(), 74) / 0.8e9 + gpu_model.PLAIN * 2e-6, "reading")
     fast = GPU("fast", 1e14, 1e18)
-    assert estimate(fast) == (gpu_model.PLAIN * 8e-6, "asking for kernels")
+    assert estimate(fast) == (gpu_model.PLAIN * 8e-6, "launching")
     assert estimate(fast, kernels=True)[0] < 1e-3
     assert estimate(GPU("few units", 1e14, 1e11), use_cache=False)[1] == "arithmetic"
 
