@@ -108,3 +108,17 @@ def test_a_full_cache_is_refused(whole_pass):
     cache["length"] = 3
     with pytest.raises(ValueError, match="KV cache: expected room for 4 tokens, got 3"):
         whole_pass(ids, lm.weights, lm.config, cache)
+
+
+@pytest.mark.parametrize(
+    ("array", "dtypes", "what"),
+    [
+        (np.zeros(4), (), "float64"),
+        (np.zeros(5, np.float32), (), "4 elements of float32"),
+        (np.zeros(8, np.float32)[::2], (), "strides"),
+        (np.zeros(4, np.float32), ("int32", "int64"), "int32 or int64"),
+    ],
+)
+def test_a_kernel_refuses_memory_that_it_would_misread(array, dtypes, what):
+    with pytest.raises(TypeError, match=what):
+        kernels.checked(array, 4, *dtypes)
