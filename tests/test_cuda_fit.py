@@ -42,7 +42,7 @@ class OneMoreWeight(NamedTuple):
 
 
 def family_block(x, weights, config, *rest, **options):
-    """The chapter's block, with a norm of its own in front."""
+    """The chapter's block, after a norm that only this family has."""
     chapters = BlockWeights(*weights[: len(BLOCK_FIELDS)])
     return model.block(rms_norm(x, weights.first_norm, config.rms_norm_eps), chapters, config, *rest, **options)
 

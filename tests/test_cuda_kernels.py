@@ -235,7 +235,7 @@ BUGS = [
     ("attend.cu", "__syncthreads();  // shares", "// shares", "attention"),
     ("attend.cu", "__syncthreads();  // parts", "// parts", "attention"),
     ("merge.cu", "expf(largest[head * chunks + chunk] - most)", "1.0f", "attention"),
-    ("merge.cu", "(length - 1) / CHUNK + 1", "length / CHUNK + 1", "attention"),  # a chunk that nobody wrote
+    ("merge.cu", "(length - 1) / CHUNK + 1", "length / CHUNK + 1", "attention"),  # a chunk that was not written
     ("merge.cu", "max(length - window, 0) / CHUNK", "0", "attention"),
     ("advance.cu", "+= 1", "+= 2", "advance"),
 ]  # fmt: skip

@@ -10,10 +10,10 @@ from .step import KernelWeight, replayed
 
 
 def on_gpu(lm: LM, kernels: bool = True) -> LM:
-    """The model with a pass for the GPU. `lm.transform` must be the family's own pass, as the files were read.
+    """The model with a pass for the GPU. `lm.transform` must still be the family's own pass.
 
-    kernels : False leaves decode steps to CuPy's functions. Models that the kernels do not compute get them anyway;
-        `why_no_kernels` then gives the reason
+    kernels : False leaves decode steps to CuPy's functions. So do models that the kernels do not compute, and
+        `why_no_kernels` gives the reason
     """
     reason = why_not(lm) if kernels else "switched off (kernels=False, --no-kernels)"
     lm = with_kernels(lm) if kernels else lm
