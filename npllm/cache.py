@@ -1,10 +1,15 @@
 """The KV cache: the keys and values of tokens already computed, so that a new token is the only work of a step.
 
-A cache is a dict that anybody can look into:
+A cache is a plain dict:
 
     {"keys":   [L arrays [..., K, C, H]],   after RoPE, ready for scoring
      "values": [L arrays [..., K, C, H]],
-     "length": tokens held so far}          slots 0..length-1 of C are filled
+     "length": number of tokens held,       slots 0..length-1 of C are filled
+     "step":   a DecodeStep}                only with our GPU kernels: the captured decode step, see cuda/step.py
+
+"step" is a graph with the addresses of the arrays above, and the buffers it works in. It holds no result that a later
+pass reads. The next decode step replaces it if the arrays are others (after `grow`) or the model is another; otherwise
+it lives as long as the cache. It may be deleted at any time.
 
 The blocks write slots length..length+T-1; `transform` moves `length` on only after the last block, so a pass that is
 interrupted leaves the cache as it was. Lowering `length` forgets the last tokens.

@@ -10,6 +10,7 @@ import pytest
 from command_line import folder, npllm  # noqa: F401
 from emulated import cupy, emulator  # noqa: F401
 from hypothesis import Phase, settings
+from kernel_models import counted  # noqa: F401
 from libraries import NAMES, Library, library
 
 # derandomize: the same examples in every run. `HYPOTHESIS_PROFILE=thorough pytest` looks for others.

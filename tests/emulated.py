@@ -1,9 +1,9 @@
-"""CuPy for the tests: on a GPU, or on the emulated device of cupy-on-cpu, where there is one.
+"""CuPy for the tests: on a GPU, or on the emulated device of cupy-on-cpu.
 
     PYTHONPATH=$CUPY_ON_CPU python -m pytest -p cupy_on_cpu.plugin -m cuda
 
-The plugin puts the emulated device under the CuPy wheel before the tests are collected. What is counted (launches,
-copies, bytes) only the emulated device can tell.
+The plugin puts the emulated device under the CuPy wheel before the tests are collected. Tests that count launches,
+copies or bytes need the emulated device.
 """
 
 import gc
@@ -19,7 +19,6 @@ from libraries import library
 import npllm
 from npllm.cache import Cache, empty_cache
 from npllm.config import Config
-from npllm.cuda.attention import on_cuda
 from npllm.devices.device import Device
 from npllm.devices.transfer import reserve
 from npllm.shapes import BlockWeights, Weights
@@ -27,14 +26,14 @@ from npllm.shapes import BlockWeights, Weights
 
 @pytest.fixture(scope="module")
 def cupy() -> Any:
-    """The cupy module; the test is skipped, with the reason, where it or a device is missing."""
+    """The cupy module. Without it, or without a device, the test is skipped with the reason."""
     library("cupy")
     return sys.modules["cupy"]
 
 
 @pytest.fixture(scope="module")
 def emulator(cupy) -> Any:
-    """The cupy_on_cpu module, which counts what the emulated device is asked to do."""
+    """The cupy_on_cpu module, which records the calls to the emulated device."""
     if "cupy_on_cpu" not in sys.modules:
         pytest.skip("needs the emulated device: python -m pytest -p cupy_on_cpu.plugin")
     return sys.modules["cupy_on_cpu"]
@@ -46,8 +45,8 @@ def phi3_mini() -> Config:
 
 
 def empty_model(cupy: Any, config: Config) -> npllm.LM:
-    """A model of these shapes as it is loaded onto a GPU, float16 and vectors float32; its numbers are anything."""
-    gc.collect()  # the model of another test, in a cycle of its traceback, would leave no room for this one
+    """A model of these shapes on the GPU: float16 matrices, float32 vectors, undefined values."""
+    gc.collect()  # another test's model may be alive in a traceback's cycle; both do not fit
     cupy.get_default_memory_pool().free_all_blocks()
     reserve(Device("cuda:0", cupy))
     D, F, V, H = config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim
@@ -64,7 +63,7 @@ def empty_model(cupy: Any, config: Config) -> npllm.LM:
         for _ in range(config.num_hidden_layers)
     )
     weights = Weights(matrix(V, D), layers, norm(), matrix(V, D))
-    return npllm.LM(config, weights, None, {}, on_cuda(npllm.transform))
+    return npllm.LM(config, weights, None, {})
 
 
 def matrices(lm: npllm.LM) -> list[Any]:
@@ -73,25 +72,25 @@ def matrices(lm: npllm.LM) -> list[Any]:
 
 
 def weight_bytes(lm: npllm.LM) -> int:
-    """All weights, each once."""
+    """The bytes of all weights, each counted once."""
     arrays = {id(array): array for array in (*lm.weights, *(w for block in lm.weights.layers for w in block))}
     return sum(getattr(array, "nbytes", 0) for array in arrays.values())
 
 
 def filled_cache(lm: npllm.LM, past: int, capacity: int, **options: Any) -> Cache:
-    """A KV cache that says it holds `past` tokens."""
+    """A KV cache marked as holding `past` tokens."""
     cache = empty_cache(lm.config, capacity, like=lm.weights.norm, **options)
     cache["length"] = past
     return cache
 
 
 def cache_bytes(cache: Cache) -> int:
-    """All keys and values."""
+    """The bytes of all keys and values."""
     return sum(array.nbytes for name in ("keys", "values") for array in cache[name])
 
 
 def decoding(lm: npllm.LM, past: int, cache: Cache, **options: Any) -> Iterator[npllm.Step]:
-    """The loop's steps after a text of `past` cached tokens and one more; two that warm up have been taken."""
+    """The loop's steps after a text of `past` cached tokens and one more, past the first two as warm-up."""
     cache["length"] = past
     steps = npllm.steps(lm, [1] * (past + 1), cache=cache, **options)
     next(steps), next(steps)

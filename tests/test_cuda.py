@@ -1,7 +1,7 @@
 """npllm on CuPy: on a GPU, or the CuPy wheel as it is on the emulated device of cupy-on-cpu.
 
-The kernels are those that CuPy generates; their numbers come from the host's compiler there. See docs/gpu.md for what
-that proves.
+On the emulated device the kernels are those that CuPy generates, compiled for the host. docs/gpu.md says what that
+proves.
 """
 
 import ast
@@ -20,9 +20,8 @@ from test_golden import CLASSIFIERS, GOLDEN, TINY, expected_of
 from tolerance import assert_close, assert_same_ids
 
 import npllm
-from npllm import attention as plain
 from npllm.cache import empty_cache
-from npllm.cuda.attention import cuda_attention, evenly_spaced, products
+from npllm.cuda.attention import products
 from npllm.devices import transfer
 from npllm.devices.device import pick, to_host
 from npllm.devices.transfer import Staging
@@ -35,7 +34,7 @@ DTYPES = ("float32", "float16")
 
 
 def plain_lm(path, dtype="float16"):
-    """A model on the GPU without our kernels: the functions of the ground floor, and CuPy's own kernels."""
+    """A model on the GPU without our kernels: the ground floor on CuPy's functions."""
     return npllm.load(path, device="cuda", dtype=dtype, kernels=False)
 
 
@@ -60,7 +59,7 @@ def test_every_value_of_a_pass_is_that_of_transformers(name, chunk):
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_value_of_a_pass_in_float16_is_near(name):
-    """As near as `npllm compare` expects of weights that are rounded to float16."""
+    """Within the tolerance of `npllm compare` for weights that are rounded to float16."""
     lm, expected = plain_lm(GOLDEN / name), load_file(GOLDEN / name / "expected.safetensors")
     got = trace(lm, expected_of(GOLDEN / name)["ids"])
     worst = first_beyond(compare(expected, got, TOLERANCES["float16"]))
@@ -78,7 +77,7 @@ def test_greedy_generation_is_that_of_transformers(name, dtype, use_cache):
 
 @pytest.mark.parametrize("name", ["phi3-window", "llama-mqa-rope-linear-sharded"])
 def test_draws_are_those_of_the_cpu(name):
-    """The random numbers are the host's, and the sampling filters compute on the device."""
+    """The random numbers come from the host; the sampling filters compute on the device."""
     options = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1, "seed": 3}
     made = []
     for device in ("cpu", "cuda"):
@@ -117,59 +116,13 @@ def test_a_model_that_classifies_gives_the_values_of_transformers(name):
         assert_close(value, to_host(seen[value]), expected[value], where=visible)
 
 
-# Attention
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("batch", "heads", "kv_heads", "new", "past"),
-    [
-        ((), 4, 4, 1, 6),
-        ((), 4, 2, 1, 6),
-        ((), 4, 1, 3, 6),
-        ((2,), 4, 2, 1, 6),
-        ((2,), 4, 2, 3, 5),
-        ((3, 2), 2, 1, 2, 0),
-    ],
-)
-def test_attention_in_place_is_attention(cupy, batch, heads, kv_heads, new, past, dtype):
-    """On the filled part of a cache, which is no copy; every tap too."""
-    random, width, capacity = np.random.default_rng(0), 5, 11
-    q = random.standard_normal((*batch, heads, new, width)).astype(np.float32)
-    k, v = (random.standard_normal((*batch, kv_heads, capacity, width)).astype(dtype) for _ in range(2))
-    filled = (..., slice(0, past + new), slice(None))
-    visible = np.tri(new, past + new, past, dtype=bool)
-    expected, got = {}, {}
-    plain.attention(q, *(x.astype(np.float32)[filled] for x in (k, v)), visible, tap=npllm.record(expected))
-    on_device = [cupy.asarray(x)[filled] for x in (k, v)]
-    assert all(evenly_spaced(x) for x in on_device)
-    cuda_attention(cupy.asarray(q), *on_device, cupy.asarray(visible), tap=npllm.record(got))
-    assert list(got) == list(expected) == ["scores", "weights", "mixed"]
-    for name, value in got.items():
-        assert value.dtype == np.float32
-        assert_close(name, to_host(value).astype(dtype), expected[name].astype(dtype))
-
-
-def test_attention_on_keys_and_values_without_a_cache(cupy):
-    """As they come out of the fused projection: heads side by side in a row."""
-    random = np.random.default_rng(0)
-    qkv = random.standard_normal((2, 3, 8, 5)).astype(np.float32)  # [B, T, N + 2K, H]
-    arrays = [np.moveaxis(qkv[..., part, :], -2, -3) for part in (slice(0, 4), slice(4, 6), slice(6, 8))]
-    views = cupy.moveaxis(cupy.asarray(qkv), -2, -3)
-    on_device = [views[:, part] for part in (slice(0, 4), slice(4, 6), slice(6, 8))]
-    assert_close("mixed", to_host(cuda_attention(*on_device)), plain.attention(*arrays))
-    columns = [cupy.asarray(np.swapaxes(x, -1, -2).copy()).swapaxes(-1, -2) for x in arrays]
-    assert not evenly_spaced(columns[1])
-    assert_close("mixed", to_host(cuda_attention(*columns)), plain.attention(*arrays))
-
-
-# Weights on their way
+# Loading weights
 
 
 @pytest.mark.parametrize("file", ["folder", "shards", "gguf", "gpt2"])
 @pytest.mark.parametrize("stage", [64, 1000, transfer.STAGE])
 def test_every_weight_arrives(emulator, monkeypatch, tmp_path, stage, file):
-    """Asynchronously: a buffer that is written to before it was read shows as wrong numbers."""
+    """Copies run asynchronously: a buffer overwritten before it was read gives wrong numbers."""
     monkeypatch.setattr(transfer, "STAGE", stage)
     path = GOLDEN / "gpt2"
     if file == "gguf":
@@ -188,13 +141,13 @@ def test_every_weight_arrives(emulator, monkeypatch, tmp_path, stage, file):
 
 
 def leaves(weights):
-    """All arrays of a model."""
+    """All arrays of a model's weights."""
     blocks = [array for block in weights.layers for array in block]
     return [array for array in (*weights[:1], *weights[2:], *blocks) if array is not None]
 
 
 def test_a_buffer_that_is_written_to_too_early_shows(emulator, monkeypatch):
-    """The check above would see it."""
+    """The test above would notice it."""
     monkeypatch.setattr(transfer, "STAGE", 64)
     numbers = np.arange(640, dtype=np.float32)
     for waits in (True, False):
@@ -257,7 +210,7 @@ def test_numbers_that_lose_digits_are_counted_and_told_once(tmp_path, capsys):
 
 
 def change(folder, name, place, value):
-    """Another number in a weight of a checkpoint."""
+    """Change one element of a weight in a checkpoint."""
     from safetensors.numpy import save_file
 
     (file,) = folder.glob("*.safetensors")
@@ -269,7 +222,7 @@ def change(folder, name, place, value):
 
 @pytest.fixture
 def limit(cupy):
-    """Let CuPy's pool take no more than so many further bytes."""
+    """Limit CuPy's pool to a number of bytes beyond what it has."""
     pool = cupy.get_default_memory_pool()
 
     def further(size):
@@ -308,13 +261,13 @@ def test_the_switch(cupy, npllm, folder):
     assert import_module("npllm").load(folder, device="cuda:0").weights.norm.device.id == 0
 
 
-# CuPy has all that the source asks for
+# CuPy has every function that the source uses
 
 GROUND_FLOOR = sorted(Path(npllm.__file__).parent.glob("*.py"))
 
 
 def calls():
-    """Every `xp.name(...)` and `xp.name` on the ground floor: module, name, keywords."""
+    """Every `xp.name(...)` and `xp.name` on the ground floor, as (module, name, keywords)."""
     found = set()
     for path in GROUND_FLOOR:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -355,7 +308,7 @@ def test_a_16_bit_cache_gives_nearly_the_same(cupy):
     assert float(abs(logits[-1] - exact[-1]).max()) < 1e-2 * float(abs(exact).max())
 
 
-# The whole of it
+# Commands and tools
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -378,7 +331,7 @@ def test_selftest_of_a_device_that_computes_something_else(npllm, monkeypatch):
 
 
 def test_the_chapters_measurement(monkeypatch, capsys, folder):
-    """tools/bench/bench_gpu.py, but for transformers, which the emulated device does not run."""
+    """tools/bench/bench_gpu.py without transformers, which cannot run on the emulated device."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("sys.argv", ["bench_gpu.py", "--model", str(folder), "--tokens", "4", "--repeat", "1"])
     assert tool("bench_gpu").main() == 0

@@ -1,6 +1,6 @@
-"""What a step of Phi-3-mini asks a GPU for, counted at its full shapes on the emulated device.
+"""Launches, copies and memory of a decode step of Phi-3-mini, counted at its full shapes on the emulated device.
 
-The device is in its null mode: CuPy runs as ever, and no kernel does. So these are CuPy's own launches, copies, sizes.
+The device is in its null mode: CuPy runs unchanged, but no kernel does. The launches, copies and sizes are CuPy's own.
 """
 
 from collections import Counter
@@ -14,6 +14,8 @@ from emulated import cache_bytes, decoding, empty_model, filled_cache, matrices,
 
 import npllm
 from npllm.cache import kv_cache_bytes
+from npllm.cuda.gpu import on_gpu
+from npllm.model import transform
 from npllm.sampling import choose
 
 gpu_model = tool("gpu_model")
@@ -29,7 +31,7 @@ COPIES = {"memcpyD2H": [8], "memcpyH2D": [8]}  # the chosen token and the larges
 @pytest.fixture(scope="module")
 def lm(emulator, cupy):
     with emulator.null():
-        yield empty_model(cupy, phi3_mini())
+        yield on_gpu(empty_model(cupy, phi3_mini()), kernels=False)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,7 @@ def nothing_runs(emulator):
 
 
 def counted(emulator, lm, **options):
-    """The events of a step, and the device memory in use meanwhile, beyond weights and KV cache."""
+    """The events of a step, and its device memory beyond weights and KV cache."""
     cache = filled_cache(lm, PAST, CAPACITY)
     steps = decoding(lm, PAST, cache, **options)
     emulator.reset_peak()
@@ -49,12 +51,12 @@ def counted(emulator, lm, **options):
 
 
 def written(event):
-    """The threads of a launch: of CuPy's elementwise kernels, the numbers they write, at the least."""
+    """The threads of a launch: for CuPy's elementwise kernels, at least the elements that they write."""
     return prod(event.info[axis] for axis in ("grid_x", "grid_y", "grid_z", "block_x"))
 
 
 def over_budget(events, lm) -> list[str]:
-    """What is wrong with the events of a step."""
+    """Descriptions of what is over budget in the events of a step; empty if nothing is."""
     wrong = []
     calls = len(events.of("launch", "gemm", "blas", "sort"))
     if calls > CALLS:
@@ -86,7 +88,7 @@ def test_a_decode_step_is_within_its_budget(emulator, lm):
 
 
 def test_the_model_on_paper_counts_as_the_device_does(emulator, lm, monkeypatch):
-    """Without the cache: 74 streams, whose tiles are all computed, as above."""
+    """Without the cache: 74 tokens. All tiles are computed, as in the test of the long prompt."""
     calls = "launch", "gemm", "blas", "sort"
     assert len(counted(emulator, lm)[0].of(*calls)) == gpu_model.PLAIN
     flash = import_module("npllm.flash")
@@ -129,7 +131,7 @@ def test_drawing_a_token_copies_and_waits_no_more_than_greedy_decoding(emulator,
 
 
 def test_every_step_is_as_the_one_before(emulator, lm):
-    """The scores grow with the text, and still nothing is allocated: the pool has what they need."""
+    """The scores grow with the text, but nothing is allocated: they fit into the pool."""
     steps = decoding(lm, PAST, filled_cache(lm, PAST, CAPACITY))
     first = emulator.trace(next, steps).counts()
     more = emulator.trace(lambda: [next(steps) for _ in range(24)]).counts()
@@ -137,7 +139,7 @@ def test_every_step_is_as_the_one_before(emulator, lm):
 
 
 def test_a_long_prompt_stays_within_the_memory(emulator, lm, monkeypatch, cupy):
-    """In chunks, and tile by tile. All tiles are computed: in null mode the flags that say which are needed are 0."""
+    """In chunks and tiles. All tiles are computed: in null mode the flags of the needed ones are 0."""
     flash = import_module("npllm.flash")
 
     def all_tiles(new, length, visible=None, tile=flash.TILE):
@@ -150,11 +152,11 @@ def test_a_long_prompt_stays_within_the_memory(emulator, lm, monkeypatch, cupy):
     assert emulator.peak_bytes() - weight_bytes(lm) - kv_cache_bytes(lm.config, 3002) <= MEMORY
 
 
-# Bugs that a check of numbers does not see, each caught by the budget
+# Bugs that do not change the values, each noticed by the budget
 
 
 def with_axis(x2d, weight):
-    """A weight product of three axes: CuPy copies both operands, and widens them to float32."""
+    """A weight product of three axes: CuPy copies both operands in float32."""
     return (x2d[None].astype(weight.dtype) @ weight.T[None])[0].astype(x2d.dtype)
 
 
@@ -175,7 +177,7 @@ def test_a_product_that_copies_the_weight_is_over_budget(emulator, lm, monkeypat
 
 
 def test_attention_that_copies_keys_and_values_is_over_budget(emulator, lm):
-    wrong = over_budget(counted(emulator, lm._replace(transform=npllm.transform))[0], lm)
+    wrong = over_budget(counted(emulator, lm._replace(transform=transform))[0], lm)
     assert any("copy" in text for text in wrong)
 
 

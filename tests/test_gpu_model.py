@@ -34,7 +34,7 @@ def test_the_longest_part_decides():
     read = gpu_model.bytes_read(gpu_model.config(), 74)
     assert gpu_model.estimate(slow) == (read / 0.8e9 + gpu_model.PLAIN * 2e-6, "reading")
     fast = gpu_model.GPU("fast", 1e14, 1e18)
-    assert gpu_model.estimate(fast) == (gpu_model.PLAIN * 8e-6, "asking for kernels")
+    assert gpu_model.estimate(fast) == (gpu_model.PLAIN * 8e-6, "launching")
     assert gpu_model.estimate(fast, kernels=True)[0] < 1e-3
     assert gpu_model.estimate(gpu_model.GPU("few units", 1e14, 1e11), use_cache=False)[1] == "arithmetic"
 

@@ -38,11 +38,12 @@ def test_every_folder_of_the_package_is_packaged():
 
 
 def test_every_file_of_the_package_that_is_no_module_is_packaged():
-    there = {path for path in (ROOT / "npllm").rglob("*") if path.suffix in (".html", ".css", ".js")}
+    there = {path for path in (ROOT / "npllm").rglob("*.*") if path.suffix not in (".py", ".pyc")}
     named = [
-        ROOT.joinpath(*package.split("."), name)
+        path
         for package, names in SETUP["options.package_data"].items()
         for name in names.split(", ")
+        for path in ROOT.joinpath(*package.split(".")).glob(name)
     ]
     assert there
     assert set(named) == there

@@ -1,4 +1,4 @@
-"""Sending weights to a GPU, seen from the host: in place of CuPy, NumPy with a log. test_cuda.py sends them to CuPy."""
+"""Copying weights to a GPU, seen from the host: NumPy with a log stands in for CuPy. test_cuda.py does it on CuPy."""
 
 from types import SimpleNamespace
 
@@ -13,16 +13,16 @@ from npllm.devices.transfer import FLOAT16_OVERFLOW, FLOAT16_SMALLEST, Staging
 
 
 class DeviceArray(np.ndarray):
-    """An array on the device, whose memory can be copied to."""
+    """An array that stands in for one on the device."""
 
     @property
     def data(self):
-        """As CuPy's."""
+        """As in CuPy: memory that can be copied to."""
         return SimpleNamespace(copy_from_host_async=lambda pointer, size, stream: stream.copy(self, pointer, size))
 
 
 class Stream:
-    """Copies at once, and notes what it was asked for in which order."""
+    """Copies at once, and logs its calls in order."""
 
     def __init__(self):
         self.log = []
@@ -34,7 +34,7 @@ class Stream:
 
 
 class Event:
-    """Notes when it is recorded and waited for."""
+    """Logs when it is recorded and waited for."""
 
     def __init__(self, stream):
         self.stream, self.recorded = stream, 0
@@ -48,7 +48,7 @@ class Event:
 
 
 def numpy_device():
-    """As much of CuPy as `Staging` needs."""
+    """The part of CuPy that `Staging` needs."""
     stream = Stream()
     cuda = SimpleNamespace(
         alloc_pinned_memory=lambda size: bytearray(size),
@@ -77,7 +77,7 @@ def test_all_numbers_arrive_in_their_order(pieces, stage):
 
 
 def test_a_buffer_is_written_to_only_after_it_was_read(monkeypatch):
-    """Before each filling it waits for the event that followed the buffer's last copy."""
+    """Before it fills a buffer, it waits for the event recorded after the buffer's last copy."""
     monkeypatch.setattr(transfer, "STAGE", 4)
     device, stream = numpy_device()
     staging = Staging(device)
@@ -95,7 +95,7 @@ def test_while_one_buffer_is_read_the_other_is_filled(monkeypatch):
 
 
 def test_numbers_that_are_missing_are_noticed():
-    with pytest.raises(AssertionError, match="expected 5 numbers, got 0"):
+    with pytest.raises(AssertionError, match="expected 5 elements, got 0"):
         Staging(numpy_device()[0]).send(iter([np.zeros(4, dtype=np.float32)]), (5,), "float32")
 
 

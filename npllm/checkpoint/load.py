@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import Config
-from ..cuda.attention import on_cuda
-from ..cuda.block import with_kernels
+from ..cuda.gpu import on_gpu
 from ..devices.device import Device, pick
 from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
 from ..families import family_of, read_config
@@ -68,7 +67,7 @@ def load(
     revision, cache_dir, offline : of a Hub name: which commit, branch or tag; where downloads are kept; never to
         connect
     progress : whether to show a progress bar on stderr
-    kernels : False computes the steps of generation by CuPy's own functions on a GPU too; see cuda/block.py
+    kernels : False computes the steps of generation by CuPy's own functions on a GPU too; see cuda/gpu.py
 
     Returns
     -------
@@ -93,7 +92,7 @@ def load(
     path = find(None if name is None else str(name), revision, cache_dir, offline)
     with refusals(path):
         lm = load_files(path, place, dtype, progress)
-    return with_kernels(lm) if kernels and place.name != "cpu" else lm
+    return on_gpu(lm, kernels) if place.name != "cpu" else lm
 
 
 def load_tokenizer(
@@ -128,8 +127,7 @@ def load_files(path: Path, device: Device, dtype: str, progress: bool) -> LM:
     files = open_files(path)
     family = family_of(files.config)
     weights = assembled(files.config, read_weights(files.plans, files.tensors, device, dtype, progress))
-    transform = family.transform if device.name == "cpu" else on_cuda(family.transform)
-    return LM(files.config, weights, files.tokenizer, files.generation_config, transform, family.lm_head)
+    return LM(files.config, weights, files.tokenizer, files.generation_config, family.transform, family.lm_head)
 
 
 def open_files(path: Path) -> Files:

@@ -1,4 +1,7 @@
-"""The command npllm: reads the arguments, runs one command, turns every error into one line and an exit code."""
+"""The command npllm: reads the arguments, runs one command, turns every error into one line and an exit code.
+
+It imports nothing heavy: `npllm --help` answers at once, and `main` sets BLAS's threads before NumPy is imported.
+"""
 
 import argparse
 import importlib
@@ -7,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ..devices.blas import short_spin
 from ..errors import NpllmError, UsageError
 from ..version import __version__
 from . import report
@@ -64,7 +68,7 @@ exit codes:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no abbreviated flags, and whose errors are one line as all others are."""
+    """An argument parser without abbreviated flags, which reports an error in one line, as npllm does everywhere."""
 
     def __init__(self, prog: str, description: str, epilog: str) -> None:
         super().__init__(
@@ -76,11 +80,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def print_help(self, file: object = None) -> None:
-        """To stdout, by `report.write`, because argparse ignores when that fails."""
+        """Print the help by `report.write`: argparse ignores a failed write."""
         report.write(self.format_help())
 
     def error(self, message: str) -> NoReturn:
-        """Instead of printing the usage and leaving."""
+        """Raise UsageError, where argparse prints its usage and exits."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
@@ -88,16 +92,18 @@ def run(argv: Sequence[str]) -> int:
     """Run the command line `argv`; return its exit code."""
     parser = Parser("npllm", DESCRIPTION, EXAMPLES)
     parser.add_argument("--version", action="version", version=f"npllm {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the above")
     name = parser.parse_args(argv[:1]).command
-    command: Any = importlib.import_module(f"{__package__}.{name}")  # only now: what it imports takes its time
+    command: Any = importlib.import_module(f"{__package__}.{name}")  # not earlier: its imports take time
     parser = Parser(f"npllm {name}", command.DESCRIPTION, command.EXAMPLES)
     command.add_arguments(parser)
     return command.run(parser.parse_args(argv[1:]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, by default the process's own. Every error becomes one line on stderr and an exit code."""
+    """Run a command line, by default that of the process; return the exit code. An error is one line on stderr."""
+    if "numpy" not in sys.modules:  # else it is too late
+        short_spin()
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = report.warning
@@ -105,13 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             report.open_output()
             try:
                 return run(sys.argv[1:] if argv is None else argv)
-            except SystemExit:  # argparse has printed the help, or the version, which may still be on its way
+            except SystemExit:  # argparse has printed the help or the version; flush it
                 report.write("")
                 return 0
         except KeyboardInterrupt:
-            report.note("")  # the next line begins at its left end
+            report.note("")  # ends the line
             return 130
-        except BrokenPipeError:  # nobody reads on: no error, and nothing to say
+        except BrokenPipeError:  # the reader of our output is gone: no error
             report.abandon_output()
             return 141
         except NpllmError as error:
@@ -122,6 +128,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"not enough memory: {str(error) or 'an allocation failed'}; free some, or take a smaller model"
             )
             return 5
-        except Exception as error:  # noqa: BLE001 - what nobody foresaw is reported as a bug
+        except Exception as error:  # noqa: BLE001 - anything unforeseen is a bug
             report.error(f"a bug of npllm: {type(error).__name__}: {error}; please report it, with NPLLM_DEBUG=1")
             return 70

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..devices.memory import format_bytes
+from ..devices.units import format_bytes
 from ..errors import UsageError
 
 UNITS = {  # the ends of the statistics' names, and how to write such a number

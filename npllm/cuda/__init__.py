@@ -1,1 +1,10 @@
-"""cuda."""
+"""CUDA kernels for decoding, and what puts them into a model. In reading order:
+
+attention   attention by cuBLAS, with keys and values read in place
+kernels     launches the kernels in the .cu files next to it
+twins       what each kernel computes, as an array function
+fit         which models the kernels compute; the reason where they stay out
+block       the Transformer block for one token, in kernels
+step        a whole decode step, captured as a CUDA graph
+lm          `on_gpu`: a loaded model with all of this in its place
+"""

@@ -1,1 +1,10 @@
-"""What depends on the machine: which device holds the arrays, and how much memory there is."""
+"""What depends on the machine: which device holds the arrays, its memory, its threads. In reading order:
+
+blas       how long BLAS's threads spin; to be set before NumPy is imported
+units      bytes in words
+memory     how much memory is available, and refusing what does not fit
+device     choosing a device by name; moving arrays to the host
+dtypes     the dtypes of a KV cache by name
+threads    the threads that share a product with a packed weight
+transfer   copying weights to a GPU
+"""

@@ -1,7 +1,6 @@
-"""Choosing where the arrays live, and moving them there and back: NumPy on the CPU, CuPy on a CUDA GPU.
+"""Choosing the device that holds the arrays: NumPy on the CPU, CuPy on a CUDA GPU.
 
-Everything above the arrays is one source; it asks an array for its namespace. Only this module and its neighbours
-know that there are two.
+The math asks an array for its namespace, and is the same for both. Only the modules of this wing distinguish them.
 """
 
 import re
@@ -12,9 +11,10 @@ from array_api_compat import is_cupy_array
 
 from ..arrays import Array
 from ..errors import NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
-from .memory import available_bytes, format_bytes
+from .memory import available_bytes
+from .units import format_bytes
 
-INSTALL = "pip install 'cupy-cuda12x[ctk]'"  # [ctk]: with the CUDA libraries, so that only the driver must be there
+INSTALL = "pip install 'cupy-cuda12x[ctk]'"  # [ctk] adds the CUDA libraries, so only the driver must exist
 
 
 class Device(NamedTuple):
@@ -22,19 +22,19 @@ class Device(NamedTuple):
 
     name: str  # "cpu", "cuda:0"
     xp: Any  # the array library: numpy or cupy
-    why: str = ""  # where "auto" was asked for: what it took and why, in one sentence
+    why: str = ""  # for "auto": which device it chose and why, in one sentence
 
 
 def pick(name: str) -> Device:
-    """The device of that name: "cpu", "cuda", "cuda:1", or "auto" for CUDA where it works and the CPU where not.
+    """The device of that name: "cpu", "cuda", "cuda:1", or "auto" for CUDA if it works and otherwise the CPU.
 
-    A CUDA device becomes the current one of this thread: what CuPy allocates from then on lies there.
+    A CUDA device becomes the current device of this thread, on which CuPy allocates.
 
     Raises
     ------
-    UsageError : no such name
-    UnavailableError : CUDA was asked for, and CuPy, the driver, a library or the device with that index is missing
-    NotEnoughMemoryError : CUDA was asked for, and others have taken all of the GPU's memory
+    UsageError : an unknown name
+    UnavailableError : CUDA was requested, and CuPy, the driver, a library or the device with that index is missing
+    NotEnoughMemoryError : CUDA was requested, and other programs hold all of the GPU's memory
     """
     if name == "cpu":
         return Device("cpu", np)
@@ -53,59 +53,59 @@ def pick(name: str) -> Device:
 
 
 def working_cupy(index: int) -> Any:
-    """The cupy module, after a small product on the GPU has shown that all it needs is there.
+    """The cupy module, after a small product on the GPU has shown that it works.
 
-    CuPy raises errors of its own, of the CUDA libraries and of the dynamic loader, with no common base. So what is
-    missing is told by the step that failed: the import, asking the driver, or the product.
+    CuPy raises its own errors, those of the CUDA libraries and those of the dynamic loader, with no common base class.
+    So the step that fails shows what is missing: the import, the query of the driver, or the product.
     """
     where = f"device cuda:{index}"
     try:
-        import cupy  # here, because most machines have none
+        import cupy  # not at the top of the module: most machines have no CuPy
     except ModuleNotFoundError as error:
         raise UnavailableError(f"{where}: CuPy is not installed ({first_line(error)}); {INSTALL}") from error
-    except ImportError as error:  # its own message is a page, and says little; its cause names the library
+    except ImportError as error:  # CuPy's own message is a page long; its cause names the library
         cause = first_line(error.__cause__ or error)
         raise UnavailableError(f"{where}: CuPy is installed, but cannot be imported ({cause}); {INSTALL}") from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
         raise UnavailableError(
-            f"{where}: CuPy found no GPU with a driver that works ({first_line(error)}); install or update NVIDIA's"
+            f"{where}: CuPy found no GPU with a working driver ({first_line(error)}); install or update NVIDIA's"
             " driver, until nvidia-smi lists the GPU"
         ) from error
     if index >= count:
-        raise UnavailableError(f"{where}: expected an index below {count}, the number of GPUs here")
+        raise UnavailableError(f"{where}: expected an index below {count}, the number of GPUs")
     try:
         cupy.cuda.Device(index).use()
         ones = cupy.ones((2, 2), dtype=cupy.float16)
-        (ones @ ones + ones).sum().item()  # needs the compiler (NVRTC), its headers, and cuBLAS
+        (ones @ ones + ones).sum().item()  # uses the compiler (NVRTC), its headers, and cuBLAS
     except Exception as error:
         if isinstance(error, MemoryError) or "cudaErrorMemoryAllocation" in str(error):
             raise NotEnoughMemoryError(
-                f"{where}: its memory is taken by other programs ({first_line(error)}); nvidia-smi lists them"
+                f"{where}: other programs hold its memory ({first_line(error)}); nvidia-smi lists them"
             ) from error
         raise UnavailableError(
-            f"{where}: the driver works, but not a CUDA library ({type(error).__name__}: {first_line(error)});"
+            f"{where}: the driver works, but a CUDA library does not ({type(error).__name__}: {first_line(error)});"
             f" {INSTALL}"
         ) from error
     return cupy
 
 
 def gpu_name(device: Device) -> str:
-    """What the GPU calls itself, and its memory."""
+    """The GPU's product name and the size of its memory."""
     properties = device.xp.cuda.runtime.getDeviceProperties(int(device.name.removeprefix("cuda:")))
     return f"{properties['name'].decode()}, {format_bytes(properties['totalGlobalMem'])}"
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message without the pages that some libraries add to it."""
+    """The first line of an error's message. Some libraries add pages to it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def free_bytes(array: Array) -> int | None:
-    """The memory that can still be allocated on the device of an array, in bytes; None where unknown.
+    """The memory that can still be allocated on the device of an array, in bytes; None if unknown.
 
-    On a GPU that is what nobody has, and what CuPy's pool has and does not use, within the pool's own limit.
+    On a GPU that is its free memory, within the limit of CuPy's pool, and the unused part of the pool.
     """
     if not is_cupy_array(array):
         return available_bytes()
@@ -119,9 +119,9 @@ def free_bytes(array: Array) -> int | None:
 
 
 def to_host(array: Array) -> np.ndarray:
-    """An array of any library and device as a NumPy array."""
+    """The array as a NumPy array, from any library and device."""
     if is_cupy_array(array):
         return array.get()
     if isinstance(array, np.ndarray | np.generic):
         return np.asarray(array)
-    return np.from_dlpack(array)  # torch, array-api-strict: also from a device of theirs that refuses np.asarray
+    return np.from_dlpack(array)  # torch, array-api-strict; some of their devices refuse np.asarray

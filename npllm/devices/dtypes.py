@@ -1,4 +1,4 @@
-"""The types of numbers that a KV cache may hold, by their names."""
+"""The dtypes of a KV cache, by name."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ..errors import UsageError
 
 
 def dtype_like(name: str, like: Array) -> Any:
-    """The dtype of that name in the library of the array `like`. NumPy's own has no bfloat16; ml_dtypes adds it.
+    """The dtype of that name, in the library of the array `like`. NumPy has no bfloat16; ml_dtypes adds it.
 
     >>> import numpy as np
     >>> np.dtype(dtype_like("bfloat16", np.zeros(1))).itemsize

@@ -1,7 +1,7 @@
-"""How much memory there is, and refusing before it runs out.
+"""How much memory is available, and refusing what does not fit before it is allocated.
 
 Linux grants memory that it does not have, and later kills the process that uses it. So the sizes are added up and
-compared first, and nothing is allocated if they do not fit.
+compared first.
 """
 
 import os
@@ -13,6 +13,7 @@ from ..cache import CACHE_DTYPES, kv_cache_bytes
 from ..config import Config
 from ..errors import NotEnoughMemoryError
 from ..flash import TILE
+from .units import format_bytes
 
 if sys.platform != "win32":
     import resource
@@ -21,11 +22,11 @@ REMEDY = "free memory, or take a smaller model, fewer tokens, or --dtype int8 or
 
 
 def check_memory(parts: Mapping[str, int], available: int | None = None, remedy: str = REMEDY) -> None:
-    """Raise NotEnoughMemoryError with the arithmetic if the parts together are more than what is available.
+    """Raise NotEnoughMemoryError, with the arithmetic, if the parts together exceed the available memory.
 
-    parts : what is to be allocated, by name, in bytes
-    available : bytes; by default those of `available_bytes`. Where nobody can tell, nothing is refused
-    remedy : what to do
+    parts : what is to be allocated: bytes by name
+    available : in bytes; by default `available_bytes()`. If that is unknown, nothing is refused
+    remedy : what to do, for the message
 
     >>> check_memory({"weights": 15_300_000_000, "KV cache": 500_000_000}, 7_900_000_000)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -41,18 +42,18 @@ def check_memory(parts: Mapping[str, int], available: int | None = None, remedy:
 
 
 def attention_bytes(config: Config, rows: int, length: int, tile: tuple[int, int]) -> int:
-    """The largest temporaries of attention: `rows` queries tile by tile, then one query at once, over `length` keys."""
+    """The largest temporaries of attention over `length` keys, for `rows` queries in tiles and then for one query."""
     heads, width = config.num_attention_heads, config.head_dim
-    tiles = 4 * min(rows, tile[0]) * min(length, tile[1]) + 2 * rows * width  # scores, shares and two between; result
-    return 4 * heads * max(tiles, 3 * length) + 3 * rows * length  # and the mask, in bytes: causal, window, both
+    tiles = 4 * min(rows, tile[0]) * min(length, tile[1]) + 2 * rows * width  # four of a tile's size; the result
+    return 4 * heads * max(tiles, 3 * length) + 3 * rows * length  # and three masks, in bytes: causal, window, both
 
 
 def check_generation(
     config: Config, capacity: int, rows: int, cache_dtype: str | None, available: int | None = None
 ) -> None:
-    """Refuse to generate what does not fit: `rows` tokens in one pass of a text of `capacity` tokens, and its cache.
+    """Raise NotEnoughMemoryError if generation does not fit: a KV cache of `capacity` tokens, passes of `rows` tokens.
 
-    cache_dtype : of the KV cache to be allocated; None where the caller has one already
+    cache_dtype : the dtype of the KV cache to allocate; None if there is one already
     """
     needed = {"attention": attention_bytes(config, rows, capacity, TILE)}
     if cache_dtype is not None:
@@ -63,17 +64,17 @@ def check_generation(
 
 
 def available_bytes() -> int | None:
-    """The memory that this process may still allocate, in bytes: the least of all limits. None where unknown.
+    """The memory that this process can still allocate, in bytes: the smallest of all limits. None if unknown.
 
-    The limits are the machine's free memory, the control groups that the process is in (a container's limit), and its
-    own address space (`ulimit -v`). Memory that only caches files counts as free.
+    The limits are the machine's free memory, the control groups of the process (a container's limit), and its address
+    space (`ulimit -v`). Page cache counts as free.
     """
     limits = [limit for limit in (machine_bytes(), *control_group_bytes(), address_space_bytes()) if limit is not None]
     return max(0, min(limits)) if limits else None
 
 
 def machine_bytes() -> int | None:
-    """What the kernel can hand out without swapping (Linux), or all of the machine's memory (other Unix)."""
+    """The memory available without swapping (Linux), or the machine's whole memory (other Unix)."""
     meminfo = read_numbers("/proc/meminfo")
     if "MemAvailable:" in meminfo:
         return meminfo["MemAvailable:"] * 1024
@@ -83,7 +84,7 @@ def machine_bytes() -> int | None:
 
 
 def control_group_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """Limit minus usage for each control group of the process, from its own one up to the root; versions 1 and 2."""
+    """Limit minus usage of each control group of the process, from its own up to the root; versions 1 and 2."""
     lines = own.read_text().splitlines() if own.exists() else []
     for number, controllers, path in (line.split(":", 2) for line in lines):
         if number == "0":
@@ -93,7 +94,7 @@ def control_group_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/
             prefix = "total_"
         else:
             continue
-        group = top / path.strip("/")  # a container may see its group as "/", or by a path that only the host has
+        group = top / path.strip("/")  # inside a container the path may be "/", or one that exists only on the host
         for folder in (group, *group.parents):
             if folder.is_relative_to(top) and (folder / limit_name).exists():
                 limit = (folder / limit_name).read_text().strip()
@@ -104,7 +105,7 @@ def control_group_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/
 
 
 def address_space_bytes() -> int | None:
-    """What `ulimit -v` leaves to this process."""
+    """The address space that `ulimit -v` leaves to this process; None if it is unlimited."""
     statm = Path("/proc/self/statm")
     if sys.platform == "win32" or not statm.exists():
         return None
@@ -115,9 +116,9 @@ def address_space_bytes() -> int | None:
 
 
 def peak_bytes() -> int | None:
-    """The most memory that this process has held so far, in bytes; None on Windows."""
+    """The peak memory of this process so far, in bytes; None on Windows."""
     status = read_numbers("/proc/self/status")
-    if "VmHWM:" in status:  # Linux: getrusage there begins with the peak of the process that started this one
+    if "VmHWM:" in status:  # Linux, where getrusage starts from the peak of the parent process
         return status["VmHWM:"] * 1024
     if sys.platform == "win32":
         return None
@@ -126,15 +127,7 @@ def peak_bytes() -> int | None:
 
 
 def read_numbers(path: str | Path) -> dict[str, int]:
-    """The lines "name number" of a file, as /proc and the control groups have them; none where there is no file."""
+    """The "name number" lines of a file, as in /proc and control groups; empty if the file does not exist."""
     path = Path(path)
     lines = (line.split() for line in path.read_text().splitlines()) if path.exists() else ()
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
-
-
-def format_bytes(count: int) -> str:
-    """A number of bytes for people: 15.3 GB, 500 MB. 1 GB is 10**9 bytes."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:.{0 if count >= 100 * size else 1}f} {unit}"
-    return f"{count / 10**3:.1f} kB"

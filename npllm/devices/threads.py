@@ -1,11 +1,11 @@
-"""The threads that share a product with a packed weight, one for each core, each with scratch of its own.
+"""The threads that share a product with a packed weight: one per core, each with its own scratch buffer.
 
 A packed weight is widened to float32 tile by tile. NumPy does that on one core; only its matrix products use all of
-them. So the rows are shared out: every thread widens and multiplies its own, with BLAS held to one thread meanwhile.
-Handing work to another thread takes 50 to 100 µs, which a weight of less than `SHARED_FROM` numbers is not worth.
+them. So the rows are divided among threads. Each widens and multiplies its own rows, with BLAS limited to one thread.
+Handing work to another thread takes 50 to 100 µs, too long for a weight of fewer than `SHARED_FROM` elements.
 
-A thread that is woken up often starts on the core of the one that woke it, while the other core is idle. So each stays
-on a core of its own.
+A thread that is woken often starts on the core of the thread that woke it, while another core is idle. So each thread
+is pinned to a core.
 """
 
 import os
@@ -17,14 +17,14 @@ from threading import Lock
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-TILE = 2**20  # numbers that are widened at once; 2**17 was up to 1.6 times slower, 2**19 1.2 times
+TILE = 2**20  # elements widened at a time; 2**17 was up to 1.6 times slower, 2**19 up to 1.2 times
 SHARED_FROM = 2**20
 
 
 class Workers:
-    """As many threads as BLAS may use (OPENBLAS_NUM_THREADS and the like), the calling one among them.
+    """As many threads as BLAS may use (OPENBLAS_NUM_THREADS and the like), including the calling thread.
 
-    All packed weights of a model share one of these, and its scratch: of two products at the same time one waits.
+    All packed weights of a model share one `Workers` and its scratch buffers. Of two concurrent products, one waits.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -36,25 +36,25 @@ class Workers:
         self.start()
 
     def start(self) -> None:
-        """Begin with threads of this process; they are made when they are needed."""
+        """Create the thread pool of this process. The threads start when they are first needed."""
         others = iter([[core] for core in self.cores[1:]])
         self.pool = ThreadPoolExecutor(max(1, self.threads - 1), "npllm", lambda: stay_on(next(others, ())))
         self.lock, self.process = Lock(), os.getpid()
 
     @property
     def nbytes(self) -> int:
-        """The scratch of all threads."""
+        """The size of all scratch buffers, in bytes."""
         return sum(tile.nbytes for tile in self.tiles)
 
-    def share(self, count: int, numbers: int, work: Callable[[int, int, np.ndarray], None]) -> None:
-        """Call work(first, last, scratch) so that the calls together cover range(count).
+    def share(self, count: int, elements: int, work: Callable[[int, int, np.ndarray], None]) -> None:
+        """Call work(first, last, scratch) in all threads, so that the calls together cover range(count).
 
-        numbers : of all that is to be widened, which decides whether it is worth sharing
-        scratch : float32 [TILE], and room for TILE / 2 bytes behind it; what it holds is anybody's
+        elements : how many elements are to be widened; few are not shared
+        scratch : float32 [TILE], followed by TILE / 2 bytes; its contents are undefined
         """
-        if self.process != os.getpid():  # a fork has our memory, but not our threads
+        if self.process != os.getpid():  # a forked process has our memory, but not our threads
             self.start()
-        if numbers < SHARED_FROM or self.threads == 1:
+        if elements < SHARED_FROM or self.threads == 1:
             with self.lock:
                 work(0, count, self.tiles[0])
             return
@@ -66,16 +66,17 @@ class Workers:
                 with staying_on(self.cores[:1]):
                     work(*parts[0])
                 for other in others:
-                    other.result()  # an error in it becomes one here
-            except BaseException:  # Ctrl-C perhaps, while the others are still at work in their scratch: it is theirs
+                    other.result()  # re-raises its exception
+            except BaseException:  # such as Ctrl-C: other threads may still be using their buffers
                 self.tiles = [np.empty_like(tile) for tile in self.tiles]
                 raise
 
 
 def own_cores(threads: int) -> list[int]:
-    """A core for each of several threads, if there are as many of both: of fewer cores some could be halves of one.
+    """One core per thread, if there are as many threads as cores; otherwise, and for one thread, an empty list.
 
-    None on a system that does not let a thread stay on a core.
+    With fewer threads than cores, two of them could land on the two hardware threads of one core. The list is also
+    empty on systems that cannot pin a thread.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return cores if len(cores) == threads > 1 else []
@@ -83,8 +84,8 @@ def own_cores(threads: int) -> list[int]:
 
 @contextmanager
 def staying_on(cores: Collection[int]) -> Iterator[None]:
-    """Keep the calling thread on these cores meanwhile; with none, wherever it is."""
-    before = os.sched_getaffinity(0) if cores else ()  # of this thread, not of the process
+    """Pin the calling thread to these cores within the `with` block; without cores, do nothing."""
+    before = os.sched_getaffinity(0) if cores else ()  # those of this thread, not of the process
     try:
         stay_on(cores)
         yield
@@ -93,7 +94,7 @@ def staying_on(cores: Collection[int]) -> Iterator[None]:
 
 
 def stay_on(cores: Collection[int]) -> None:
-    """Keep the calling thread on these cores from now on; with none, wherever it is."""
+    """Pin the calling thread to these cores from now on; without cores, do nothing."""
     if cores:
-        with suppress(OSError):  # a core was taken away from us: then it is only slower
+        with suppress(OSError):  # the core is no longer ours: slower, but correct
             os.sched_setaffinity(0, cores)

@@ -2,11 +2,11 @@
 
     python tools/bench/bench_gpu.py [--device cuda] [--model FOLDER or Hub name] [--tokens 100] [--repeat 3]
 
-Both sides continue the chapter's prompt greedily in float16. npllm runs with its own kernels and without them;
-transformers by its `generate`, where torch and transformers are installed. For Phi-3-mini on a T4 the chapter has 4.5 s
-with the cache and 21.8 s without. Without --model the small default model is timed, of which the chapter says nothing.
+Both continue the chapter's prompt greedily in float16. npllm runs with its kernels and without them; transformers runs
+its `generate`, if torch and transformers are installed. For Phi-3-mini on a T4 the chapter reports 4.5 s with the cache
+and 21.8 s without. The default is npllm's small default model, which the chapter does not time.
 
-It needs a GPU, and says what is missing where there is none.
+It needs a GPU; without one it reports what is missing.
 """
 
 import argparse
@@ -28,13 +28,13 @@ PROMPT = "Write a very long email apologizing to Sarah for the tragic gardening 
 
 
 def npllm_runs(args: argparse.Namespace, kernels: bool) -> Iterator[Run]:
-    """npllm, with the cache and without it in turn."""
+    """Timed runs of npllm, alternately with and without the cache."""
     lm = npllm.load(args.model, device=args.device, kernels=kernels)
     return cache_runs(lm, as_ids(lm, PROMPT), args.tokens, args.repeat)
 
 
 def transformers_runs(args: argparse.Namespace) -> Iterator[Run]:
-    """The same by `generate` of transformers, in float16 on the same GPU."""
+    """Timed runs of transformers' `generate`, in float16 on the same GPU."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -68,7 +68,7 @@ def transformers_runs(args: argparse.Namespace) -> Iterator[Run]:
 
 
 def row(name: str, runs: list[Run]) -> str:
-    """Mean and standard deviation, as %%timeit has them, and milliseconds per token."""
+    """A line of the table: mean and standard deviation, as %%timeit prints them, and milliseconds per token."""
     cells = []
     for use_cache in (True, False):
         seconds = [run.seconds for run in runs if run.use_cache == use_cache]
@@ -78,7 +78,7 @@ def row(name: str, runs: list[Run]) -> str:
 
 
 def main() -> int:
-    """Measure, and print a line for each side."""
+    """Measure, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda or cuda:1")
     parser.add_argument("--model", help="a folder or a Hub name; by default the embedded model")

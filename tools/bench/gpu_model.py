@@ -1,12 +1,12 @@
-"""On paper: how long a token of Phi-3-mini takes on a GPU. No GPU is needed, and nothing is measured.
+"""Estimates of the time per token of Phi-3-mini on a GPU. No GPU is needed, and nothing is measured.
 
     python tools/bench/gpu_model.py
 
-The GPU works on one kernel after the other: reading the weights and the KV cache takes what its memory takes, and each
-kernel, however small, a few microseconds. The host asks for the next one meanwhile: the longer of the two is the time
-of a token. Without the KV cache every stream of the text is computed again, and arithmetic may take longest.
+The GPU runs one kernel after the other. Reading the weights and the KV cache takes bytes / bandwidth, and each kernel a
+few microseconds more. Meanwhile the host launches the next kernels; the longer of the two is the time of a token.
+Without the KV cache the whole text is computed again, and arithmetic may take longest.
 
-The assumptions are few, and stand below. Every figure is an estimate, until `npllm selftest --device cuda` replaces it.
+The assumptions are the constants below. `npllm selftest --device cuda` replaces the estimates by measurements.
 """
 
 from typing import NamedTuple
@@ -18,22 +18,22 @@ from npllm.config import Config
 from npllm.families import read_config
 
 PROMPT, NEW = 24, 100  # the chapter's: the email to Sarah, 100 tokens
-# Kernels and matrix products of a step; tests/test_cuda_budget.py and tests/test_cuda_kernels.py count them.
+# Kernels and matrix products of a decode step, as counted by tests/test_cuda_budget.py and tests/test_cuda_kernels.py.
 PLAIN = 1945  # CuPy's own
-KERNELS = 300  # ours, which the host asks for as one graph
+KERNELS = 299  # ours; the host launches 291 of them as one graph
 NO_CACHE = 2562  # CuPy's own, for a text of up to 256 tokens
-CALL = 8e-6  # seconds that CuPy and the driver take on the host for each
-SMALL = 2e-6  # seconds that a kernel takes on the GPU beside what it reads
-REACHED = 0.8  # of the memory's bandwidth, by kernels that read one array after the other
-BUSY = 0.4  # of the arithmetic, by products of so few rows
+CALL = 8e-6  # seconds on the host, in CuPy and the driver, for each
+SMALL = 2e-6  # seconds on the GPU for each, on top of what it reads
+REACHED = 0.8  # fraction of the memory bandwidth, for sequential reads
+BUSY = 0.4  # fraction of the arithmetic, for products of few rows
 
 
 class GPU(NamedTuple):
-    """Two figures of its data sheet."""
+    """A GPU, by two figures of its data sheet."""
 
     name: str
     bandwidth: float  # bytes per second
-    flops: float  # float16 with float32 sums, per second, without sparsity
+    flops: float  # per second; float16 with float32 accumulation, without sparsity
 
 
 GPUS = (
@@ -50,7 +50,7 @@ def config() -> Config:
 
 
 def matrix_weights(c: Config) -> int:
-    """The numbers in all matrices that a token is multiplied by; of the embeddings it reads one row."""
+    """The number of elements in all matrices that a token is multiplied by. Of the embeddings it reads only one row."""
     D, F, H = c.hidden_size, c.intermediate_size, c.head_dim
     heads = c.num_attention_heads + 2 * c.num_key_value_heads
     block = heads * H * D + D * c.num_attention_heads * H + 3 * F * D
@@ -58,17 +58,17 @@ def matrix_weights(c: Config) -> int:
 
 
 def bytes_read(c: Config, past: int) -> int:
-    """For one token: all matrices in float16, and the cached keys and values in float32."""
+    """Bytes read for one token: all matrices in float16, and the cached keys and values in float32."""
     return 2 * matrix_weights(c) + kv_cache_bytes(c, past)
 
 
 def estimate(gpu: GPU, kernels: bool = False, use_cache: bool = True) -> tuple[float, str]:
-    """Seconds per token in the middle of the chapter's 100, and what takes them."""
+    """Seconds per token in the middle of the chapter's 100 tokens, and what limits them."""
     c, past = config(), PROMPT + NEW // 2
     calls = KERNELS if kernels else PLAIN if use_cache else NO_CACHE
     parts = {
         "reading": bytes_read(c, past if use_cache else 0) / (REACHED * gpu.bandwidth) + calls * SMALL,
-        "asking for kernels": 0.0 if kernels else calls * CALL,
+        "launching": 0.0 if kernels else calls * CALL,
         "arithmetic": 2 * matrix_weights(c) * (1 if use_cache else past) / (BUSY * gpu.flops) + calls * SMALL,
     }
     longest = max(parts, key=lambda name: parts[name])

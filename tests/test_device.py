@@ -1,6 +1,5 @@
-"""Choosing a device, and knowing how much memory there is."""
+"""Choosing a device, and its free memory."""
 
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -8,9 +7,7 @@ import numpy as np
 import pytest
 
 import npllm
-from npllm.devices import memory
 from npllm.devices.device import free_bytes, pick, to_host
-from npllm.devices.memory import available_bytes, check_memory, control_group_bytes, format_bytes, peak_bytes
 from npllm.errors import NotEnoughMemoryError, UnavailableError, UsageError
 
 
@@ -29,7 +26,7 @@ INSTALL = r"pip install 'cupy-cuda12x\[ctk\]'"
 
 
 def fails(pattern, name="cuda", error=UnavailableError):
-    """`pick` ends with this error, in one line; "auto" takes the CPU, and says why in the same words."""
+    """`pick` raises this error, in one line; "auto" takes the CPU, with the same reason."""
     with pytest.raises(error, match=pattern) as raised:
         pick(name)
     assert "\n" not in str(raised.value)
@@ -45,7 +42,7 @@ def test_cuda_without_cupy(monkeypatch):
 
 
 def fake_cupy(monkeypatch, count=1, driver=None, product=None):
-    """As much of CuPy as `pick` needs: NumPy, and a runtime that counts devices. driver, product : what they raise."""
+    """The part of CuPy that `pick` needs, made of NumPy. driver, product : errors that they raise."""
 
     def get_device_count():
         if driver is not None:
@@ -82,14 +79,14 @@ def test_a_device_that_works(monkeypatch):
 
 def test_an_index_that_there_is_not(monkeypatch):
     fake_cupy(monkeypatch, count=2)
-    with pytest.raises(UnavailableError, match=r"^device cuda:2: expected an index below 2, the number of GPUs here$"):
+    with pytest.raises(UnavailableError, match=r"^device cuda:2: expected an index below 2, the number of GPUs$"):
         pick("cuda:2")
     fake_cupy(monkeypatch, count=0)
-    fails("^device cuda:0: expected an index below 0, the number of GPUs here$")
+    fails("^device cuda:0: expected an index below 0, the number of GPUs$")
 
 
 class CUDARuntimeError(RuntimeError):
-    """CuPy's error of that name."""
+    """Stands in for CuPy's error of that name."""
 
 
 def test_a_driver_that_is_missing(monkeypatch):
@@ -97,9 +94,7 @@ def test_a_driver_that_is_missing(monkeypatch):
         "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version\nand pages of more"
     )
     fake_cupy(monkeypatch, driver=CUDARuntimeError(text))
-    fails(
-        r"^device cuda:0: CuPy found no GPU with a driver that works \(cudaErrorInsufficientDriver: .* version\);.*smi"
-    )
+    fails(r"^device cuda:0: CuPy found no GPU with a working driver \(cudaErrorInsufficientDriver: .* version\);.*smi")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +108,8 @@ def test_a_driver_that_is_missing(monkeypatch):
 def test_a_library_that_is_missing(monkeypatch, error):
     fake_cupy(monkeypatch, product=error)
     first = str(error).splitlines()[0]
-    fails(rf"^device cuda:0: the driver works, but not a CUDA library \({type(error).__name__}: {first}\); {INSTALL}$")
+    what = f"{type(error).__name__}: {first}"
+    fails(rf"^device cuda:0: the driver works, but a CUDA library does not \({what}\); {INSTALL}$")
 
 
 @pytest.mark.parametrize(
@@ -122,11 +118,11 @@ def test_a_library_that_is_missing(monkeypatch, error):
 )
 def test_a_gpu_whose_memory_others_have(monkeypatch, error):
     fake_cupy(monkeypatch, product=error)
-    fails(rf"^device cuda:0: its memory is taken by other programs \({error}\);", error=NotEnoughMemoryError)
+    fails(rf"^device cuda:0: other programs hold its memory \({error}\);", error=NotEnoughMemoryError)
 
 
 def test_a_cupy_that_cannot_be_imported(monkeypatch, tmp_path):
-    """Its own message is a page; the reason is the cause below it."""
+    """CuPy's own message is a page long; its cause names the reason."""
     page = "\\n" + 60 * "=" + "\\nFailed to import CuPy.\\n"
     (tmp_path / "cupy.py").write_text(
         f'try:\n    raise ImportError("libcudart.so.12: cannot open")\nexcept ImportError as e:\n'
@@ -138,7 +134,7 @@ def test_a_cupy_that_cannot_be_imported(monkeypatch, tmp_path):
 
 
 def test_weights_that_a_gpu_has_no_room_for(monkeypatch, tmp_path):
-    """The arithmetic, before anything is sent."""
+    """Refused with the arithmetic, before anything is sent."""
     from checkpoints import write_folder
 
     write_folder(tmp_path / "m", tokenizer=False)
@@ -159,7 +155,7 @@ def test_a_dtype_that_a_gpu_does_not_take(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("limit", "free"), [(0, 1000 + 70), (500, 200 + 70), (200, 70)])
 def test_free_memory_of_a_gpu(monkeypatch, limit, free):
-    """What nobody has, and what the pool keeps; the pool may have a limit (CUPY_GPU_MEMORY_LIMIT), and holds 300."""
+    """The GPU's free memory and the pool's. The pool holds 300, and may have a limit (CUPY_GPU_MEMORY_LIMIT)."""
     cupy = fake_cupy(monkeypatch)
     cupy.cuda.runtime.memGetInfo = lambda: (1000, 2000)
     pool = SimpleNamespace(get_limit=lambda: limit, total_bytes=lambda: 300, free_bytes=lambda: 70)
@@ -191,96 +187,3 @@ def test_to_host(lib):
 
 def test_to_host_of_a_numpy_scalar():
     assert to_host(np.float32(3)).shape == ()
-
-
-# Memory
-
-
-def test_memory_that_is_there():
-    check_memory({"weights": 5, "cache": 5}, available=10)
-    available = available_bytes()
-    if available is not None:
-        assert 0 < available < 2**50
-        assert free_bytes(np.zeros(1)) > 0
-    check_memory({"weights": 1})
-
-
-def test_memory_that_is_not_there():
-    with pytest.raises(NotEnoughMemoryError) as raised:
-        check_memory({"weights": 15_300_000_000, "largest tensor": 500_000_000}, available=7_900_000_000)
-    assert str(raised.value).startswith("15.3 GB weights + 500 MB largest tensor = 15.8 GB, available 7.9 GB; ")
-    assert raised.value.exit_code == 5
-
-
-def test_where_nobody_can_tell_nothing_is_refused(monkeypatch):
-    """As on Windows: no /proc, no resource limits."""
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setattr(memory, "read_numbers", lambda _: {})
-    monkeypatch.setattr(memory, "machine_bytes", lambda: None)
-    monkeypatch.setattr(memory, "control_group_bytes", lambda: iter(()))
-    assert available_bytes() is None
-    assert peak_bytes() is None
-    check_memory({"weights": 2**70})
-
-
-def test_other_unix_without_proc(monkeypatch):
-    monkeypatch.setattr(memory, "read_numbers", lambda _: {})
-    size = memory.machine_bytes()
-    assert size is None or size > 0
-    peak = peak_bytes()
-    assert peak is None or peak > 0
-
-
-def test_control_groups_version_2(tmp_path):
-    group = tmp_path / "top" / "user" / "job"
-    group.mkdir(parents=True)
-    (tmp_path / "own").write_text("0::/user/job\n")
-    for folder, limit, used in ((group, "max", 5), (group.parent, "1000", 700)):
-        (folder / "memory.max").write_text(limit + "\n")
-        (folder / "memory.current").write_text(f"{used}\n")
-    (group.parent / "memory.stat").write_text("anon 300\ninactive_file 250\nactive_file 50\n")
-    assert list(control_group_bytes(tmp_path / "top", tmp_path / "own")) == [1000 - 700 + 300]
-
-
-def test_control_groups_version_1_seen_from_inside_a_container(tmp_path):
-    """The path is the host's and does not exist here; the limit stands at the top."""
-    top = tmp_path / "top" / "memory"
-    top.mkdir(parents=True)
-    (tmp_path / "own").write_text("9:cpu,cpuacct:/\n4:memory:/docker/0123\n0::/\n")
-    (top / "memory.limit_in_bytes").write_text("2000\n")
-    (top / "memory.usage_in_bytes").write_text("900\n")
-    (top / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 100\ntotal_active_file 0\n")
-    assert list(control_group_bytes(tmp_path / "top", tmp_path / "own")) == [2000 - 900 + 100]
-
-
-def test_no_control_groups(tmp_path):
-    assert list(control_group_bytes(tmp_path, tmp_path / "none")) == []
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
-def test_peak_bytes():
-    """In a process of its own: 400 MB that were held for a moment, and are free again."""
-    program = (
-        "import numpy as np\n"
-        "from npllm.devices.memory import peak_bytes\n"
-        "before = peak_bytes()\n"
-        "np.ones(5 * 10**7)\n"
-        "print(peak_bytes() - before)"
-    )
-    grown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert 300e6 < int(grown) < 450e6
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0.0 kB"),
-        (1500, "1.5 kB"),
-        (500_000_000, "500 MB"),
-        (2_211_840, "2.2 MB"),
-        (15_283_000_000, "15.3 GB"),
-        (10**9, "1.0 GB"),
-    ],
-)
-def test_format_bytes(count, text):
-    assert format_bytes(count) == text
