@@ -20,7 +20,8 @@ from npllm.cuda.gpu import on_gpu, why_no_kernels, with_kernels
 from npllm.cuda.step import replayed
 from npllm.errors import UsageError
 from npllm.lm import LM
-from npllm.model import gpt2_transform, transform
+from npllm.families.gpt2 import gpt2_transform
+from npllm.model import transform
 from npllm.norm import rms_norm
 from npllm.shapes import BlockWeights, Weights
 

@@ -435,7 +435,7 @@ def test_every_kernel_was_compiled_for_three_architectures(emulator, cupy):
 
 PAST, CAPACITY = 1000, 2048
 CALLS = 330  # kernel launches and products for a token
-KERNELS = 299  # as counted here; docs/gpu-kernels.md and tools/gpu_model.py have it too
+KERNELS = 299  # as counted here; docs/gpu-kernels.md and tools/bench/gpu_model.py have it too
 MEMORY = 300_000_000
 PER_LAYER = {"rms_norm": 2, "matvec": 3, "swiglu": 1, "rope_and_append": 1, "attend": 1, "merge": 1}
 

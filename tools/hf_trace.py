@@ -25,7 +25,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from npllm.families import FAMILIES
 
-
 HEADS = ("q", "k", "v", "q_normed", "k_normed")  # values of attention that are split into heads
 
 
