@@ -15,7 +15,7 @@ from npllm.apps.chat import Chat, common_prefix
 from npllm.errors import ModelFileError, UsageError
 from npllm.tokenizer import Tokenizer
 
-loop = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
+loop = importlib.import_module("npllm.loop")
 TURNS = ["Hello, you!", "And then? 1234", "the end of it"]
 
 

@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from npllm.checkpoint import chat_template
+from npllm.checkpoint import sandbox
 from npllm.checkpoint.chat_template import chat_renderer
 from npllm.errors import ModelFileError, UsageError
 from npllm.text.chat_ids import control_tokens
@@ -166,7 +166,7 @@ def test_without_a_chat_template_there_is_no_chat():
     ],
 )
 def test_messages_of_another_form_are_refused(message):
-    with pytest.raises(UsageError, match="messages: expected texts under role and content"):
+    with pytest.raises(UsageError, match="messages: expected strings under role and content"):
         tokenizer("bytes").chat_ids([message])
 
 
@@ -210,7 +210,7 @@ def test_a_template_can_refuse_a_conversation():
     ],
 )
 def test_a_template_that_fails_is_refused(template, reason, monkeypatch):
-    monkeypatch.setattr(chat_template, "MOST_STEPS", 5000)  # checking the types of each call takes its time
+    monkeypatch.setattr(sandbox, "MAX_STEPS", 5000)  # checking the types of each call takes its time
     with pytest.raises(ModelFileError, match=f"the model's chat template: expected the .* got {reason}") as error:
         rendered(template, user("Hello"))
     assert "\n" not in str(error.value)

@@ -311,7 +311,7 @@ def test_vectors_of_llama_cpp(llama_cpp, name):
         ids = [int(i) for i in line.split()]
         assert ids_of(read, text) == ids, text
         assert read.decode(ids) == text
-        stream = TextStream(read)
+        stream = TextStream(read.backend)
         assert "".join([*map(stream.step, ids), stream.flush()]) == text
 
 

@@ -16,7 +16,7 @@ from npllm.errors import ModelFileError, UsageError
 from npllm.inspect.funnel import funnel
 from npllm.sampling import choose
 
-loop = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
+loop = importlib.import_module("npllm.loop")
 module = importlib.import_module("npllm.apps.pipeline")
 ASKED = [{"role": "user", "content": "Hello, you!"}]
 TALK = [
@@ -215,7 +215,7 @@ def test_what_it_does_not_know_is_refused_before_anything_is_loaded(lm, task, mo
         ("Hello", {"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
         ("Hello", {"num_return_sequences": 2}, "num_return_sequences: expected 1, because"),
         ("Hello", {"num_return_sequences": 0, "do_sample": True}, "num_return_sequences: expected at least 1, got 0"),
-        ([{"role": "user"}], {}, "messages: expected texts under role and content"),
+        ([{"role": "user"}], {}, "messages: expected strings under role and content"),
         (TALK[:3], {}, "messages: expected another's turn as the last"),
     ],
 )

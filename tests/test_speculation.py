@@ -26,7 +26,7 @@ from npllm.loop import generate, steps
 from npllm.model import transform
 from npllm.sampling import choose, softmax
 
-loop = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
+loop = importlib.import_module("npllm.loop")
 SAMPLED = {"temperature": 1.2, "top_k": 9, "top_p": 0.98, "min_p": 0.01, "repetition_penalty": 1.1, "seed": 1}
 HOT = {"temperature": 1.5, "seed": 1}
 OPTIONS = pytest.mark.parametrize("options", [{}, SAMPLED, HOT], ids=["greedy", "filters", "hot"])

@@ -20,7 +20,7 @@ from npllm.inspect.cost import costs
 from npllm.lm import LM
 from npllm.loop import generate
 
-loop = importlib.import_module("npllm.generate")  # `npllm.generate` is the function of that name
+loop = importlib.import_module("npllm.loop")
 
 
 @pytest.fixture(scope="module")

@@ -182,7 +182,7 @@ def test_broken_files_are_refused(folder, file, text, message):
 
 
 def streamed(tokenizer, context, ids):
-    stream = TextStream(tokenizer, context)
+    stream = TextStream(tokenizer.backend, context)
     pieces = [stream.step(i) for i in ids]
     return [*pieces, stream.flush()]
 
@@ -231,26 +231,26 @@ def test_the_first_space_of_a_continuation_is_kept():
     llama = tokenizer("llama")
     prompt, new = llama.encode("The capital of France is"), llama.backend.token_to_id("▁of")
     assert llama.decode([new]) == "of"
-    assert TextStream(llama, prompt).step(new) == " of"
-    assert TextStream(llama).step(new) == "of"
+    assert TextStream(llama.backend, prompt).step(new) == " of"
+    assert TextStream(llama.backend).step(new) == "of"
 
 
 def test_ids_without_text_give_none():
-    stream = TextStream(tokenizer("bytes"))
+    stream = TextStream(tokenizer("bytes").backend)
     assert [stream.step(i) for i in (10**6, tokenizer("bytes").backend.token_to_id("<|im_end|>"))] == ["", ""]
     assert stream.flush() == ""
 
 
 def test_half_a_character_at_the_end_is_a_replacement_character():
     first, *rest = tokenizer("bytes").backend.encode("🙂").ids
-    stream = TextStream(tokenizer("bytes"))
+    stream = TextStream(tokenizer("bytes").backend)
     assert stream.step(first) == ""
     assert stream.flush() == "\ufffd"
     assert stream.flush() == ""
     assert streamed(tokenizer("bytes"), [first], []) == [""]  # it is the context's
     assert streamed(tokenizer("bytes"), [first], rest)[-2:] == ["🙂", ""]
     a, first, *_ = tokenizer("llama").backend.encode("A🙂", add_special_tokens=False).ids[-5:]
-    stream = TextStream(tokenizer("llama"))
+    stream = TextStream(tokenizer("llama").backend)
     assert [stream.step(a), stream.step(first), stream.flush()] == ["A", "", "\ufffd"]
 
 
@@ -270,7 +270,7 @@ class CountingBackend:
 
 @pytest.mark.parametrize(("name", "byte"), [("bytes", "ð"), ("bytes", "Ń"), ("llama", "<0xF0>"), ("llama", "▁the")])
 def test_the_work_for_each_id_does_not_grow(name, byte, monkeypatch):
-    stream = TextStream(tokenizer(name), list(range(10)))
+    stream = TextStream(tokenizer(name).backend, list(range(10)))
     stream.backend = CountingBackend(stream.backend)
     for _ in range(1000):
         stream.step(tokenizer(name).backend.token_to_id(byte))
