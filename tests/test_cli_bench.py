@@ -22,7 +22,7 @@ SPREAD = {"median", "least", "most", "rounds"}
 @pytest.fixture(autouse=True)
 def small_array(monkeypatch):
     """A gibibyte takes its time."""
-    monkeypatch.setattr(speed, "numbers_to_read", lambda _: np.ones(1000, dtype=np.float32))
+    monkeypatch.setattr(speed, "bandwidth_buffer", lambda _: np.ones(1000, dtype=np.float32))
 
 
 def test_decode_as_json_has_the_keys_that_are_documented(npllm, folder):

@@ -16,7 +16,7 @@ from npllm.devices.device import pick
 @pytest.fixture(autouse=True)
 def little_to_read(monkeypatch):
     """The bandwidth by a small array: here nobody asks for the figure."""
-    monkeypatch.setattr(selftest, "numbers_to_read", lambda like: like)
+    monkeypatch.setattr(selftest, "bandwidth_buffer", lambda like: like)
 
 
 def test_the_known_answer_is_that_of_transformers():

@@ -156,7 +156,7 @@ def decode_rows(args: argparse.Namespace, lms: Mapping[str, LM]) -> dict[str, An
     for name, lm in lms.items():
         cache = speed.filled_cache(lm, ids, args.new_tokens + 1, args.cache_dtype)
         sides[name] = partial(seconds_to_decode, lm, ids, cache, args.new_tokens)
-    sides["bandwidth"] = partial(speed.read_bandwidth, speed.numbers_to_read(first.weights.norm), speed.cores())
+    sides["bandwidth"] = partial(speed.read_bandwidth, speed.bandwidth_buffer(first.weights.norm), speed.cores())
     values = gathered(sides, args.repeat)
     bandwidth = max(values["bandwidth"])
     rows = {}

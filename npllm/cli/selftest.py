@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     report.write(f"the same as on the CPU: {tokens.same} of {len(side.made)}\n")
     if tokens.gap is not None:
         report.write(
-            f"then the CPU's best two logits are {tokens.gap:.4g} apart; up to {tokens.doubt:.4g} rounding decides\n"
+            f"then the CPU's best two logits are {tokens.gap:.4g} apart; up to {tokens.margin:.4g} rounding decides\n"
         )
     sides = [
         {"device": "cpu", "dtype": "as in the file", "passes": "in one pass"},
