@@ -1,7 +1,8 @@
 """Text to token ids and back, and the chat format.
 
-A model reads and writes token ids: indices into its vocabulary of pieces. " Paris" is one piece, a rare word is several.
-Each checkpoint has its own vocabulary; the `tokenizers` library splits a text as the checkpoint's files specify.
+A model reads and writes token ids: indices into its vocabulary of pieces. " Paris" is one piece, a rare word is
+several. Each checkpoint has its own vocabulary; the `tokenizers` library splits a text as the checkpoint's files
+specify.
 
 Source: "The Components of the Forward Pass" (Figure 3-5).
 """

@@ -238,7 +238,7 @@ def test_an_error_in_the_middle_leaves_what_was_written_as_lines(npllm, monkeypa
         (["generate", ""], "prompt is empty"),
         (["generate"], "prompt is empty"),
         (["generate", "a", "b"], "unrecognized arguments: b; see npllm generate --help"),
-        (["generate", "x" * 300], "too long: 300 tokens leave no room for a new one in the model's context of 256"),
+        (["generate", "x" * 300], "the prompt is too long: 300 tokens, where the model's context of 256 has room for 255; shorten it"),
         (["generate", "a\udcffb"], "PROMPT: expected UTF-8 text, got the byte 0xff at character 1"),
         (["generate", "a", "--stop", "\udcff"], "--stop: expected UTF-8"),
         (["generate", "a", "--chat", "--system", "\udcff"], "--system: expected UTF-8"),
@@ -257,19 +257,19 @@ def test_an_error_in_the_middle_leaves_what_was_written_as_lines(npllm, monkeypa
         (["generate", "a", "--min-p", "-0.1"], "min_p: expected from 0"),
         (["generate", "a", "--min-p", "2"], "min_p: expected from 0"),
         (["generate", "a", "--repetition-penalty", "0"], "repetition_penalty: expected from 1e-6"),
-        (["generate", "a", "--seed", "-1"], "--seed: expected a whole number from 0 on, got '-1'"),
+        (["generate", "a", "--seed", "-1"], "--seed: expected a non-negative integer, got '-1'"),
         (["generate", "a", "--system", "b"], "--system: expected together with --chat"),
         (["generate", "a", "--device", "gpu"], "device: expected auto, cpu, cuda"),
         (["generate", "a", "--dtype", "int3"], "dtype: expected auto"),
         (["trace", "a"], "required: -o/--output"),
-        (["trace", "a", "--ids", "1", "-o", "x"], "PROMPT and --ids: expected one of them"),
-        (["trace", "--ids", "1;2", "-o", "x"], "--ids: expected token ids with commas"),
-        (["trace", "--ids", "", "-o", "x"], "--ids: expected token ids with commas"),
-        (["trace", "--ids", "-1", "-o", "x"], "--ids: expected token ids with commas"),
+        (["trace", "a", "--ids", "1", "-o", "x"], "PROMPT and --ids: expected only one of them"),
+        (["trace", "--ids", "1;2", "-o", "x"], "--ids: expected comma-separated token ids"),
+        (["trace", "--ids", "", "-o", "x"], "--ids: expected comma-separated token ids"),
+        (["trace", "--ids", "-1", "-o", "x"], "--ids: expected comma-separated token ids"),
         (["trace", "--ids", "0,288", "-o", "x"], "token 1: expected an id from 0 to 287, got 288"),
         (["trace", "", "-o", "x"], "prompt is empty"),
         (["trace", "x" * 300, "-o", "x"], "too long: 300 tokens"),
-        (["trace", "a", "-o", "no/such/x"], "--output no/such/x: expected a folder that exists"),
+        (["trace", "a", "-o", "no/such/x"], "--output no/such/x: expected an existing folder"),
         (["trace", "a", "-o", "."], "--output .: expected the name of a file, got a folder or a device"),
         (["trace", "a", "-o", os.devnull], "got a folder or a device"),
         (["trace", "a", "-o", "x", "--only", "*.wieghts"], r"no value is named \*.wieghts; did you mean .*\*\.weights"),
@@ -285,7 +285,7 @@ def test_an_error_in_the_middle_leaves_what_was_written_as_lines(npllm, monkeypa
         (["bench", "cache", "--repeat", "0"], "--repeat: expected at least 1, got 0"),
         (["bench", "cache", "--prompt", ""], "prompt is empty"),
         (["bench", "cache", "--prompt", "\udcff"], "PROMPT: expected UTF-8"),
-        (["bench", "cache", "-n", "300", "--prompt", "Hello"], "expected at most 256, .*got 5 and 300"),
+        (["bench", "cache", "-n", "300", "--prompt", "Hello"], "expected at most 256 together, .*got 5 and 300"),
     ],
     ids=lambda value: None if isinstance(value, list) else value[:40],
 )
@@ -395,7 +395,7 @@ def test_chat_answers_each_line_of_a_pipe_and_prints_nothing_else(npllm, lm):
     done = npllm("chat", "--system", "Be brief.", "-n", 10, stdin=b"Hello\n\n And? \n/exit\nnever said\n")
     assert done.out == "".join(text + "\n" for text in expected)
     assert done.code == 0
-    assert done.err == 2 * "npllm: the reply was cut off after 10 tokens; -n sets how many it may have\n"
+    assert done.err == 2 * "npllm: the reply was cut off after 10 tokens; -n raises the limit\n"
 
 
 def test_reset_begins_a_new_conversation(npllm):
@@ -431,7 +431,7 @@ def test_at_a_terminal_an_error_leaves_the_conversation_open(npllm):
 
 def test_the_end_of_the_context_is_told(npllm):
     done = npllm("chat", stdin=b"x" * 220 + b"\n")
-    assert done.err == "npllm: the model's context is full: /reset begins a new conversation\n"
+    assert done.err == "npllm: the model's context is full; /reset begins a new conversation\n"
 
 
 def test_in_a_pipe_an_interrupt_ends_the_chat(npllm, monkeypatch):
@@ -637,7 +637,7 @@ def test_bench_cache_says_so_if_the_tokens_differ(npllm, monkeypatch):
     monkeypatch.setattr("npllm.cli.bench.cache_runs", lambda *_: iter(runs))
     done = npllm("bench", "cache")
     assert done.code == 1
-    assert done.err == "npllm: with and without the cache the tokens differ, from new token 3 on\n"
+    assert done.err == "npllm: with and without the cache, the tokens differ from new token 3 on\n"
     assert "2.0 times as fast" in done.out
 
 

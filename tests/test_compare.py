@@ -208,7 +208,7 @@ def test_traces_of_different_models_or_texts_are_refused():
         compare(values, other)
     with pytest.raises(UsageError, match=r"embedding: expected the same shape .* \[6, 8\] in A and \[5, 8\] in B"):
         compare(values, trace(MODEL, IDS[:5]))
-    with pytest.raises(UsageError, match=r"no name in common: A has embedding, .*, B has x; expected traces of one"):
+    with pytest.raises(UsageError, match=r"no name in common: A has embedding, .*, B has x; expected traces of the same"):
         compare(values, {"x": np.zeros((6, 1))})
 
 

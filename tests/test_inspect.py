@@ -489,11 +489,11 @@ def test_a_token_that_is_no_whole_character_has_bytes_and_no_text():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"layer": 2}, "--layer: expected 0 to 1, as there are 2 layers, got 2"),
-        ({"layer": -1}, "--layer: expected 0 to 1, as there are 2 layers, got -1"),
-        ({"head": 4}, "--head: expected 0 to 3, as there are 4 heads, got 4"),
-        ({"token": 5}, "--token: expected 0 to 4, as there are 5 tokens, got 5"),
-        ({"token": -1}, "--token: expected 0 to 4, as there are 5 tokens, got -1"),
+        ({"layer": 2}, "--layer: expected 0 to 1 (there are 2 layers), got 2"),
+        ({"layer": -1}, "--layer: expected 0 to 1 (there are 2 layers), got -1"),
+        ({"head": 4}, "--head: expected 0 to 3 (there are 4 heads), got 4"),
+        ({"token": 5}, "--token: expected 0 to 4 (there are 5 tokens), got 5"),
+        ({"token": -1}, "--token: expected 0 to 4 (there are 5 tokens), got -1"),
         ({"top_k": 0}, "--top-k: expected 1 to 11, the size of the vocabulary, got 0"),
         ({"top_k": 12}, "--top-k: expected 1 to 11, the size of the vocabulary, got 12"),
     ],
@@ -523,9 +523,9 @@ def test_the_text_has_every_section_and_number():
         "Tokens",
         "Shapes along the pass",
         "Next token, after token 3 '!'",
-        "Logit lens: what each block would say next, after token 3 '!'",
+        "Logit lens: what each block would predict after token 3 '!'",
         "Attention, layer 1, head 2",
-        "Lengths of vectors, at token 3 '!'",
+        "Norms of vectors, at token 3 '!'",
         "KV cache",
         "Cost",
     ]:
@@ -563,8 +563,8 @@ def test_a_long_text_shows_a_part_of_the_map_that_fits():
     lm = named_lm(max_position_embeddings=128)
     ids = [40 + i % 50 for i in range(100)]
     text = text_of(lm, width=80, ids=ids, token=60)
-    part_of_it = text[text.index("Attention, layer") : text.index("Lengths of vectors")]
-    assert "the first token and those up to 60, of 100; --token moves them" in part_of_it
+    part_of_it = text[text.index("Attention, layer") : text.index("Norms of vectors")]
+    assert "the first token and those up to 60, of 100; --token selects others" in part_of_it
     rows = re.findall(r"^ +(\d+)  '", part_of_it, flags=re.MULTILINE)
     assert [int(row) for row in rows] == list(window(100, 60, (80 - 46) // 2))
 
@@ -579,7 +579,7 @@ def test_nan_is_shown_and_counted():
     assert told["not_finite"]["layers.1.feedforward.output"] == 5
     assert next(iter(told["not_finite"])) == "layers.1.feedforward.output"
     text = plain(report(told, lm, 100))
-    assert "not finite: layers.1.feedforward.output: 5 of 40 numbers are NaN or infinite" in text
+    assert "not finite: layers.1.feedforward.output: 5 of 40 elements are NaN or infinite" in text
     assert re.search(r"  1 +#\d+ +NaN", text)
     assert json.dumps(finite(told), allow_nan=False)
 

@@ -50,7 +50,7 @@ def test_the_default_model_passes(npllm, monkeypatch):
     monkeypatch.delenv("NPLLM_MODEL")
     done = npllm("selftest", "--all")
     assert done.code == 0, done
-    assert "'The capital of France is' goes on as it should: yes\nthe same as on the CPU: 16 of 16\n" in done.out
+    assert "the known continuation of 'The capital of France is': yes\nequal to the CPU's: 16 of 16\n" in done.out
     assert "layers.29.feedforward.output" in done.out
 
 

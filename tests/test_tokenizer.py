@@ -151,7 +151,7 @@ def test_the_chat_template_comes_from_its_file_the_config_or_a_list(folder):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("tokenizer.json", None, "expected this file, there is none"),
+        ("tokenizer.json", None, "expected this file, found none"),
         ("tokenizer.json", "", "expected a tokenizer, got: EOF while parsing"),
         ("tokenizer.json", "{}", "expected a tokenizer, got: Model missing"),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}', "out of vocabulary"),

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..arrays import Array
+from ..errors import UsageError
 from ..lm import LM
 from ..loop import generate
-from ..options import check_prompt
 from .chat import common_prefix
 
 
@@ -35,7 +35,12 @@ def cache_runs(lm: LM, prompt_ids: Sequence[int], new_tokens: int, repeat: int) 
     ------
     UsageError : the prompt and the new tokens do not fit into the context
     """
-    check_prompt(prompt_ids, lm.config, new_tokens, remedy="shorten it, or make fewer new tokens")
+    context = lm.config.max_position_embeddings
+    if len(prompt_ids) + new_tokens > context:
+        raise UsageError(
+            f"prompt and new tokens: expected at most {context} together, the model's context, got {len(prompt_ids)} and"
+            f" {new_tokens}"
+        )
     generate(lm, prompt_ids, max_new_tokens=1)
     return (timed(lm, prompt_ids, new_tokens, use_cache) for _ in range(repeat) for use_cache in (True, False))
 

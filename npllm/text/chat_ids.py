@@ -1,8 +1,8 @@
 """The ids of a conversation, in which a user cannot write a control token.
 
-Control tokens such as <|end|> mark who speaks. They are entries of the vocabulary like any other, and `Tokenizer.encode`
-recognizes them by their text. In a conversation this would let a user write the assistant's part. So only the chat
-template may produce them.
+Control tokens such as <|end|> mark who speaks. They are entries of the vocabulary like any other, and
+`Tokenizer.encode` recognizes them by their text. In a conversation this would let a user write the assistant's part. So
+only the chat template may produce them.
 """
 
 import re

@@ -4,7 +4,7 @@ from ..errors import UsageError
 
 
 def checked_text(text: str) -> str:
-    """The text. Raises UsageError for an unpaired surrogate, which badly decoded bytes leave and UTF-8 cannot encode."""
+    """The text. Raises UsageError for an unpaired surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
