@@ -238,7 +238,7 @@ def test_an_error_in_the_middle_leaves_what_was_written_as_lines(npllm, monkeypa
         (["generate", ""], "prompt is empty"),
         (["generate"], "prompt is empty"),
         (["generate", "a", "b"], "unrecognized arguments: b; see npllm generate --help"),
-        (["generate", "x" * 300], "the prompt is too long: 300 tokens, where the model's context of 256 has room for 255; shorten it"),
+        (["generate", "x" * 300], "too long: 300 tokens, where the model's context of 256 has room for 255"),
         (["generate", "a\udcffb"], "PROMPT: expected UTF-8 text, got the byte 0xff at character 1"),
         (["generate", "a", "--stop", "\udcff"], "--stop: expected UTF-8"),
         (["generate", "a", "--chat", "--system", "\udcff"], "--system: expected UTF-8"),
@@ -277,7 +277,7 @@ def test_an_error_in_the_middle_leaves_what_was_written_as_lines(npllm, monkeypa
             ["trace", "a", "-o", "x", "--only", "norm,layers.9.*"],
             r"no value is named layers.9.\*; the layers are 0 to 1",
         ),
-        (["trace", "a", "-o", "x", "--only", "zzz"], "no value is named zzz; there are embedding, layers"),
+        (["trace", "a", "-o", "x", "--only", "zzz"], "no value is named zzz; the names are embedding, layers"),
         (["bench"], "required: WHAT; see npllm bench --help"),
         (["bench", "cash"], "invalid choice: 'cash'.*cache"),
         (["bench", "cache", "-n", "0"], "--new-tokens: expected at least 1, got 0"),
@@ -418,13 +418,13 @@ def test_every_turn_draws_anew_and_a_seed_gives_the_same_conversation(npllm):
 def test_in_a_pipe_a_full_context_ends_the_chat(npllm):
     done = npllm("chat", stdin=b"x" * 300 + b"\nHello\n")
     assert done.out == ""
-    fails(done, 2, "the conversation is full: .* /reset begins a new one")
+    fails(done, 2, "the conversation is too long: .* /reset begins a new one")
 
 
 def test_at_a_terminal_an_error_leaves_the_conversation_open(npllm):
     done = npllm("chat", "-n", 3, stdin=b"x" * 300 + b"\n\xff\nHello\n", terminal=True)
     assert done.code == 0
-    assert "npllm: error: the conversation is full" in done.err
+    assert "npllm: error: the conversation is too long" in done.err
     assert "npllm: error: stdin: expected UTF-8 text, got the byte 0xff" in done.err
     assert done.out == npllm("chat", "-n", 3, stdin=b"Hello\n").out
 
@@ -539,7 +539,7 @@ def test_show_tells_what_is_tied_biased_and_different(tmp_path):
 def test_trace_writes_every_value_under_its_name(npllm, lm, tmp_path):
     done = npllm("trace", "Hello", "-o", tmp_path / "hello.safetensors")
     seen = {}
-    forward(np.array(lm.tokenizer.encode("Hello")), lm.weights, lm.config, tap=record(seen))
+    forward(np.array(lm.tokenizer.encode("Hello")), lm, tap=record(seen))
     values = load_file(tmp_path / "hello.safetensors")
     assert values.keys() == seen.keys()
     for name, value in values.items():

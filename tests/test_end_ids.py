@@ -19,5 +19,5 @@ def test_the_ids_under_a_key_are_one_or_a_list_or_none():
 
 @pytest.mark.parametrize("value", ["2", 2.0, True, -1, [2, "3"], [None]])
 def test_what_is_not_a_token_id_is_refused(value):
-    with pytest.raises(ModelFileError, match="config.json: eos_token_id: expected a token id or a list of them, got"):
+    with pytest.raises(ModelFileError, match=r"config\.json: eos_token_id: expected a token id or a list of them"):
         read_token_ids({"eos_token_id": value}, "eos_token_id", "config.json")

@@ -192,7 +192,7 @@ def test_a_sampling_option_without_do_sample_is_warned_of(lm, name, value):
         ("text-generation", "LM", {"torch_dtype": "auto"}, r"torch_dtype: .*npllm.load\(name, device="),
         ("text-generation", "LM", {"trust_remote_code": True}, "trust_remote_code: .*leave it out"),
         ("text-generation", "LM", {"max_length": 20}, "max_length: .*max_new_tokens"),
-        ("text-generation", "LM", {"num_beams": 2}, "num_beams: no such option; expected one of max_new_tokens, .*seed"),
+        ("text-generation", "LM", {"num_beams": 2}, "no such option; expected one of max_new_tokens, .*seed"),
     ],
 )
 def test_what_it_does_not_know_is_refused_before_anything_is_loaded(lm, task, model, more, message, monkeypatch):

@@ -113,7 +113,7 @@ def test_what_would_not_fit_is_refused_before_it_is_computed(monkeypatch):
         ("layers.7.attention.q", "the layers are 0 to 1"),
         ("layers.1.attention.qq", r"did you mean layers\.1\.attention\.q"),
         ("norm,", "no value is named ;"),
-        ("Ünïcode", "there are embedding, layers"),
+        ("Ünïcode", "the names are embedding, layers"),
         ("[", r"no value is named \["),
     ],
 )

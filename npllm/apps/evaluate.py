@@ -28,10 +28,8 @@ from ..arrays import Array, Bool, Float, array_namespace
 from ..devices.device import free_bytes, to_host
 from ..devices.memory import check_memory
 from ..errors import ModelFileError, UsageError
-from ..heads import lm_head
-from ..lm import LM, transform
+from ..lm import LM, lm_head, transform
 from ..options import check_ids
-from ..shapes import Weights
 
 ROWS = 32  # tokens scored at once; each takes several buffers of V float64 elements
 
@@ -48,7 +46,7 @@ class Reference(NamedTuple):
     """A model's predictions for a text, in compact form: hidden states, and the head that maps them to logits."""
 
     hidden: list[Float[Array, "rows D"]]  # of each window
-    weights: Weights  # without layers
+    lm: LM  # its weights without layers
     windows: list[Window]
 
 
@@ -111,9 +109,10 @@ def reference(lm: LM, ids: Sequence[int], window: int = 512, stride: int = 256) 
     check_memory({"the reference's hidden states": 4 * len(ids) * lm.config.hidden_size}, free_bytes(lm.weights.norm))
     xp = array_namespace(lm.weights.norm)
     hidden: list[Array] = []
+    head = lm._replace(weights=lm.weights._replace(layers=()))
     for rows in hidden_states(lm, ids, parts):
         hidden.append(xp.asarray(rows, copy=True))  # a view would keep the whole window alive
-        yield Reference(hidden, lm.weights._replace(layers=()), parts)
+        yield Reference(hidden, head, parts)
 
 
 def evaluate(
@@ -140,12 +139,12 @@ def evaluate(
         for start in range(0, hidden.shape[0], ROWS):
             rows, first = slice(start, min(start + ROWS, hidden.shape[0])), part.scored + start
             targets = np.asarray(ids[part.scored : part.end][rows])
-            model = log_probabilities(hidden[rows, :], lm.weights, first)
+            model = log_probabilities(hidden[rows, :], lm, first)
             losses = -model[np.arange(len(targets)), targets]
             if against is None:
                 yield Scores(losses)
                 continue
-            theirs = log_probabilities(against.hidden[number][rows, :], against.weights, first)
+            theirs = log_probabilities(against.hidden[number][rows, :], against.lm, first)
             if theirs.shape != model.shape:
                 raise UsageError(
                     f"against: expected the model's vocabulary size of {model.shape[-1]}, got {theirs.shape[-1]}"
@@ -158,12 +157,12 @@ def evaluate(
             )
 
 
-def log_probabilities(hidden: Float[Array, "rows D"], weights: Weights, first: int) -> Float[np.ndarray, "rows V"]:
+def log_probabilities(hidden: Float[Array, "rows D"], lm: LM, first: int) -> Float[np.ndarray, "rows V"]:
     """The log-softmax of the logits, in float64: in float32, rounding would hide a divergence of 1e-7.
 
     first : the index of the token that the first row predicts, for the error message
     """
-    logits = to_host(lm_head(hidden, weights)).astype(np.float64)
+    logits = to_host(lm_head(hidden, lm)).astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
     if bad.size:
         raise ModelFileError(

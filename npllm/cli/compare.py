@@ -96,13 +96,13 @@ def run(args: argparse.Namespace) -> int:
     tolerance = default_tolerance(a, b) if args.tolerance is None else args.tolerance
     rows = compare(a.values, b.values, tolerance, args.only)
     first = first_beyond(rows)
-    missing = {"A": only_in(a, b, args.only), "B": only_in(b, a, args.only)}
+    unmatched = {"A": only_in(a, b, args.only), "B": only_in(b, a, args.only)}
     descriptions = [describe(side, file, how) for side, file, how in zip((a, b), files, runs, strict=True)]
     if args.json:
-        result = as_json(rows, first, tolerance, missing, dict(zip("ab", descriptions, strict=True)), a.ids or b.ids)
+        result = as_json(rows, first, tolerance, unmatched, dict(zip("ab", descriptions, strict=True)), a.ids or b.ids)
         report.write(json.dumps(result, allow_nan=False, ensure_ascii=not report.writes_all()) + "\n")
     else:
-        report.write("".join(f"{line}\n" for line in lines(rows, first, tolerance, missing, descriptions, args.all)))
+        report.write("".join(f"{line}\n" for line in lines(rows, first, tolerance, unmatched, descriptions, args.all)))
     return 0 if first is None else 1
 
 
@@ -203,7 +203,7 @@ def as_json(
     rows: Sequence[Difference],
     first: Difference | None,
     tolerance: float,
-    missing: Mapping[str, Sequence[str]],
+    unmatched: Mapping[str, Sequence[str]],
     descriptions: Mapping[str, Mapping[str, str]],
     ids: Sequence[int] | None,
 ) -> dict[str, Any]:
@@ -217,8 +217,8 @@ def as_json(
         "tolerance": {"relative": tolerance, "of_largest": OF_LARGEST * tolerance},
         **descriptions,
         "ids": ids,
-        "only_in_a": missing["A"],
-        "only_in_b": missing["B"],
+        "only_in_a": unmatched["A"],
+        "only_in_b": unmatched["B"],
         "steps": [
             {
                 "name": row.name,
@@ -240,7 +240,7 @@ def lines(
     rows: Sequence[Difference],
     first: Difference | None,
     tolerance: float,
-    missing: Mapping[str, Sequence[str]],
+    unmatched: Mapping[str, Sequence[str]],
     descriptions: Sequence[Mapping[str, str]],
     every_step: bool,
 ) -> list[str]:
@@ -263,7 +263,7 @@ def lines(
         f"{side}: {', '.join(labels.get(key, '') + text for key, text in parts.items())}"
         for side, parts in zip("AB", descriptions, strict=True)
     ]
-    missing = [f"only in {side}: {', '.join(names)}" for side, names in missing.items() if names]
+    missing = [f"only in {side}: {', '.join(names)}" for side, names in unmatched.items() if names]
     limit = (
         f"tolerance: |a - b| <= {tolerance:g} |a| + {OF_LARGEST * tolerance:g} max|a|; max rel is relative to max|a|"
     )
