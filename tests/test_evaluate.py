@@ -130,7 +130,7 @@ def test_a_model_does_not_diverge_from_itself():
 
 def test_the_reference_keeps_no_blocks_and_no_logits():
     made = predictions_of(OTHER, text(30), 8, 4)
-    assert made.weights.layers == ()
+    assert made.lm.weights.layers == ()
     assert sum(part.size for part in made.hidden) == 29 * CONFIG.hidden_size
     assert all(part.base is None for part in made.hidden), "no view that keeps a whole window"
 

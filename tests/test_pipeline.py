@@ -216,7 +216,7 @@ def test_what_it_does_not_know_is_refused_before_anything_is_loaded(lm, task, mo
         ("Hello", {"num_return_sequences": 2}, "num_return_sequences: expected 1, because"),
         ("Hello", {"num_return_sequences": 0, "do_sample": True}, "num_return_sequences: expected at least 1, got 0"),
         ([{"role": "user"}], {}, "messages: expected strings under role and content"),
-        (TALK[:3], {}, "messages: expected another's turn as the last"),
+        (TALK[:3], {}, "messages: expected the last turn to be another's"),
     ],
 )
 def test_a_prompt_or_option_that_cannot_be_used_is_refused(lm, prompts, options, message):
