@@ -138,8 +138,9 @@ def loop(
     lm: LM, ids: list[int], tokens: Iterator[int], limit: int, stop: Sequence[str], cache: Cache, use_cache: bool
 ) -> Iterator[Step]:
     """The loop of `steps`, its arguments checked: token after token, until one ends the text."""
-    ends, waiting = end_ids(lm), ""
-    text_stream = TextStream(lm.tokenizer, ids) if lm.tokenizer is not None else None
+    tokenizer, waiting = lm.tokenizer, ""
+    ends = end_ids(lm.config.eos_token_id, lm.generation_config, () if tokenizer is None else tokenizer.end_ids)
+    text_stream = None if tokenizer is None else TextStream(tokenizer.backend, ids)
     for count, token in enumerate(tokens, 1):
         if not use_cache:
             cache["length"] = 0

@@ -58,7 +58,7 @@ def test_a_first_token_is_made_and_not_counted(lm, monkeypatch):
 
 def test_what_does_not_fit_into_the_context_is_refused_at_once(lm):
     assert list(cache_runs(lm, [1] * 12, 20, 1))
-    with pytest.raises(UsageError, match=r"expected at most 32, the model's context, got 13 and 20"):
+    with pytest.raises(UsageError, match="expected at most 32 together, the model's context, got 13 and 20"):
         cache_runs(lm, [1] * 13, 20, 1)
 
 

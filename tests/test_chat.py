@@ -38,7 +38,7 @@ def prefilled(lm):
 
     def counting(ids, *arguments, **options):
         counts.append(len(ids))
-        return npllm.transform(ids, *arguments, **options)
+        return lm.transform(ids, *arguments, **options)
 
     return counts, lm._replace(transform=counting)
 
@@ -140,7 +140,7 @@ def test_reset_forgets_everything_but_the_system_message(lm):
 
 def test_a_turn_that_does_not_fit_is_refused_and_forgotten(lm):
     chat = Chat(lm)
-    with pytest.raises(UsageError, match=r"full: it would be \d+ tokens, .* context is 512 tokens"):
+    with pytest.raises(UsageError, match=r"too long: \d+ tokens, where .* context of 512 has room for 511"):
         talk(chat, "x" * 512)
     assert chat.messages == []
     assert len(talk(chat, "x", max_new_tokens=3)) == 1

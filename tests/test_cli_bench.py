@@ -22,7 +22,7 @@ SPREAD = {"median", "least", "most", "rounds"}
 @pytest.fixture(autouse=True)
 def small_array(monkeypatch):
     """A gibibyte takes its time."""
-    monkeypatch.setattr(speed, "numbers_to_read", lambda _: np.ones(1000, dtype=np.float32))
+    monkeypatch.setattr(speed, "bandwidth_buffer", lambda _: np.ones(1000, dtype=np.float32))
 
 
 def test_decode_as_json_has_the_keys_that_are_documented(npllm, folder):
@@ -95,13 +95,13 @@ def test_decode_for_people(npllm):
     done = npllm("bench", "decode", "--repeat", 2, "-n", 2, "--dtype", "auto,int8")
     assert (done.code, done.err) == (0, "")
     first, *rows, last = done.out.splitlines()
-    assert first == "2 tokens after 64 of context, 2 rounds in turn:"
+    assert first == "2 tokens after 64 of context, 2 rounds alternating:"
     assert [row.split()[0] for row in rows[::3]] == ["auto:", "int8:"]
     assert re.fullmatch(rf"auto:     [\d.]+ tokens/s, {RANGED} per token", rows[0])
-    read = rf" {{10}}reads {BYTES} per token, of them KV cache {BYTES}: [\d.]+ GB/s, \d+% of the read bandwidth"
+    read = rf" {{10}}reads {BYTES} per token, including a KV cache of {BYTES}: [\d.]+ GB/s, \d+% of the read bandwidth"
     assert re.fullmatch(read, rows[1])
-    assert re.fullmatch(rf" {{10}}weights: {BYTES} float32; 4.00 bytes for each", rows[2])
-    assert re.fullmatch(r"read bandwidth: [\d.]+ GB/s \(a maximum, \d+ cores?\)", last)
+    assert re.fullmatch(rf" {{10}}weights: {BYTES} float32; 4.00 bytes per parameter", rows[2])
+    assert re.fullmatch(r"read bandwidth: [\d.]+ GB/s \(maximum, \d+ cores?\)", last)
 
 
 def test_prefill_for_people(npllm):
@@ -121,7 +121,7 @@ def test_load_for_people(npllm):
     assert re.fullmatch(rf" {{10}}first token after {TIME}, with a prompt of 8", token)
     known = rf"({BYTES}|unknown)"
     assert re.fullmatch(
-        rf" {{10}}resident {known}, at the most {known}; before loading {known}, the model's file {BYTES}", memory
+        rf" {{10}}resident {known}, peak {known}; before loading {known}, model file {BYTES}", memory
     )
 
 
@@ -130,19 +130,19 @@ def test_load_for_people(npllm):
     [
         (["decode", "--dtype", "float32,float64"], "--dtype: expected auto, float32, .*got 'float32,float64'"),
         (["decode", "--dtype", ""], "--dtype: expected auto, .*got ''"),
-        (["decode", "--dtype", "int8,int8"], "--dtype: expected each one once, got 'int8,int8'"),
+        (["decode", "--dtype", "int8,int8"], "--dtype: expected each dtype once, got 'int8,int8'"),
         (["decode", "--context", "0"], "--context: expected at least 1, got 0"),
         (
             ["decode", "--context", "250"],
-            "expected at most 255 together, the model's context but for one token, got 250 and 32",
+            "expected at most 255 together, one less than the model's context, got 250 and 32",
         ),
-        (["decode", "--prompt", "a"], "--prompt: bench decode does not take it"),
-        (["prefill", "-n", "3"], "--new-tokens: bench prefill does not take it"),
-        (["prefill"], "expected at most 255 together, the model's context but for one token, got 512 and 0"),
+        (["decode", "--prompt", "a"], "--prompt: bench decode does not take this flag"),
+        (["prefill", "-n", "3"], "--new-tokens: bench prefill does not take this flag"),
+        (["prefill"], "expected at most 255 together, one less than the model's context, got 512 and 0"),
         (["load", "--repeat", "0"], "--repeat: expected at least 1, got 0"),
         (["decode", "--cache-dtype", "int8"], "cache_dtype: expected float32 or float16 or bfloat16, got int8"),
-        (["prefill", "--cache-dtype", "float16"], "--cache-dtype: bench prefill does not take it"),
-        (["cache", "--context", "3"], "--context: bench cache does not take it"),
+        (["prefill", "--cache-dtype", "float16"], "--cache-dtype: bench prefill does not take this flag"),
+        (["cache", "--context", "3"], "--context: bench cache does not take this flag"),
         (["cache", "--dtype", "float32,int8"], "--dtype: bench cache takes one, got 'float32,int8'"),
     ],
 )
@@ -183,7 +183,7 @@ def test_where_not_all_fit_they_come_one_after_the_other(npllm, monkeypatch, ful
     monkeypatch.setattr(bench, "load_as", room_for_the_weights_of_one)
     monkeypatch.setattr(speed, "filled_cache", room_for_one_and_its_cache)
     done = npllm("bench", "decode", "-n", 2, "--dtype", "float32,bfloat16", "--json")
-    assert done.err == "npllm: not enough memory for all at once: one after the other\n"
+    assert done.err == "npllm: not enough memory for all dtypes at once: timing one at a time\n"
     result = json.loads(done.out)
     assert len(loaded) == {"by the weights": 3, "by the caches": 4}[full], "some of them twice"
     assert result["in_turn"] is False

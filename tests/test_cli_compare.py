@@ -51,7 +51,7 @@ def test_two_files_that_differ(npllm, traced):
     assert (done.code, done.err) == (1, "")
     lines = done.out.splitlines()
     assert lines[-2:] == [
-        ">> layers.1.attention.v is the first step beyond the tolerance, in 1 of 160 numbers,",
+        ">> layers.1.attention.v is the first step beyond the tolerance, in 1 of 160 elements,",
         "   the first of them at head 1, token 2, number 3: "
         + "{} in A, {} in B".format(
             *(
@@ -182,7 +182,7 @@ def test_rounded_weights_have_a_wider_tolerance(npllm, traced):
         "first"
     ] == ("embedding")
     done = npllm("compare", "--b-dtype", "int8", "Hello")
-    fails(done, 2, "--tolerance: expected one to be given for int8.*npllm evaluate --against")
+    fails(done, 2, "--tolerance: expected a value, because int8 has no default.*npllm evaluate --against")
     assert npllm("compare", "--b-dtype", "int8", "--tolerance", 2, "Hello").code == 0
 
 
@@ -232,16 +232,16 @@ def test_what_a_file_says_of_itself_cannot_move_the_cursor(npllm, traced):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["Hello"], "A and B are the same run: say how they differ, such as with --b-no-cache"),
+        (["Hello"], "A and B are the same run; make them differ, for example with --b-no-cache"),
         (["MODEL", "MODEL", "Hello"], "A and B are the same run"),
         (["--a-no-cache", "--b-no-cache", "Hello"], "A and B are the same run"),
-        (["a", "b", "c", "d"], "expected A and B, PROMPT, or all three, got 4 words: put quotes around PROMPT"),
+        (["a", "b", "c", "d"], "expected A and B, PROMPT, or all three, got 4 arguments: put quotes around PROMPT"),
         (["--b-no-cache"], "prompt is empty"),
         (["--b-no-cache", ""], "prompt is empty"),
         (["--b-no-cache", "x" * 300], "too long: 300 tokens"),
         (["--b-no-cache", "a\udcff"], "A, B, PROMPT: expected UTF-8"),
-        (["--b-no-cache", "Hello", "--ids", "1"], "PROMPT and --ids: expected one of them"),
-        (["--b-no-cache", "--ids", "1,,2"], "--ids: expected token ids with commas"),
+        (["--b-no-cache", "Hello", "--ids", "1"], "PROMPT and --ids: expected only one of them"),
+        (["--b-no-cache", "--ids", "1,,2"], "--ids: expected comma-separated token ids"),
         (["--b-no-cache", "--ids", "0,288"], "token 1: expected an id from 0 to 287, got 288"),
         (["--b-no-cache", "Hello", "--only", "*.wieghts"], r"--only: no value is named \*\.wieghts; did you mean"),
         (["--b-no-cache", "Hello", "--only", "layers.2.*"], "the layers are 0 to 1"),
@@ -252,12 +252,12 @@ def test_what_a_file_says_of_itself_cannot_move_the_cursor(npllm, traced):
         (["--b-no-cache", "Hello", "--tolerance", "inf"], "--tolerance: expected 0"),
         (["--b-dtype", "int7", "Hello"], "dtype: expected auto"),
         (["--b-device", "gpu", "Hello"], "device: expected auto, cpu"),
-        (["GOOD", "GOOD", "Hello"], "PROMPT, --ids: expected none of them"),
-        (["GOOD", "--ids", "1,2,3,4,5"], "PROMPT, --ids: expected none of them"),
+        (["GOOD", "GOOD", "Hello"], "PROMPT, --ids: expected neither"),
+        (["GOOD", "--ids", "1,2,3,4,5"], "PROMPT, --ids: expected neither"),
         (["GOOD", "GOOD", "--b-chunk", "2"], r"--b-chunk: B is .*good\.safetensors, a trace, of which nothing is comp"),
         (["GOOD", "MODEL", "--a-no-cache"], "--a-no-cache: A is .*, a trace"),
         (["GOOD", "GOOD", "--only", "*.wieghts"], r"good\.safetensors: --only: no value is named .*did you mean"),
-        (["GOOD", "SHORT"], "expected traces of one text, got 5 tokens in A and 3 in B"),
+        (["GOOD", "SHORT"], "expected traces of the same text, got 5 tokens in A and 3 in B"),
         (["GOOD", "OTHERS"], "expected the same ids, got .* in A and .* in B at token 1"),
         (
             ["GOOD", "NARROW"],
@@ -412,7 +412,7 @@ def test_bits_per_byte_count_the_bytes_of_the_scored_tokens(npllm, tmp_path, lm)
         (["none.txt"], 2, r"none\.txt: cannot be read: No such file"),
         (["."], 2, "cannot be read: Is a directory"),
         (["EMPTY"], 2, "the text is empty"),
-        (["SHORT"], 2, "the text: expected at least two tokens, got 1"),
+        (["SHORT"], 2, "the text is too short: expected at least two tokens, got 1"),
         (["LATIN"], 2, "expected UTF-8 text, got the byte 0xe9 at offset 3"),
         (["LETTER", "--window", "257"], 2, "window: expected 2 to 256, the model's context, got 257"),
         (["LETTER", "--window", "1"], 2, "window: expected 2 to 256"),

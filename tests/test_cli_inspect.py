@@ -128,9 +128,9 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(inspect, tmp_path, mon
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["Hello", "--layer", "2"], "--layer: expected 0 to 1, as there are 2 layers, got 2"),
-        (["Hello", "--head", "4"], "--head: expected 0 to 3, as there are 4 heads, got 4"),
-        (["Hello", "--token", "5"], "--token: expected 0 to 4, as there are 5 tokens, got 5"),
+        (["Hello", "--layer", "2"], "--layer: expected 0 to 1 \\(there are 2 layers\\), got 2"),
+        (["Hello", "--head", "4"], "--head: expected 0 to 3 \\(there are 4 heads\\), got 4"),
+        (["Hello", "--token", "5"], "--token: expected 0 to 4 \\(there are 5 tokens\\), got 5"),
         (["Hello", "--token", "-1"], "--token: expected 0 to 4"),
         (["Hello", "--top-k", "289"], "--top-k: expected 1 to 288"),
         (["Hello", "--layer", "one"], "--layer: invalid int value"),
@@ -138,12 +138,12 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(inspect, tmp_path, mon
         (["Hello", "--json", "--html", "x"], "not allowed with argument"),
         (["Hello", "--ids", "1"], "--ids: expected without PROMPT"),
         (["--chat", "--ids", "1"], "--ids: expected without --chat"),
-        (["--ids", "1;2"], "--ids: expected token ids with commas"),
+        (["--ids", "1;2"], "--ids: expected comma-separated token ids"),
         (["--ids", "0,288"], "token 1: expected an id from 0 to 287, got 288"),
         ([""], "prompt is empty"),
         (["x" * 300], "too long: 300 tokens"),
         (["x" * 300, "-n", "1"], "too long: 300 tokens"),
-        (["Hello", "--html", "no/such/x"], "--html no/such/x: expected a folder that exists"),
+        (["Hello", "--html", "no/such/x"], "--html no/such/x: expected an existing folder"),
         (["Hello", "--html", "."], "--html .: expected the name of a file, got a folder or a device"),
         (["Hello", "--html", os.devnull], "got a folder or a device"),
     ],
@@ -180,7 +180,7 @@ def test_a_broken_model_is_shown_and_not_hidden(inspect, folder, tmp_path):
         told = json.loads(inspect("Hello", "--model", tmp_path / "broken", "--json")[1])
         assert inspect("Hello", "--model", tmp_path / "broken", "--html", tmp_path / "x")[0] == 0
     assert (code, err) == (0, "")
-    assert re.search(r"not finite: layers\.1\.feedforward\.output: \d of 320 numbers are NaN or infinite\n", out)
+    assert re.search(r"not finite: layers\.1\.feedforward\.output: \d of 320 elements are NaN or infinite\n", out)
     assert 1 <= told["not_finite"]["layers.1.feedforward.output"] <= 5
     assert told["next"][0]["probability"] is None
 

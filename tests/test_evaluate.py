@@ -190,13 +190,13 @@ def test_what_cannot_be_evaluated(ids, window, stride, message):
 
 def test_a_reference_for_other_windows_or_with_other_tokens_is_refused():
     made = predictions_of(OTHER, text(20), 8, 4)
-    with pytest.raises(UsageError, match="against: expected the predictions for these ids, in these windows"):
+    with pytest.raises(UsageError, match="against: expected predictions for the same ids and windows"):
         list(evaluate(MODEL, text(20), 8, 2, made))
-    with pytest.raises(UsageError, match="against: expected the predictions for these ids"):
+    with pytest.raises(UsageError, match="against: expected predictions for the same ids"):
         list(evaluate(MODEL, text(19), 8, 4, made))
     config = tiny_config(vocab_size=12)
     wider = LM(config, random_weights(config), None, {})
-    with pytest.raises(UsageError, match="against: expected a vocabulary of 11 tokens, as the model has it, got 12"):
+    with pytest.raises(UsageError, match="against: expected the model's vocabulary size of 11, got 12"):
         list(evaluate(MODEL, text(20), 8, 4, predictions_of(wider, text(20), 8, 4)))
 
 

@@ -257,7 +257,7 @@ COUNT = len(BYTES["tokenizer.ggml.tokens"])
         (bytes_metadata(eot_token_id="2"), "tokenizer.ggml.eot_token_id: expected an id from 0"),
         (bytes_metadata(padding_token_id=True), "tokenizer.ggml.padding_token_id: expected an id from 0"),
         (bytes_metadata(add_bos_token=1), "tokenizer.ggml.add_bos_token: expected true or false, got 1"),
-        (BYTES | {"tokenizer.chat_template": 7}, "tokenizer.chat_template: expected a text, got int"),
+        (BYTES | {"tokenizer.chat_template": 7}, "tokenizer.chat_template: expected a string, got int"),
         (without(LLAMA, "scores"), "tokenizer.ggml.scores: expected a list of float, got none"),
         (llama_metadata(scores=[0.0]), "tokenizer.ggml.scores: expected .*, one for each token, got 1"),
         (llama_metadata(unknown_token_id=10**9), "tokenizer.ggml.unknown_token_id: expected an id from 0"),
@@ -311,7 +311,7 @@ def test_vectors_of_llama_cpp(llama_cpp, name):
         ids = [int(i) for i in line.split()]
         assert ids_of(read, text) == ids, text
         assert read.decode(ids) == text
-        stream = TextStream(read)
+        stream = TextStream(read.backend)
         assert "".join([*map(stream.step, ids), stream.flush()]) == text
 
 

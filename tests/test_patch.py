@@ -174,7 +174,7 @@ def test_a_wrong_shape_names_the_value_and_both_shapes(change, got):
         ("layers.0.attention.wieghts", r"did you mean layers\.0\.attention\.weights"),
         ("*.wieghts", r"did you mean \*\.weights"),
         ("layers.2.attention.q", "the layers are 0 to 1"),
-        ("LOGITS", "there are embedding, layers"),
+        ("LOGITS", "the names are embedding, layers"),
         ("norm,zzz", "no value is named zzz"),
     ],
 )

@@ -193,7 +193,7 @@ def test_a_sampling_option_without_do_sample_is_warned_of(lm, name, value):
         ("text-generation", "LM", {"torch_dtype": "auto"}, r"torch_dtype: .*npllm.load\(name, device="),
         ("text-generation", "LM", {"trust_remote_code": True}, "trust_remote_code: .*leave it out"),
         ("text-generation", "LM", {"max_length": 20}, "max_length: .*max_new_tokens"),
-        ("text-generation", "LM", {"num_beams": 2}, "num_beams: no such option; there are max_new_tokens, .*seed"),
+        ("text-generation", "LM", {"num_beams": 2}, "no such option; expected one of max_new_tokens, .*seed"),
     ],
 )
 def test_what_it_does_not_know_is_refused_before_anything_is_loaded(lm, task, model, more, message, monkeypatch):
@@ -216,8 +216,8 @@ def test_what_it_does_not_know_is_refused_before_anything_is_loaded(lm, task, mo
         ("Hello", {"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
         ("Hello", {"num_return_sequences": 2}, "num_return_sequences: expected 1, because"),
         ("Hello", {"num_return_sequences": 0, "do_sample": True}, "num_return_sequences: expected at least 1, got 0"),
-        ([{"role": "user"}], {}, "messages: expected texts under role and content"),
-        (TALK[:3], {}, "messages: expected another's turn as the last"),
+        ([{"role": "user"}], {}, "messages: expected strings under role and content"),
+        (TALK[:3], {}, "messages: expected the last turn to be another's"),
     ],
 )
 def test_a_prompt_or_option_that_cannot_be_used_is_refused(lm, prompts, options, message):

@@ -16,7 +16,7 @@ from npllm.devices.device import pick
 @pytest.fixture(autouse=True)
 def little_to_read(monkeypatch):
     """The bandwidth by a small array: here nobody asks for the figure."""
-    monkeypatch.setattr(selftest, "numbers_to_read", lambda like: like)
+    monkeypatch.setattr(selftest, "bandwidth_buffer", lambda like: like)
 
 
 def test_the_known_answer_is_that_of_transformers():
@@ -50,7 +50,7 @@ def test_the_default_model_passes(npllm, monkeypatch):
     monkeypatch.delenv("NPLLM_MODEL")
     done = npllm("selftest", "--all")
     assert done.code == 0, done
-    assert "'The capital of France is' goes on as it should: yes\nthe same as on the CPU: 16 of 16\n" in done.out
+    assert "the known continuation of 'The capital of France is': yes\nequal to the CPU's: 16 of 16\n" in done.out
     assert "layers.29.feedforward.output" in done.out
 
 

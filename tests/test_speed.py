@@ -133,7 +133,7 @@ def test_an_array_to_read_is_an_eighth_of_the_free_memory_and_at_most_a_gibibyte
     monkeypatch.setattr(speed, "array_namespace", lambda _: fake)
     for free in (2**40, 8000, 1, None):
         monkeypatch.setattr(speed, "free_bytes", lambda _, free=free: free)
-        speed.numbers_to_read(np.zeros(1))
+        speed.bandwidth_buffer(np.zeros(1))
     assert made == [2**28, 250, 1, 2**28]
 
 

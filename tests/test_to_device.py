@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from npllm.checkpoint.names import Part
+from npllm.checkpoint.plan import Part
 from safetensors.numpy import save_file
 from test_transfer import numpy_device
 from tqdm import tqdm

@@ -1,1 +1,13 @@
-"""What is built on the loop of `generate.steps`."""
+"""What is built on the loop.
+
+pipeline     the chapter's `pipeline`: prompts in, texts out
+chat         a conversation over one KV cache
+speculation  draft tokens cheaply, verify them in one pass
+classify     the labels of a text, or of each of its tokens
+evaluate     perplexity, and the divergence from a reference
+ablate       the next token without one layer's network
+packing      short documents packed into the rows of a training batch
+bench        the loop timed with and without the KV cache
+speed        the loop compared with the memory's bandwidth
+selftest     a device compared with the CPU
+"""

@@ -1,4 +1,4 @@
-"""Where a model keeps what it knows: leave out one layer's network, and see what becomes of the answer.
+"""Where a model stores a fact: the answer, with the feed-forward network of one layer at a time left out.
 
 Source: "The feedforward neural network at a glance" (Figure 3-13: "The Shawshank" is followed by "Redemption").
 """
@@ -16,19 +16,19 @@ from ..sampling import softmax
 
 
 class Ablation(NamedTuple):
-    """What each layer's network has to do with one answer."""
+    """How one answer depends on each layer's network."""
 
-    token: int  # the likeliest next token of the whole model
+    token: int  # the likeliest next token according to the whole model
     probability: float
     without: list[float]  # that token's probability without the network of layer 0, 1, ...
-    instead: list[int]  # and which token is the likeliest then
+    instead: list[int]  # the likeliest token in that case
 
 
 def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Ablation:
-    """The next token and its probability: of the whole model, and with each layer's feed-forward network left out.
+    """The next token and its probability: from the whole model, and with each layer's feed-forward network left out.
 
-    Left out is what the network adds to the residual stream: a tap puts zeros in its place, and all else of the block
-    stays. part="attention" leaves out the attention layers instead, for comparison.
+    A tap replaces what the network adds to the residual stream with zeros; the rest of the block is unchanged.
+    part="attention" leaves out the attention layers instead, for comparison.
 
     >>> import npllm
     >>> from npllm.apps.ablate import without_layers
@@ -46,7 +46,7 @@ def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Abl
     on_device = xp.asarray(ids, device=device(lm.weights.norm))
 
     def distribution(left_out: str = "") -> Array:
-        """Of the next token, with this value replaced by zeros."""
+        """The probabilities of the next token, with this value replaced by zeros."""
 
         def tap(name: str, value: Array) -> Array:
             return xp.zeros_like(value) if name == left_out else value

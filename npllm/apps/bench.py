@@ -1,4 +1,4 @@
-"""Timing the loop, as the chapter does with %%timeit: the same tokens with and without the KV cache.
+"""The loop timed as in the chapter, with %%timeit: the same tokens with and without the KV cache.
 
 Source: "Speeding Up Generation by Caching Keys and Values" (Figure 3-10 and the two timed cells).
 """
@@ -17,19 +17,19 @@ from .chat import common_prefix
 
 
 class Run(NamedTuple):
-    """One generation that was timed."""
+    """One timed generation."""
 
     use_cache: bool
     seconds: float
-    streams: int  # how many went through the blocks: the tokens of all passes together
+    streams: int  # how many went through the blocks: the tokens of all passes
     ids: list[int]
 
 
 def cache_runs(lm: LM, prompt_ids: Sequence[int], new_tokens: int, repeat: int) -> Iterator[Run]:
-    """Generate greedily with the cache and without it, in turn, `repeat` times each.
+    """Timed greedy generations, alternating between with and without the cache, `repeat` times each.
 
-    In turn, because a machine's speed changes with the minute: then it changes for both. End tokens do not end it, so
-    each run makes `new_tokens`. Before the first, one token is made that does not count: it fetches the weights.
+    They alternate because a machine's speed drifts: the drift then affects both. End tokens are ignored, so each run
+    makes `new_tokens`. One untimed token is generated first, as a warm-up.
 
     Raises
     ------
@@ -38,15 +38,15 @@ def cache_runs(lm: LM, prompt_ids: Sequence[int], new_tokens: int, repeat: int) 
     context = lm.config.max_position_embeddings
     if len(prompt_ids) + new_tokens > context:
         raise UsageError(
-            f"prompt and new tokens: expected at most {context}, the model's context, got {len(prompt_ids)} and"
-            f" {new_tokens}"
+            f"prompt and new tokens: expected at most {context} together, the model's context, got {len(prompt_ids)}"
+            f" and {new_tokens}"
         )
     generate(lm, prompt_ids, max_new_tokens=1)
     return (timed(lm, prompt_ids, new_tokens, use_cache) for _ in range(repeat) for use_cache in (True, False))
 
 
 def timed(lm: LM, prompt_ids: Sequence[int], new_tokens: int, use_cache: bool) -> Run:
-    """Generate `new_tokens` tokens, and look at the clock."""
+    """One generation of `new_tokens` tokens, timed."""
     widths: list[int] = []
 
     def counting(ids: Array, *arguments: Any, **options: Any) -> Any:
@@ -60,21 +60,21 @@ def timed(lm: LM, prompt_ids: Sequence[int], new_tokens: int, use_cache: bool) -
 
 
 def endless(lm: LM) -> LM:
-    """The model without end tokens, and without a tokenizer: nothing is timed but the loop."""
+    """The model without end tokens and without a tokenizer: only the loop is timed."""
     config = dataclasses.replace(lm.config, eos_token_id=())
     return lm._replace(config=config, generation_config={}, tokenizer=None)
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
-    """What runs with the cache and without it took, and whether they made the same tokens.
+    """The statistics of the runs with and without the cache, and whether they made the same tokens.
 
     Returns
     -------
-    new_tokens, repeat : of each kind
+    new_tokens, repeat : tokens per run, and runs of each kind
     with_cache, without_cache : seconds of each run, their mean and standard deviation, tokens per second, and the
         streams that a run computed
-    ratio : how many times as long it takes without the cache
-    same_ids : how many tokens all runs begin with in common; new_tokens, if they are all the same
+    ratio : how many times longer it takes without the cache
+    same_ids : the length of the common prefix of all runs; equal to new_tokens if all runs agree
 
     >>> result = compare([Run(True, 1.0, 4, [7, 8]), Run(False, 3.0, 7, [7, 8])])
     >>> result["with_cache"]["streams"], result["without_cache"]["streams"], result["ratio"], result["same_ids"]
@@ -92,7 +92,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """Mean and standard deviation as %%timeit takes them: of these runs, not of all that could have been."""
+    """The statistics of some runs. As in %%timeit, the standard deviation is that of the population."""
     seconds = [run.seconds for run in runs]
     mean = statistics.mean(seconds)
     return {

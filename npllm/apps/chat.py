@@ -1,7 +1,7 @@
-"""A conversation: the loop of `generate.steps`, turn by turn, over one KV cache.
+"""A conversation: the loop, turn by turn, over one KV cache.
 
-A model has no memory of its own. With every turn it is given the whole conversation as one text, in the chat format of
-its checkpoint; what makes that cheap is the KV cache, which still holds all but the new turn.
+A model has no memory between turns. Every turn gives it the whole conversation as one text, in the chat format of its
+checkpoint. The KV cache makes this cheap: it still holds everything except the new turn.
 """
 
 from collections.abc import Generator, Sequence
@@ -20,10 +20,10 @@ from ..options import check_options, check_prompt
 class Chat:
     """A conversation with a model.
 
-    lm : its tokenizer has the chat format
+    lm : a model whose tokenizer has a chat template
     messages : the turns so far, {"role": "system", "user" or "assistant", "content": text}
-    cache : the KV cache, of numbers as cache_dtype says; it grows with the conversation, at least by doubling
-    cached_ids : the tokens whose keys and values the cache holds
+    cache : the KV cache, in cache_dtype; its capacity at least doubles when it grows
+    cached_ids : the tokens whose keys and values are in the cache
 
     >>> import npllm
     >>> from npllm.apps.chat import Chat
@@ -36,7 +36,7 @@ class Chat:
 
     def __init__(self, lm: LM, system: str | None = None, cache_dtype: str = "float32") -> None:
         if lm.tokenizer is None:
-            raise ModelFileError("the model has no tokenizer.json: expected one, which a chat needs")
+            raise ModelFileError("the model has no tokenizer.json: expected one, because a chat needs it")
         if lm.tokenizer.chat_template is None:
             raise UsageError(
                 "the model has no chat template: expected one; it can only continue a text (npllm generate)"
@@ -48,34 +48,34 @@ class Chat:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all turns but the system's."""
+        """Discard all turns except the system message."""
         self.messages = list(self.system)
         like = self.lm.weights.norm
         self.cache = empty_cache(self.lm.config, 0, like=like, dtype=dtype_like(self.cache_dtype, like))
         self.cached_ids: list[int] = []
 
     def ids_with(self, text: str) -> list[int]:
-        """The conversation's tokens with a new turn of the user, up to where the model's answer begins."""
+        """The ids of the conversation with a new user turn, up to where the model's reply begins."""
         return self.tokenizer.chat_ids([*self.messages, {"role": "user", "content": text}])
 
     def reply(self, text: str, *, max_new_tokens: int = 1000, **options: Any) -> Generator[Step, None, None]:
-        """Answer the user's turn, step by step; options as in `steps`.
+        """The reply to the user's turn, step by step; options as in `steps`.
 
-        A reply that is not read to its end (by closing the iterator, or an interrupt) is remembered as far as it was
-        made. If nothing of it was made, the turn is as if it had not been.
+        If the iterator is closed or interrupted early, the part of the reply made so far is kept. If there is none, the
+        turn is discarded.
 
         Raises
         ------
-        UsageError : the conversation has become longer than the model's context
+        UsageError : the conversation is longer than the model's context
         """
         config, cache = self.lm.config, self.cache
         ids, context = self.ids_with(text), config.max_position_embeddings
         check_prompt(ids, config, what="conversation", remedy="/reset begins a new one")
         cache["length"] = common_prefix(self.cached_ids, ids)
-        room, said, finish_reason = context - len(ids), "", None
+        left, said, finish_reason = context - len(ids), "", None
         try:
             make_room(self.lm, cache, len(ids), self.cache_dtype)
-            for step in steps(self.lm, ids, max_new_tokens=min(max_new_tokens, room), cache=cache, **options):
+            for step in steps(self.lm, ids, max_new_tokens=min(max_new_tokens, left), cache=cache, **options):
                 ids.append(step.id)
                 said, finish_reason = said + step.text, step.finish_reason
                 make_room(self.lm, cache, len(ids), self.cache_dtype)
@@ -87,8 +87,8 @@ class Chat:
 
 
 def make_room(lm: LM, cache: Cache, tokens: int, cache_dtype: str = "float32") -> None:
-    """Let the KV cache hold so many tokens."""
-    capacity = cache["values"][-1].shape[-2]  # the last that `grow` replaces, should it be interrupted
+    """Grow the KV cache, if needed, to a capacity of `tokens`."""
+    capacity = cache["values"][-1].shape[-2]  # the last array that `grow` replaces, in case it was interrupted
     if tokens > capacity:
         larger = min(max(tokens, 2 * capacity), lm.config.max_position_embeddings)
         needed = kv_cache_bytes(lm.config, larger, CACHE_DTYPES[cache_dtype])
@@ -97,7 +97,7 @@ def make_room(lm: LM, cache: Cache, tokens: int, cache_dtype: str = "float32") -
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common.
+    """The length of the common prefix of two sequences.
 
     >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
     2

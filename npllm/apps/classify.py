@@ -1,7 +1,7 @@
-"""What a model that classifies says of a text, or of each of its tokens.
+"""The labels that a classification model gives a text, or each of its tokens.
 
 The results are those of transformers' pipelines "text-classification" (with top_k=None) and "token-classification". The
-latter leaves out the label "O" and the tokens that the tokenizer adds, and tells where in the text a token stands.
+latter also drops the label "O" and the tokens that the tokenizer adds, and gives each token's offset in the text.
 
 Source: "The Components of the Forward Pass": "sequence classification heads and token classification heads".
 """
@@ -24,18 +24,18 @@ from ..sampling import softmax
 
 
 def classify(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
-    """How well each label fits the text (or token ids), the best first: [{"label": "POSITIVE", "score": 0.98}, ...].
+    """The score of each label for the text (or token ids), best first: [{"label": "POSITIVE", "score": 0.98}, ...].
 
-    The scores are shares that sum to 1; where labels do not exclude each other, or there is only one, each is a
-    probability of its own; a regression's are the model's numbers as they are.
+    The scores are probabilities that sum to 1. For multi-label models and models with a single label, each score is an
+    independent probability. For a regression they are the raw outputs.
 
     Raises
     ------
-    UsageError : the model does not classify texts, or the text is empty, or too long
+    UsageError : the model does not classify texts, or the text is empty or too long
     NotEnoughMemoryError : the attention scores do not fit
     """
     check_head(lm, "ForSequenceClassification", "a text")
-    ids, hidden = vectors(lm, as_ids(lm, prompt))
+    ids, hidden = hidden_states(lm, as_ids(lm, prompt))
     logits = to_host(sequence_classification_head(hidden, lm.weights, ids, lm.config.pad_token_id))
     scores = softmax(logits)
     if lm.config.problem_type == "multi_label_classification" or len(scores) == 1:
@@ -49,11 +49,11 @@ def classify(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
 def classify_tokens(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
     """The best label of each token: [{"index": 0, "id": 504, "word": "ĠParis", "entity": "B-LOC", "score": 0.98}, ...].
 
-    "word" is None where the model has no tokenizer. Errors as in `classify`.
+    "word" is None if the model has no tokenizer. Errors as in `classify`.
     """
     check_head(lm, "ForTokenClassification", "each token")
     prompt_ids = as_ids(lm, prompt)
-    _, hidden = vectors(lm, prompt_ids)
+    _, hidden = hidden_states(lm, prompt_ids)
     scores = softmax(to_host(token_classification_head(hidden, lm.weights)))
     words = [None] * len(prompt_ids) if lm.tokenizer is None else lm.tokenizer.pieces(prompt_ids)
     return [
@@ -63,14 +63,14 @@ def classify_tokens(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]
 
 
 def check_head(lm: LM, ending: str, what: str) -> None:
-    """Refuse a model that was trained for something else."""
+    """Raise UsageError for a model trained for another task."""
     if not any(name.endswith(ending) for name in lm.config.architectures):
         got = ", ".join(lm.config.architectures) or "a language model"
         raise UsageError(f"model: expected one that classifies {what} (...{ending}), got {got}")
 
 
-def vectors(lm: LM, prompt_ids: list[int]) -> tuple[Int[Array, " T"], Float[Array, "T D"]]:
-    """The ids on the model's device, and what the stack of blocks makes of them."""
+def hidden_states(lm: LM, prompt_ids: list[int]) -> tuple[Int[Array, " T"], Float[Array, "T D"]]:
+    """The ids on the model's device, and their hidden states."""
     check_prompt(prompt_ids, lm.config, new=0, what="text")
     like = lm.weights.norm
     check_memory({"attention scores": 3 * 4 * lm.config.num_attention_heads * len(prompt_ids) ** 2}, free_bytes(like))

@@ -1,20 +1,20 @@
-"""How well a model predicts a text, and how far its predictions are from those of another one.
+"""How well a model predicts a text, and how far its predictions are from those of a reference model.
 
-Perplexity is e to the mean of -log p(token | those before it): as if the model hesitated between so many equally likely
-tokens. It depends on how the tokenizer cuts the text; bits per byte, the same surprise shared out on the text's bytes,
-does not.
+Perplexity is e to the mean of -log p(token | preceding tokens): the number of equally likely tokens among which the
+model would be equally uncertain. It depends on the tokenizer. Bits per byte, the same total surprise divided by the
+bytes of the text, does not.
 
-A text longer than the window is read in windows that overlap, and a token is scored in the first window that has it,
-where most stands before it: with window 512 and stride 256 that is 256 tokens or more, but for the first ones of the
-text. Only the very first token is not scored: nothing stands before it.
+A text longer than the window is processed in overlapping windows. Each token is scored in the first window that
+contains it, where it has the most context: with window 512 and stride 256, at least 256 tokens, except at the start of
+the text. Only the very first token is not scored, because it has no context.
 
-Whether rounded weights still predict the same is told by the Kullback-Leibler divergence of each prediction, from the
+The effect of rounding the weights is measured by the Kullback-Leibler divergence of each prediction, from the
 reference's distribution P to the model's Q: sum P (log P - log Q), in nats; and by how often the two agree on the
-likeliest token. In perplexity errors can cancel.
+likeliest token. In perplexity, errors can cancel.
 
-Source: "Choosing a single token from the probability distribution" (Figure 3-7); for the windows the page "Perplexity
-of fixed-length models" of transformers' documentation; for what is told of the divergence the README of llama.cpp's
-perplexity tool; Kullback and Leibler 1951, "On information and sufficiency".
+Source: "Choosing a single token from the probability distribution" (Figure 3-7); for the windows, the page "Perplexity
+of fixed-length models" of transformers' documentation; for the statistics of the divergence, the README of
+llama.cpp's perplexity tool; Kullback and Leibler 1951, "On information and sufficiency".
 """
 
 import math
@@ -31,11 +31,11 @@ from ..errors import ModelFileError, UsageError
 from ..lm import LM, lm_head, transform
 from ..options import check_ids
 
-ROWS = 32  # tokens whose predictions are held at once: V numbers of float64 for each, several times
+ROWS = 32  # tokens scored at once; each takes several buffers of V float64 elements
 
 
 class Window(NamedTuple):
-    """A part of the text that goes through the model at once."""
+    """A part of the text that goes through the model in one pass."""
 
     begin: int
     end: int
@@ -43,24 +43,24 @@ class Window(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What a model predicts for a text, without its blocks: vectors, and the head that makes logits of them."""
+    """A model's predictions for a text, in compact form: hidden states, and the head that maps them to logits."""
 
-    hidden: list[Float[Array, "rows D"]]  # for each window
-    lm: LM  # without layers
+    hidden: list[Float[Array, "rows D"]]  # of each window
+    lm: LM  # its weights without layers
     windows: list[Window]
 
 
 class Scores(NamedTuple):
-    """What was found for each scored token."""
+    """The scores of each token."""
 
     losses: Float[np.ndarray, " rows"]  # -log p(token), in nats
     reference_losses: Float[np.ndarray, " rows"] | None = None
     divergences: Float[np.ndarray, " rows"] | None = None  # from the reference, in nats
-    same_top: Bool[np.ndarray, " rows"] | None = None  # whether both find the same token the likeliest
+    same_top: Bool[np.ndarray, " rows"] | None = None  # whether both models rank the same token first
 
 
 def windows(tokens: int, window: int, stride: int) -> list[Window]:
-    """The windows that a text of so many tokens is read in.
+    """The windows of a text of this many tokens.
 
     >>> [tuple(part) for part in windows(10, 6, 2)]
     [(0, 6, 1), (2, 8, 6), (4, 10, 8)]
@@ -71,10 +71,12 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
 
 
 def checked_windows(lm: LM, ids: Sequence[int], window: int, stride: int) -> list[Window]:
-    """The windows, after everything that they need is found to be there; errors as in `evaluate`."""
+    """The windows, once arguments and memory are checked; errors as in `evaluate`."""
     context = lm.config.max_position_embeddings
     if len(ids) < 2:
-        raise UsageError(f"the text: expected at least two tokens, got {len(ids)}: the first one is not predicted")
+        raise UsageError(
+            f"the text is too short: expected at least two tokens, got {len(ids)}: the first one is not predicted"
+        )
     check_ids(ids, lm.config.vocab_size)
     if not 2 <= window <= context:
         raise UsageError(f"window: expected 2 to {context}, the model's context, got {window}")
@@ -88,7 +90,7 @@ def checked_windows(lm: LM, ids: Sequence[int], window: int, stride: int) -> lis
 
 
 def hidden_states(lm: LM, ids: Sequence[int], parts: Iterable[Window]) -> Iterator[Float[Array, "rows D"]]:
-    """For each window, the vectors that predict its scored tokens: those of the tokens before them."""
+    """For each window, the hidden states that predict its scored tokens: those of the tokens before them."""
     like = lm.weights.norm
     xp = array_namespace(like)
     for begin, end, scored in parts:
@@ -98,40 +100,41 @@ def hidden_states(lm: LM, ids: Sequence[int], parts: Iterable[Window]) -> Iterat
 
 
 def reference(lm: LM, ids: Sequence[int], window: int = 512, stride: int = 256) -> Iterator[Reference]:
-    """What this model predicts, for `evaluate` to compare another one with; after each window what there is so far.
+    """This model's predictions, for `evaluate` to compare another model with; yields the result so far per window.
 
-    Kept are D numbers for each token and the LM head: two models need not be in memory at once, and the logits, V
-    numbers for each token, never are for the whole text. Errors as in `evaluate`.
+    It stores D elements for each token, and the LM head. So two models need not be in memory at once, and the logits, V
+    elements for each token, are never stored for the whole text. Errors as in `evaluate`.
     """
     parts = checked_windows(lm, ids, window, stride)
-    check_memory({"the reference's vectors": 4 * len(ids) * lm.config.hidden_size}, free_bytes(lm.weights.norm))
+    check_memory({"the reference's hidden states": 4 * len(ids) * lm.config.hidden_size}, free_bytes(lm.weights.norm))
     xp = array_namespace(lm.weights.norm)
     hidden: list[Array] = []
+    head = lm._replace(weights=lm.weights._replace(layers=()))
     for rows in hidden_states(lm, ids, parts):
-        hidden.append(xp.asarray(rows, copy=True))  # a view would keep the whole window
-        yield Reference(hidden, lm._replace(weights=lm.weights._replace(layers=())), parts)
+        hidden.append(xp.asarray(rows, copy=True))  # a view would keep the whole window alive
+        yield Reference(hidden, head, parts)
 
 
 def evaluate(
     lm: LM, ids: Sequence[int], window: int = 512, stride: int = 256, against: Reference | None = None
 ) -> Iterator[Scores]:
-    """Score each token of the text but the first, a few at a time; `joined` puts them together, `summary` sums them up.
+    """The scores of every token except the first, a few at a time; `joined` concatenates, `summary` summarizes them.
 
     Parameters
     ----------
-    window : how many tokens the model sees at once, at most its context
-    stride : by how many tokens the next window begins later
-    against : another model's predictions for the same ids, in the same windows
+    window : tokens per window, at most the model's context
+    stride : tokens from the start of one window to the start of the next
+    against : the reference's predictions for the same ids, in the same windows
 
     Raises
     ------
-    UsageError : the text is too short, or an argument cannot be used
+    UsageError : the text is too short, or an argument is invalid
     ModelFileError : the logits are not finite
     NotEnoughMemoryError : a window does not fit
     """
     parts = checked_windows(lm, ids, window, stride)
     if against is not None and against.windows != parts:
-        raise UsageError("against: expected the predictions for these ids, in these windows, got others")
+        raise UsageError("against: expected predictions for the same ids and windows, got others")
     for number, (part, hidden) in enumerate(zip(parts, hidden_states(lm, ids, parts), strict=True)):
         for start in range(0, hidden.shape[0], ROWS):
             rows, first = slice(start, min(start + ROWS, hidden.shape[0])), part.scored + start
@@ -144,8 +147,7 @@ def evaluate(
             theirs = log_probabilities(against.hidden[number][rows, :], against.lm, first)
             if theirs.shape != model.shape:
                 raise UsageError(
-                    f"against: expected a vocabulary of {model.shape[-1]} tokens, as the model has it, got"
-                    f" {theirs.shape[-1]}"
+                    f"against: expected the model's vocabulary size of {model.shape[-1]}, got {theirs.shape[-1]}"
                 )
             yield Scores(
                 losses,
@@ -156,9 +158,9 @@ def evaluate(
 
 
 def log_probabilities(hidden: Float[Array, "rows D"], lm: LM, first: int) -> Float[np.ndarray, "rows V"]:
-    """Log-softmax of the logits, in float64: in float32 a divergence of 1e-7 would drown in the rounding of the sums.
+    """The log-softmax of the logits, in float64: in float32, rounding would hide a divergence of 1e-7.
 
-    first : which token the first row predicts, for the message
+    first : the index of the token that the first row predicts, for the error message
     """
     logits = to_host(lm_head(hidden, lm)).astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
@@ -174,9 +176,9 @@ def log_probabilities(hidden: Float[Array, "rows D"], lm: LM, first: int) -> Flo
 def divergence(
     reference: Float[np.ndarray, "rows V"], model: Float[np.ndarray, "rows V"]
 ) -> Float[np.ndarray, " rows"]:
-    """KL(P || Q) of two predictions given as log-probabilities, in nats: 0 where they are the same, never negative.
+    """KL(P || Q) of two predictions given as log-probabilities, in nats: 0 where they are equal, never negative.
 
-    It is not symmetric: what the reference finds likely must be likely in the model too, and not the other way round.
+    It is not symmetric: what is likely for the reference must be likely for the model, but not the other way round.
 
     >>> p, q = np.array([[0.5, 0.5]]), np.array([[0.75, 0.25]])
     >>> divergence(np.log(p), np.log(q)).round(4), divergence(np.log(q), np.log(p)).round(4)
@@ -186,7 +188,7 @@ def divergence(
 
 
 def joined(pieces: Iterable[Scores]) -> Scores:
-    """The scores of all tokens together."""
+    """The scores of all tokens, concatenated."""
     losses, *compared = zip(*pieces, strict=True)
     return Scores(
         np.concatenate(losses), *(None if column[0] is None else np.concatenate(column) for column in compared)
@@ -196,7 +198,7 @@ def joined(pieces: Iterable[Scores]) -> Scores:
 def summary(scores: Scores, text_bytes: int | None = None) -> dict[str, Any]:
     """The statistics, by name.
 
-    text_bytes : how many bytes the scored tokens are; without it there are no bits per byte
+    text_bytes : the length of the scored tokens in bytes; if None, bits per byte is None
     """
     result: dict[str, Any] = {
         "scored_tokens": len(scores.losses),
@@ -215,7 +217,7 @@ def summary(scores: Scores, text_bytes: int | None = None) -> dict[str, Any]:
 
 
 def perplexity(losses: Float[np.ndarray, " rows"]) -> float:
-    """e to the mean loss.
+    """e to the power of the mean loss.
 
     >>> round(perplexity(np.log([4.0, 4.0, 4.0])), 6)
     4.0

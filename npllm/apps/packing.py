@@ -1,8 +1,8 @@
-"""Packing: short documents side by side in the rows of a training batch, so that little of it is padding.
+"""Packing: several short documents in each row of a training batch, so that little of it is padding.
 
-To the model each document must be what it would be alone. That takes a mask through which none sees another, and
-positions that begin anew with each. The positions alone are never enough. The mask alone is enough only where positions
-are rotary: those tell distances, and within a document these are the same.
+The model must treat each document as if it were alone. That takes a mask that hides the other documents, and positions
+that restart at 0 in each. The positions alone are never enough. The mask alone is enough only with rotary positions:
+they encode distances, which do not change within a document.
 
 Source: "Positional Embeddings (RoPE)" (Figure 3-31); Krell et al. 2021, "Efficient sequence packing without
 cross-contamination".
@@ -18,18 +18,19 @@ from ..errors import UsageError
 
 
 class Packing(NamedTuple):
-    """Documents in B rows of T places. What is left over at the end of a row is padding."""
+    """Documents in B rows of T positions, padded at the end of each row."""
 
-    ids: Int[np.ndarray, "B T"]  # padding: 0, a token like any other
-    positions: Int[np.ndarray, "B T"]  # from 0 on in each document
-    documents: Int[np.ndarray, "B T"]  # the number of the document that a token belongs to; padding: -1
-    utilisation: float  # the share of places that hold a token
+    ids: Int[np.ndarray, "B T"]  # padding: 0, which is also an ordinary token id
+    positions: Int[np.ndarray, "B T"]  # restart at 0 in each document
+    documents: Int[np.ndarray, "B T"]  # the index of the document that a token belongs to; padding: -1
+    utilisation: float  # the fraction of positions that hold a token
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """The documents of each row: a document goes into the first row with room for it, or else into a new one.
+    """The documents of each row: a document goes into the first row that has space for it, or else into a new one.
 
-    Sorted beforehand, the longest first, they waste less. A document longer than a row, or empty, is a UsageError.
+    Sorting the documents beforehand, longest first, wastes less space. Raises UsageError for a document that is empty
+    or longer than a row.
 
     >>> first_fit([5, 4, 3, 2], capacity=8)
     [[0, 2], [1, 3]]
@@ -48,10 +49,11 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pack(documents: Sequence[Sequence[int]], capacity: int) -> Packing:
-    """Token ids of documents, packed by `first_fit`: a batch for `transform` or `forward`.
+    """The documents packed by `first_fit`: a batch for `transform` or `forward`.
 
-    These take `positions=packing.positions` and, with `places = np.arange(capacity)`, the mask `visible=causal(places,
-    places) & same_document(packing.documents, packing.documents)`; a model with a window takes its `sliding_window`.
+    Pass `positions=packing.positions` and, with `places = np.arange(capacity)`, the mask `visible=causal(places,
+    places) & same_document(packing.documents, packing.documents)`; for a model with a window, its `sliding_window` mask
+    instead of `causal`.
 
     >>> packing = pack([[11, 12, 13], [21, 22], [31, 32]], capacity=5)
     >>> packing.ids.tolist(), packing.positions.tolist()

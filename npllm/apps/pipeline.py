@@ -1,11 +1,11 @@
-"""The chapter's pipeline: a model and its settings once, then prompts to texts, as transformers' pipeline does it.
+"""The chapter's pipeline: set up with a model and options, it turns prompts into texts, like transformers' pipeline.
 
-The same call gives the same result as there, with these differences:
+The same call gives the same result as in transformers, with these differences:
 
-- it is greedy where nobody says do_sample=True; there, it samples
-- a text goes on with the space that a SentencePiece tokenizer writes at its beginning; there, that space is lost
-- stop strings are called `stop`, and the text ends before them; there they are `stop_sequence`, and stay in the text
-- a conversation must not end with the assistant's turn; there, such a turn is continued
+- decoding is greedy unless do_sample=True; transformers samples by default
+- the continuation keeps the leading space that a SentencePiece tokenizer writes; transformers drops it
+- stop strings are called `stop` and are not part of the text; in transformers they are `stop_sequence`, and are part
+- a conversation must not end with the assistant's turn; transformers continues such a turn
 
 Source: "Looking Inside Transformer LLMs" (the first code cell), "The Inputs and Outputs of a Trained Transformer LLM".
 """
@@ -21,7 +21,7 @@ from ..lm import LM
 from ..loop import generate
 from ..tokenizer import Tokenizer
 
-# What transformers' pipeline does where neither the call nor the model's generation_config.json says otherwise.
+# The defaults of transformers' pipeline, unless the call or the model's generation_config.json overrides them.
 DEFAULTS = {
     "max_new_tokens": 256,
     "repetition_penalty": 1.0,
@@ -32,8 +32,8 @@ DEFAULTS = {
 }
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 OPTIONS = (*DEFAULTS, "return_full_text", "do_sample", "num_return_sequences", "stop", "seed", "use_cache")
-LOAD = "give as model what npllm.load(name, device=..., dtype=...) returns"
-INSTEAD = {  # arguments of transformers' that are known, and what to do without them
+LOAD = "pass model=npllm.load(name, device=..., dtype=...)"
+INSTEAD = {  # arguments of transformers' pipeline, and what to do instead
     "torch_dtype": LOAD,
     "dtype": LOAD,
     "device": LOAD,
@@ -41,7 +41,7 @@ INSTEAD = {  # arguments of transformers' that are known, and what to do without
     "revision": LOAD,
     "model_kwargs": LOAD,
     "trust_remote_code": "leave it out: npllm never runs a checkpoint's code",
-    "batch_size": "leave it out: prompts are continued one after the other",
+    "batch_size": "leave it out: prompts are continued one at a time",
     "pad_token_id": "leave it out: nothing is padded",
     "max_length": "use max_new_tokens, which does not count the prompt",
     "stop_sequence": "use stop",
@@ -50,14 +50,14 @@ INSTEAD = {  # arguments of transformers' that are known, and what to do without
 
 
 def pipeline(task: str, model: Any = None, tokenizer: Any = None, **options: Any) -> Callable[..., list[Any]]:
-    """A function that continues prompts with this model: prompts in, `[{"generated_text": ...}]` out.
+    """A function that continues prompts with this model and returns `[{"generated_text": ...}]`.
 
     Parameters
     ----------
     task : "text-generation"
-    model : an LM; or its name as in `npllm.load`, or nothing for the default model
-    tokenizer : an LM's, in place of the model's own
-    options : those of `continue_prompts`; the function takes them too, for that one call
+    model : an LM, or a name as in `npllm.load`; None for the default model
+    tokenizer : replaces the model's own
+    options : those of `continue_prompts`; the returned function accepts them too, for a single call
 
     >>> import npllm
     >>> lm = npllm.load()
@@ -79,41 +79,41 @@ def pipeline(task: str, model: Any = None, tokenizer: Any = None, **options: Any
         lm = lm._replace(tokenizer=tokenizer)
 
     def generator(prompts: Any, **changes: Any) -> list[Any]:
-        """Continue the prompts: see `continue_prompts`."""
+        """The continuations of the prompts: see `continue_prompts`."""
         return continue_prompts(lm, prompts, **(options | changes))
 
     return generator
 
 
 def check_names(options: Mapping[str, Any]) -> None:
-    """Refuse an option that there is not."""
+    """Raise UsageError for an unknown option."""
     for name in options:
         if name not in OPTIONS:
-            raise UsageError(f"{name}: no such option; {INSTEAD.get(name, 'there are ' + ', '.join(OPTIONS))}")
+            raise UsageError(f"{name}: no such option; {INSTEAD.get(name, 'expected one of ' + ', '.join(OPTIONS))}")
 
 
 def continue_prompts(lm: LM, prompts: Any, **options: Any) -> list[Any]:
-    """The continuation of a prompt, or of each in a list of them.
+    """The continuations of a prompt, or of each prompt in a list.
 
     Parameters
     ----------
     prompts : a text; or a conversation, [{"role": "user", "content": "Hello"}, ...]; or a list of either
     return_full_text : whether the prompt is part of the result (default: True)
-    max_new_tokens : at most so many (default: as in generation_config.json, else 256)
-    do_sample : whether to draw each token (default: False, always the likeliest)
-    num_return_sequences : how many continuations of each prompt; more than one only with do_sample (default: 1)
-    temperature, top_k, top_p, min_p : with do_sample, how to draw (default: as in generation_config.json, else 0.7,
-        50, 1 and 0)
+    max_new_tokens : the maximum number of new tokens (default: from generation_config.json, else 256)
+    do_sample : whether to sample each token (default: False, greedy decoding)
+    num_return_sequences : how many continuations of each prompt; more than one requires do_sample (default: 1)
+    temperature, top_k, top_p, min_p : the sampling parameters with do_sample (default: from generation_config.json,
+        else 0.7, 50, 1 and 0)
     repetition_penalty, stop, seed, use_cache : as in `npllm.generate`; continuation i of a prompt has the seed seed + i
 
     Returns
     -------
-    [{"generated_text": text}, ...], a dict for each continuation; for a list of prompts a list of such lists. With a
-    conversation, the text is the assistant's turn, and with return_full_text all turns, as messages
+    [{"generated_text": text}, ...], a dict for each continuation; for a list of prompts, a list of such lists. For a
+    conversation, the text is the assistant's turn, or with return_full_text all turns as messages
 
     Raises
     ------
-    UsageError : an option, its value or a prompt cannot be used
+    UsageError : an option, its value or a prompt is invalid
     """
     if is_prompt(prompts):
         return continue_prompt(lm, prompts, **options)
@@ -123,7 +123,7 @@ def continue_prompts(lm: LM, prompts: Any, **options: Any) -> list[Any]:
 
 
 def is_prompt(value: Any) -> bool:
-    """Whether it is one prompt: a text, or messages."""
+    """Whether the value is a single prompt: a text, or messages."""
     return isinstance(value, str) or (
         isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(message, Mapping) for message in value)
     )
@@ -139,10 +139,10 @@ def continue_prompt(
     seed: int | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """`continue_prompts` for one prompt."""
+    """The continuations of one prompt; parameters as in `continue_prompts`."""
     check_names(options)
     if num_return_sequences < 1 or (num_return_sequences > 1 and not do_sample):
-        expected = "at least 1" if do_sample else "1, because without do_sample all would be the same"
+        expected = "at least 1" if do_sample else "1, because without do_sample all would be equal"
         raise UsageError(f"num_return_sequences: expected {expected}, got {num_return_sequences}")
     how = DEFAULTS | settings(lm) | options
     if not do_sample:
@@ -162,7 +162,7 @@ def continue_prompt(
 
 
 def settings(lm: LM) -> dict[str, Any]:
-    """What generation_config.json says of how to generate."""
+    """The generation settings in generation_config.json."""
     found = {name: lm.generation_config[name] for name in DEFAULTS if lm.generation_config.get(name) is not None}
     for name, value in found.items():
         if not isinstance(value, int | float):
@@ -171,9 +171,11 @@ def settings(lm: LM) -> dict[str, Any]:
 
 
 def chat_ids(lm: LM, messages: Any) -> list[int]:
-    """The tokens of a conversation, up to where the assistant's turn begins."""
+    """The ids of a conversation, up to where the assistant's turn begins."""
     if lm.tokenizer is None:
-        raise ModelFileError("the model has no tokenizer.json: expected one, which a chat needs")
+        raise ModelFileError("the model has no tokenizer.json: expected one, because a chat needs it")
     if messages[-1].get("role") == "assistant":
-        raise UsageError("messages: expected another's turn as the last, got the assistant's, which is to come")
+        raise UsageError(
+            "messages: expected the last turn to be another's, got the assistant's; remove it to generate one"
+        )
     return lm.tokenizer.chat_ids(messages)

@@ -1,25 +1,27 @@
-"""Speculation: guess the next tokens cheaply, and let the model check them all in one pass.
+"""Speculative decoding: draft the next tokens cheaply, and let the model verify them all in one pass.
 
-Decoding reads every weight for each token. A pass over a few tokens reads them once as well, and takes little longer:
-it tells what the model says after each of them. So some tokens are drafted, the model reads them, and the drafted
-tokens are taken as far as they are what it would have said; then comes one token of its own. A pass makes at least
-one token, and at most one more than was drafted.
+Decoding reads every weight for each token. A pass over a few tokens also reads each weight only once, takes little
+longer, and predicts the next token after each of them. So some tokens are drafted and the model runs on them. The
+drafts are accepted up to the first one that the model would not have chosen; then comes one token of the model's own. A
+pass makes at least one token, and at most one more than was drafted.
 
-    prompt_lookup   drafts what followed when the last tokens stood in the text before: for texts that repeat themselves
+    prompt_lookup   drafts what followed the last tokens earlier in the text: for texts that repeat themselves
     draft_model     drafts with a smaller model of the same vocabulary
 
-Both are given to the loop, as in `npllm.generate(lm, prompt, tokens=prompt_lookup(8))`, with all its other options.
+Both are passed to the loop, as in `npllm.generate(lm, prompt, tokens=prompt_lookup(8))`, with all its other options.
 
-The text is as good as without. Greedy decoding gives the same ids. With sampling the ids have the same probabilities:
+Speculation does not change the distribution of the text. Greedy decoding gives the same ids. With sampling, the ids
+have the same probabilities:
 
-- A draft without chance in it (by lookup, or greedy) is accepted if it is the token that is drawn anyway. So x is
-  accepted with probability p(x), and else the token is drawn from p without x. It even is the same text as without
-  speculation, for the same seed.
-- A draft x that was drawn from the smaller model's probabilities q is accepted with probability min(1, p(x) / q(x)),
-  and else the token is drawn from what p has more than q, max(0, p - q).
+- A deterministic draft x (from lookup, or greedy) is accepted if it equals the token that is sampled anyway: with
+  probability p(x). Otherwise the sampled token is distributed as p without x. For the same seed, the text is even the
+  same as without speculation.
+- A draft x sampled from the smaller model's probabilities q is accepted with probability min(1, p(x) / q(x)). Otherwise
+  the token is sampled from the excess of p over q, max(0, p - q).
 
-"The same" is but for rounding: a product of several rows sums up in another order than that of a single one. Where two
-tokens are as likely as each other to seven digits, or a draw falls on the border between two, the other may be taken.
+"The same" holds up to rounding: a matrix product over several rows sums in a different order than over a single row.
+If two tokens are equally likely to seven digits, or a random number falls on the boundary between two, the other token
+may be chosen.
 
 Source: Leviathan et al. 2023, "Fast inference from transformers via speculative decoding"; Chen et al. 2023,
 "Accelerating large language model decoding with speculative sampling"; Saxena 2023, "Prompt lookup decoding".
@@ -41,62 +43,62 @@ from ..loop import next_logits, next_token
 from ..sampling import draw, softmax
 from .chat import common_prefix, make_room
 
-NGRAMS = (3, 2)  # so many of the last tokens are looked up; a single one says too little about what follows
-MOST = 64  # drafted tokens
+NGRAMS = (3, 2)  # how many of the last tokens are looked up; a single token predicts too little
+MAX_DRAFT = 64  # tokens
 
-Drafted = tuple[list[int], list[Float[Array, " V"] | None]]  # tokens, and what each was drawn from; None: no chance
+Drafted = tuple[list[int], list[Float[Array, " V"] | None]]  # tokens, and the distribution of each; None: deterministic
 
 
-def prompt_lookup(count: int, told: dict[str, int] | None = None) -> Callable[..., Iterator[int]]:
-    """The `tokens` of `npllm.steps`, with up to `count` of them drafted from the text so far: see `look_up`.
+def prompt_lookup(count: int, counts: dict[str, int] | None = None) -> Callable[..., Iterator[int]]:
+    """A `tokens` argument for `npllm.steps` that drafts up to `count` tokens from the text so far: see `look_up`.
 
-    told : the numbers of "passes", "drafted" and "accepted" tokens are added to it
+    counts : incremented by the numbers of "passes", and of "drafted" and "accepted" tokens
 
     >>> import npllm
-    >>> lm, told = npllm.load(), {}
-    >>> ids = npllm.generate(lm, "1, 2, 3, 4, 5, 6, 1, 2, 3, 4,", max_new_tokens=20, tokens=prompt_lookup(8, told)).ids
-    >>> ids == npllm.generate(lm, "1, 2, 3, 4, 5, 6, 1, 2, 3, 4,", max_new_tokens=20).ids, told["passes"] < 20
+    >>> lm, prompt, counts = npllm.load(), "1, 2, 3, 4, 5, 6, 1, 2, 3, 4,", {}
+    >>> ids = npllm.generate(lm, prompt, max_new_tokens=20, tokens=prompt_lookup(8, counts)).ids
+    >>> ids == npllm.generate(lm, prompt, max_new_tokens=20).ids, counts["passes"] < 20
     (True, True)
     """
     check_count("prompt_lookup", count)
 
-    def draft(ids: list[int], most: int, random: np.random.Generator, sampling: Mapping[str, Any]) -> Drafted:
-        guesses = look_up(ids, most)
+    def draft(ids: list[int], limit: int, random: np.random.Generator, sampling: Mapping[str, Any]) -> Drafted:
+        guesses = look_up(ids, limit)
         return guesses, [None] * len(guesses)
 
     def tokens(
         lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
     ) -> Iterator[int]:
-        return checked(lm, ids, cache, random, sampling, draft, count, told)
+        return verified(lm, ids, cache, random, sampling, draft, count, counts)
 
     return tokens
 
 
-def draft_model(small: LM, count: int = 4, told: dict[str, int] | None = None) -> Callable[..., Iterator[int]]:
-    """The `tokens` of `npllm.steps`, with up to `count` of them drafted by a smaller model.
+def draft_model(small: LM, count: int = 4, counts: dict[str, int] | None = None) -> Callable[..., Iterator[int]]:
+    """A `tokens` argument for `npllm.steps` that drafts up to `count` tokens with a smaller model.
 
-    It has a KV cache of its own, in float32, which grows, and is used again for a text that goes on, as in a
-    conversation. Where the text is longer than its context, it drafts nothing.
+    The smaller model has its own KV cache, in float32. It grows, and is reused when a text is continued, as in a
+    conversation. For a text longer than its context, the smaller model drafts nothing.
 
-    told : as in `prompt_lookup`
+    counts : as in `prompt_lookup`
 
     Raises
     ------
-    UsageError : from `npllm.steps`, where the two models do not have the same vocabulary
+    UsageError : from `npllm.steps`, if the two models have different vocabularies
     """
     check_count("draft_tokens", count)
     cache = empty_cache(small.config, 0, like=small.weights.norm)
-    held: list[int] = []  # the tokens whose keys and values are in it
+    held: list[int] = []  # the tokens whose keys and values are in the cache
 
-    def draft(ids: list[int], most: int, random: np.random.Generator, sampling: Mapping[str, Any]) -> Drafted:
-        most = min(most, small.config.max_position_embeddings - len(ids))
-        if most < 1:
+    def draft(ids: list[int], limit: int, random: np.random.Generator, sampling: Mapping[str, Any]) -> Drafted:
+        limit = min(limit, small.config.max_position_embeddings - len(ids))
+        if limit < 1:
             return [], []
-        make_room(small, cache, len(ids) + most)
+        make_room(small, cache, len(ids) + limit)
         cache["length"] = min(common_prefix(held, ids), len(ids) - 1)
         held[:] = ids[: cache["length"]]
         text, drawn_from = list(ids), []
-        for _ in range(most):
+        for _ in range(limit):
             token, probabilities = drawn(next_logits(small, text, cache)[0, :], text, random, sampling)
             text.append(token)
             drawn_from.append(probabilities)
@@ -107,12 +109,12 @@ def draft_model(small: LM, count: int = 4, told: dict[str, int] | None = None) -
         lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
     ) -> Iterator[int]:
         check_vocabulary(lm, small)
-        return checked(lm, ids, cache, random, sampling, draft, count, told)
+        return verified(lm, ids, cache, random, sampling, draft, count, counts)
 
     return tokens
 
 
-def checked(
+def verified(
     lm: LM,
     ids: list[int],
     cache: Cache,
@@ -120,23 +122,23 @@ def checked(
     sampling: Mapping[str, Any],
     draft: Callable[..., Drafted],
     count: int,
-    told: dict[str, int] | None,
+    counts: dict[str, int] | None,
 ) -> Iterator[int]:
-    """The new tokens, appended to `ids`: the drafted ones that the model confirms, and after each pass one of its own.
+    """The new tokens, appended to `ids`: in each pass the accepted drafts, then one token of the model's own.
 
-    With each token the cache holds all but the last of the ids, as if the pass had been for it alone. So the keys and
-    values of a draft that was refused are forgotten, and so are those of accepted ones that nobody has asked for yet.
+    Whenever a token is yielded, the cache holds all ids but the last, as after a pass for that token alone. This
+    discards the keys and values of rejected drafts, and those of accepted drafts not yet yielded.
     """
-    told = {} if told is None else told
-    told |= {name: told.get(name, 0) for name in ("passes", "drafted", "accepted")}
+    counts = {} if counts is None else counts
+    counts |= {name: counts.get(name, 0) for name in ("passes", "drafted", "accepted")}
     while True:
         guesses, drawn_from = list[int](), list[Array | None]()
-        if len(ids) - cache["length"] == 1:  # not while there is a prompt to be read
-            most = cache["keys"][0].shape[-2] - len(ids) - 1  # room for all, and the model's own token
-            guesses, drawn_from = draft(ids, max(0, min(count, most)), random, sampling)
+        if len(ids) - cache["length"] == 1:  # not before the prompt is processed
+            limit = cache["keys"][0].shape[-2] - len(ids) - 1  # room for the drafts and the model's own token
+            guesses, drawn_from = draft(ids, max(0, min(count, limit)), random, sampling)
         rows = next_logits(lm, [*ids, *guesses], cache, rows=len(guesses) + 1)
-        told["passes"] += 1
-        told["drafted"] += len(guesses)
+        counts["passes"] += 1
+        counts["drafted"] += len(guesses)
         for row, (guess, q) in enumerate([*zip(guesses, drawn_from, strict=True), (None, None)]):
             if guess is None or q is None:
                 token = next_token(rows[row, :], ids, random, sampling)
@@ -145,17 +147,17 @@ def checked(
                 token = accept_or_replace(guess, p, q, random)
             ids.append(token)
             cache["length"] = len(ids) - 1
-            told["accepted"] += token == guess
+            counts["accepted"] += token == guess
             yield token
             if token != guess:
                 break
 
 
-def look_up(ids: Sequence[int], most: int) -> list[int]:
-    """What followed where the last three tokens, or else the last two, stood the last time before; at most `most`.
+def look_up(ids: Sequence[int], limit: int) -> list[int]:
+    """The tokens, at most `limit`, after the latest earlier occurrence of the last three tokens, or else the last two.
 
-    Where that place is so near that what follows reaches the end, the draft goes on with itself: a text that has begun
-    to repeat itself is drafted as repeating itself.
+    If the continuation reaches the end of the text, it goes on with the draft itself: a text that has begun to repeat
+    is drafted as repeating further.
 
     >>> look_up([5, 1, 2, 3, 7, 8, 9, 1, 2, 3], 4), look_up([1, 2, 1, 2], 4), look_up([1, 2, 3], 4)
     ([7, 8, 9, 1], [1, 2, 1, 2], [])
@@ -165,7 +167,7 @@ def look_up(ids: Sequence[int], most: int) -> list[int]:
         tail = text[-size:]
         for start in range(len(ids) - size - 1, -1, -1):
             if text[start] == tail[0] and text[start : start + size] == tail:
-                for place in range(start + size, start + size + most):
+                for place in range(start + size, start + size + limit):
                     text.append(text[place])
                 return text[len(ids) :]
     return []
@@ -174,20 +176,20 @@ def look_up(ids: Sequence[int], most: int) -> list[int]:
 def drawn(
     logits: Float[Array, " V"], ids: Sequence[int], random: np.random.Generator, sampling: Mapping[str, Any]
 ) -> tuple[int, Float[Array, " V"] | None]:
-    """A token as the loop chooses it, and the probabilities it was drawn from: None for greedy decoding."""
+    """A token chosen as in the loop, and the probabilities it was sampled from; None for greedy decoding."""
     values: dict[str, Array] = {}
     token = next_token(logits, ids, random, {**sampling, "tap": record(values)})
     if "greedy" in values:
         return token, None
-    *_, left, _ = values.values()  # the last value is the token, the one before what the filters have left
+    *_, left, _ = values.values()  # the last value is the token, the one before it the filtered logits
     return token, softmax(left)
 
 
 def accept_or_replace(guess: int, p: Float[Array, " V"], q: Float[Array, " V"], random: np.random.Generator) -> int:
-    """The guess, drawn from q, with probability min(1, p / q), and else a token drawn from max(0, p - q).
+    """The guess, sampled from q, with probability min(1, p / q); otherwise a token sampled from max(0, p - q).
 
-    What comes out has the probabilities p: where q is larger than p, a guess is refused as often as it came too often;
-    where it is smaller, what is missing is made up for.
+    The result has the distribution p. Where q exceeds p, the surplus of guesses is rejected; where q is below p, the
+    replacements make up the difference.
 
     >>> import numpy as np
     >>> p, q = np.asarray([0.5, 0.5, 0.0]), np.asarray([0.25, 0.25, 0.5])
@@ -198,20 +200,20 @@ def accept_or_replace(guess: int, p: Float[Array, " V"], q: Float[Array, " V"], 
         return guess
     xp = array_namespace(p)
     missing = xp.maximum(p - q, 0.0)
-    if float(xp.max(missing)) == 0.0:  # p is q, but for rounding
+    if float(xp.max(missing)) == 0.0:  # p equals q up to rounding
         return guess
     positive = missing > 0.0
     return int(draw(xp.where(positive, xp.log(xp.where(positive, missing, 1.0)), -math.inf), random.random()))
 
 
 def check_count(name: str, count: Any) -> None:
-    """Refuse a number of drafted tokens that makes no sense."""
-    if not isinstance(count, Integral) or not 1 <= int(count) <= MOST:
-        raise UsageError(f"{name}: expected a number of tokens from 1 to {MOST}, got {count!r}")
+    """Raise UsageError for an invalid number of drafted tokens."""
+    if not isinstance(count, Integral) or not 1 <= int(count) <= MAX_DRAFT:
+        raise UsageError(f"{name}: expected a number of tokens from 1 to {MAX_DRAFT}, got {count!r}")
 
 
 def check_vocabulary(lm: LM, small: LM) -> None:
-    """Refuse a draft model whose ids mean other tokens."""
+    """Raise UsageError for a draft model with a different vocabulary."""
     expected, got = lm.config.vocab_size, small.config.vocab_size
     if got != expected:
         raise UsageError(f"draft model: expected the model's own vocabulary of {expected} tokens, got one of {got}")

@@ -1,17 +1,17 @@
-"""How fast the loop is, and how fast it could be: the time of a token beside the bytes that it has to read.
+"""How fast the loop is, and how fast it could be: the time per token compared with the bytes it must read.
 
-To make one token, every weight is read once, and all cached keys and values: nothing is used twice. So a token cannot
-come sooner than those bytes do,
+Decoding one token reads every weight and all cached keys and values once, and reuses none of them. So its time is
+bounded by the memory bandwidth,
 
-    seconds per token >= (bytes of the weights + bytes of the KV cache) / bytes per second that the memory gives
+    seconds per token >= (bytes of the weights + bytes of the KV cache) / memory bandwidth in bytes per second
 
-and the share of that bandwidth which is reached says how much there is still to gain. Reading a prompt is another
-thing: a weight that was read serves all its tokens, and the limit is arithmetic, here that of a bare `np.matmul`.
+and the fraction of the bandwidth that is reached shows how much can still be gained. Prefill is different: each weight
+serves all tokens of the prompt, and the limit is arithmetic, here that of a bare `np.matmul`.
 
-A machine's speed changes from minute to minute with its neighbours. So what is compared takes turns, the bandwidth is
-measured in the same turns, and of many rounds the median counts.
+A machine's speed varies from minute to minute with its other load. So the sides of a comparison alternate, the
+bandwidth is measured in the same rounds, and the median over the rounds is reported.
 
-A function that looks at a clock takes it as an argument (but `load_once`, which is a process of its own).
+A function that reads a clock takes it as an argument (except `load_once`, which runs in its own process).
 
 Source: "Speeding Up Generation by Caching Keys and Values"; Williams, Waterman and Patterson 2009, "Roofline: an
 insightful visual performance model for multicore architectures".
@@ -49,14 +49,14 @@ Clock = Callable[[], float]
 
 
 class Read(NamedTuple):
-    """Bytes read for one token."""
+    """The bytes read for one token."""
 
     weights: float
     kv_cache: float
 
 
 def in_turn(sides: Mapping[str, Callable[[], T]], rounds: int) -> Iterator[tuple[str, T]]:
-    """Call all sides once, then all of them again, and so on: a slow minute hits them alike.
+    """The results of all sides called once, then all of them again, and so on: a slow minute affects all alike.
 
     >>> list(in_turn({"a": lambda: 1, "b": lambda: 2}, rounds=2))
     [('a', 1), ('b', 2), ('a', 1), ('b', 2)]
@@ -65,7 +65,7 @@ def in_turn(sides: Mapping[str, Callable[[], T]], rounds: int) -> Iterator[tuple
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """The median of the rounds, the least and the most.
+    """The median, minimum and maximum of the rounds, and the rounds themselves.
 
     >>> spread([3.0, 1.0, 2.0, 9.0])
     {'median': 2.5, 'least': 1.0, 'most': 9.0, 'rounds': [3.0, 1.0, 2.0, 9.0]}
@@ -78,48 +78,48 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def numbers_to_read(like: Array) -> Array:
-    """What `read_bandwidth` reads: 1 GiB, or an eighth of the memory; more than a processor's caches hold."""
+def bandwidth_buffer(like: Array) -> Array:
+    """The buffer that `read_bandwidth` reads: 1 GiB or an eighth of the free memory, to exceed a processor's caches."""
     size = min(2**30, (free_bytes(like) or 2**33) // 8)
     xp = array_namespace(like)
     return xp.ones(max(size // 4, 1), dtype=xp.float32, device=device(like))
 
 
-def read_bandwidth(numbers: Array, threads: int, repeat: int = 3, clock: Clock = time.perf_counter) -> float:
-    """Bytes per second in which the memory gives an array to a plain reduction, at the best of several times.
+def read_bandwidth(buffer: Array, threads: int, repeat: int = 3, clock: Clock = time.perf_counter) -> float:
+    """The read bandwidth in bytes per second: an array reduced by a plain `max`, the best of several runs.
 
-    It is NumPy's `max`, by one thread for each core: the cheapest thing to do with a number that was read. On a GPU,
-    CuPy's, which needs no threads.
+    It is NumPy's `max`, with one thread for each core: the cheapest operation on an element once it is read. On a GPU
+    it is CuPy's, which needs no threads.
     """
-    parts = np.array_split(numbers, threads) if isinstance(numbers, np.ndarray) else [numbers]
-    largest = array_namespace(numbers).max
+    parts = np.array_split(buffer, threads) if isinstance(buffer, np.ndarray) else [buffer]
+    largest = array_namespace(buffer).max
     best = float("inf")
     with ThreadPoolExecutor(len(parts)) as pool:
         for _ in range(repeat):
             started = clock()
             for found in list(pool.map(largest, parts)):
-                to_host(found)  # a GPU is still at it until its result is here
+                to_host(found)  # a GPU is done only when its result has arrived
             best = min(best, clock() - started)
-    return 4 * prod(numbers.shape) / best
+    return 4 * prod(buffer.shape) / best
 
 
 def random_ids(lm: LM, tokens: int) -> list[int]:
-    """A prompt for timing, the same one each time."""
+    """A prompt for timing, always the same."""
     return [int(i) for i in np.random.default_rng(0).integers(0, lm.config.vocab_size, tokens)]
 
 
 def check_context(lm: LM, tokens: int, new_tokens: int) -> None:
-    """Raise UsageError unless so many tokens, and the one before those that are timed, fit into the context."""
-    most = lm.config.max_position_embeddings - 1
-    if tokens + new_tokens > most:
+    """Raise UsageError unless the prompt, the untimed token and the timed tokens fit into the context."""
+    limit = lm.config.max_position_embeddings - 1
+    if tokens + new_tokens > limit:
         raise UsageError(
-            f"--context and --new-tokens: expected at most {most} together, the model's context but for one token, got"
+            f"--context and --new-tokens: expected at most {limit} together, one less than the model's context, got"
             f" {tokens} and {new_tokens}"
         )
 
 
 def filled_cache(lm: LM, ids: Sequence[int], new_tokens: int, dtype: str = "float32") -> Cache:
-    """A cache that holds the ids, with room for the tokens that are to be timed."""
+    """A KV cache that holds the ids, with capacity for the tokens to be timed."""
     like, capacity = lm.weights.norm, len(ids) + new_tokens
     check_memory({"KV cache": kv_cache_bytes(lm.config, capacity, CACHE_DTYPES[dtype])}, free_bytes(like))
     cache = empty_cache(lm.config, capacity, like=like, dtype=dtype_like(dtype, like))
@@ -131,9 +131,9 @@ def filled_cache(lm: LM, ids: Sequence[int], new_tokens: int, dtype: str = "floa
 def decode(
     lm: LM, ids: Sequence[int], cache: Cache, new_tokens: int, clock: Clock = time.perf_counter
 ) -> tuple[float, list[int]]:
-    """Seconds per token, of `new_tokens` tokens after `ids`, which the cache holds; and the tokens.
+    """Seconds per token for `new_tokens` tokens after `ids`, which the cache holds; and the tokens.
 
-    One more is made before, and not counted: it wakes the threads up. End tokens do not end it.
+    One untimed token is made first, to wake the threads. End tokens are ignored.
     """
     cache["length"] = len(ids)  # forgets what the last round added
     made = steps(endless(lm), ids, max_new_tokens=new_tokens + 1, cache=cache)
@@ -144,10 +144,10 @@ def decode(
 
 
 def decode_read(lm: LM, context: int, new_tokens: int, cache_dtype: str = "float32") -> Read:
-    """What a token reads, in the mean over `new_tokens` tokens made as by `decode`.
+    """The bytes read per token, averaged over `new_tokens` tokens made as in `decode`.
 
-    Every matrix and norm once, of the embeddings one row; all keys and values of the tokens before. The first token
-    that is timed has `context` of them before it, each further one another.
+    Every matrix and norm is read once, one row of the embeddings, and all keys and values of the preceding tokens. The
+    first timed token has `context` preceding tokens, each further one has one more.
     """
     first, last = (total(costs(lm.config, lm.weights, 1, past)) for past in (context, context + new_tokens - 1))
     cached = (first.cache_bytes + last.cache_bytes) / 2  # as if they were float32
@@ -155,10 +155,10 @@ def decode_read(lm: LM, context: int, new_tokens: int, cache_dtype: str = "float
 
 
 def decode_row(lm: LM, seconds: Sequence[float], read: Read, bandwidth: float) -> dict[str, Any]:
-    """The figures of one way to keep the weights.
+    """The figures for one dtype of the weights.
 
     seconds : per token, of each round
-    bandwidth : what the memory gives, in bytes per second
+    bandwidth : of the memory, in bytes per second
     """
     row = spread(seconds)
     per_second = (read.weights + read.kv_cache) / row["median"]
@@ -174,7 +174,7 @@ def decode_row(lm: LM, seconds: Sequence[float], read: Read, bandwidth: float) -
 
 
 def sizes(lm: LM) -> dict[str, Any]:
-    """How many parameters there are, how many bytes they take in memory, and in which storages; each matrix once."""
+    """The number of parameters, and their bytes in memory by storage dtype; each matrix is counted once."""
     w = lm.weights
     # By identity, because with tied embeddings the LM head is the embeddings matrix.
     arrays = {
@@ -202,10 +202,10 @@ def prefill(lm: LM, ids: Sequence[int], clock: Clock = time.perf_counter) -> flo
 
 
 def product_flops(lm: LM, tokens: int) -> int:
-    """The arithmetic of a prefill that is matrix products, two operations for each multiplication and its addition.
+    """The FLOPs of the matrix products in a prefill, two for each multiply-add.
 
-    Every weight matrix of the blocks times every token, the LM head times the last one; in attention two products for
-    each pair of a token and one that it may see, itself or an earlier one.
+    They are every weight matrix of the blocks for every token, the LM head for the last token, and in attention two
+    products for each pair of a query and a key that it can see.
     """
     c, w = lm.config, lm.weights
     matrices = sum(
@@ -218,9 +218,9 @@ def product_flops(lm: LM, tokens: int) -> int:
 
 
 def bare_matmul(lm: LM, tokens: int, flops: int, clock: Clock = time.perf_counter) -> float:
-    """FLOP/s of a bare `np.matmul` in float32, over about `flops` of them.
+    """FLOP/s of a bare `np.matmul` in float32, measured over about `flops` FLOPs.
 
-    It multiplies [tokens, D] by a matrix of the shape of a block's largest, again and again.
+    It repeatedly multiplies [tokens, D] by a matrix of the shape of a block's largest.
     """
     xp = array_namespace(lm.weights.norm)
     height, width = max((array.shape for array in lm.weights.layers[0] if array is not None), key=prod)
@@ -228,7 +228,7 @@ def bare_matmul(lm: LM, tokens: int, flops: int, clock: Clock = time.perf_counte
     x, matrix = (xp.ones(shape, dtype=xp.float32, device=place) for shape in ((tokens, width), (height, width)))
     one = 2 * tokens * height * width
     times = max(1, round(flops / one))
-    to_host((x @ matrix.T)[0, 0])  # not counted
+    to_host((x @ matrix.T)[0, 0])  # warm-up
     started = clock()
     for _ in range(times):
         y = x @ matrix.T
@@ -237,10 +237,10 @@ def bare_matmul(lm: LM, tokens: int, flops: int, clock: Clock = time.perf_counte
 
 
 def prefill_row(lm: LM, tokens: int, seconds: Sequence[float], bare: Sequence[float]) -> dict[str, Any]:
-    """The figures of one way to keep the weights.
+    """The figures for one dtype of the weights.
 
     seconds : of each round
-    bare : in the same rounds, FLOP/s of a bare matrix product
+    bare : FLOP/s of a bare matrix product, in the same rounds
     """
     flops = product_flops(lm, tokens)
     row = spread(seconds)
@@ -256,7 +256,7 @@ def prefill_row(lm: LM, tokens: int, seconds: Sequence[float], bare: Sequence[fl
 
 
 def load_once(options: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """Load a model and make one token; what that takes. Meant for a process of its own, whose peak it tells.
+    """The time and memory of loading a model and making one token. Meant for a fresh process, whose peak it reports.
 
     options : the arguments of `load`
     tokens : of the prompt
@@ -267,10 +267,10 @@ def load_once(options: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     loaded = time.perf_counter()
     for _ in steps(endless(lm), random_ids(lm, tokens), max_new_tokens=1):
         pass
-    there = time.perf_counter()
+    finished = time.perf_counter()
     return {
         "load_seconds": loaded - started,
-        "first_token_seconds": there - started,
+        "first_token_seconds": finished - started,
         "resident_bytes_before": before,
         "resident_bytes": resident_bytes(),
         "peak_bytes": peak_bytes(),
@@ -279,18 +279,18 @@ def load_once(options: Mapping[str, Any], tokens: int) -> dict[str, Any]:
 
 
 def load_in_new_process(options: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """`load_once` in a process that has loaded nothing before; its errors are raised here."""
+    """`load_once` in a fresh process; its errors are raised here."""
     with ProcessPoolExecutor(1, get_context("spawn"), ignore_interrupts) as pool:
         return pool.submit(load_once, options, tokens).result()
 
 
 def ignore_interrupts() -> None:
-    """Leave Ctrl-C to the process that waits for this one, which says so once."""
+    """Leave Ctrl-C to the parent process, which reports it once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def load_row(rounds: Sequence[Mapping[str, Any]], file_bytes: int) -> dict[str, Any]:
-    """The figures of several loads: of times the spread, of memory the most."""
+    """The figures of several loads: the spread of the times, the maximum of the memory."""
     last = rounds[-1]
     row: dict[str, Any] = {name: spread([r[name] for r in rounds]) for name in ("load_seconds", "first_token_seconds")}
     for name in ("resident_bytes_before", "resident_bytes", "peak_bytes"):
@@ -302,13 +302,13 @@ def load_row(rounds: Sequence[Mapping[str, Any]], file_bytes: int) -> dict[str, 
 
 
 def resident_bytes() -> int | None:
-    """The memory that this process holds now; None where the system does not tell."""
+    """The resident memory of this process; None if the system does not report it."""
     status = read_numbers("/proc/self/status")
     return status["VmRSS:"] * 1024 if "VmRSS:" in status else None
 
 
 def model_file_bytes(name: str | None, revision: str | None, cache_dir: str | None, offline: bool) -> int:
-    """What the weights of a model take on the disk."""
+    """The size of a model's weight files on disk."""
     path = find(name, revision, cache_dir, offline)
     files: list[Path] = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)

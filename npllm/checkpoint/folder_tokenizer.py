@@ -1,9 +1,9 @@
 """The tokenizer of a folder in Hugging Face layout.
 
-tokenizer.json            the vocabulary, and how text is cut: the format of the `tokenizers` library
+tokenizer.json            the vocabulary, and how text is split: the format of the `tokenizers` library
 tokenizer_config.json     the tokens that begin and end a text; in older checkpoints also the chat template
 chat_template.jinja       the chat template
-special_tokens_map.json   only in older checkpoints: the tokens that begin and end a text, again
+special_tokens_map.json   only in older checkpoints: also the tokens that begin and end a text
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 
 def tokenizer_from_folder(folder: str | Path) -> Tokenizer:
-    """The tokenizer whose files are in the folder; it gives the ids that transformers gives.
+    """The tokenizer of a folder; its ids are those of transformers.
 
     Raises
     ------
@@ -31,11 +31,11 @@ def tokenizer_from_folder(folder: str | Path) -> Tokenizer:
     """
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
-        raise ModelFileError(f"{path}: expected this file, there is none; take the whole folder of the checkpoint")
+        raise ModelFileError(f"{path}: expected this file, found none; copy the whole folder of the checkpoint")
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library has no class of its own for it
-        raise ModelFileError(f"{path}: expected a tokenizer, got: {error}; get the file again") from error
+    except Exception as error:  # the library has no exception class for it
+        raise ModelFileError(f"{path}: expected a tokenizer, got: {error}; download the file again") from error
 
     config_path = path.with_name("tokenizer_config.json")
     config, older = read_optional(config_path), read_optional(path.with_name("special_tokens_map.json"))
@@ -54,7 +54,7 @@ def tokenizer_from_folder(folder: str | Path) -> Tokenizer:
     if path.with_name("chat_template.jinja").is_file():
         template = read_template(path.with_name("chat_template.jinja"))
 
-    # As in transformers, what tokenizer_config.json says of an added token replaces what tokenizer.json says.
+    # As in transformers, an added token in tokenizer_config.json overrides the one in tokenizer.json.
     backend.add_tokens([described[i] for i in sorted(described)])
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     for token in (*special.values(), *more):
@@ -64,11 +64,11 @@ def tokenizer_from_folder(folder: str | Path) -> Tokenizer:
     backend.add_tokens(list(added.values()))
 
     texts = {name: token.content for name, token in special.items()}
-    # Whether BOS and EOS are added: as tokenizer_config.json says, else as tokenizer.json does.
+    # Whether BOS and EOS are added: as in tokenizer_config.json, else as in tokenizer.json.
     flags = {name: config.get(f"add_{name}") for name in ("bos_token", "eos_token")}
     if any(isinstance(flag, bool) for flag in flags.values()):
-        so_far = backend.encode("").tokens
-        add = {name: flag if isinstance(flag, bool) else texts.get(name) in so_far for name, flag in flags.items()}
+        current = backend.encode("").tokens
+        add = {name: flag if isinstance(flag, bool) else texts.get(name) in current for name, flag in flags.items()}
         add_bos_and_eos(backend, *(texts.get(name) if add[name] else None for name in add))
     return Tokenizer(
         backend,
@@ -81,7 +81,7 @@ def tokenizer_from_folder(folder: str | Path) -> Tokenizer:
 
 
 def add_bos_and_eos(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:
-    """Makes `backend` put these tokens, where they are not None, before and after each text, and no others."""
+    """Make `backend` add only these tokens before and after each text; None for no token."""
     ends = {name: text for name, text in (("bos", bos), ("eos", eos)) if text is not None}
     backend.post_processor = TemplateProcessing(
         single=[name for name in ("bos", "$A", "eos") if name in ends or name == "$A"],
@@ -92,19 +92,20 @@ def add_bos_and_eos(backend: tokenizers.Tokenizer, bos: str | None, eos: str | N
 
 
 def added_token(value: Any, **flags: bool) -> AddedToken:
-    """An added token as these files have it, its text or an object that says more; with these flags in any case."""
+    """An added token from its JSON form, a text or an object; `flags` override the object's."""
     fields = value if isinstance(value, Mapping) else {"content": value}
     known = ("single_word", "lstrip", "rstrip", "normalized", "special")
     return AddedToken(fields["content"], **{flag: fields[flag] for flag in known if flag in fields} | flags)
 
 
 def read_optional(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where the file is not there."""
+    """A JSON object; empty if the file does not exist."""
     return read_json(path) if path.exists() else {}
 
 
 def read_template(path: Path) -> str:
+    """The text of a chat template file."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ModelFileError(f"{path}: expected UTF-8, got {error}; get the file again") from error
+        raise ModelFileError(f"{path}: expected UTF-8, got {error}; download the file again") from error

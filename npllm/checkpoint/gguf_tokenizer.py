@@ -1,12 +1,12 @@
 """The tokenizer of a .gguf file, from its metadata.
 
-A .gguf file has no tokenizer.json: it has the pieces, their types and scores or merges, a few ids, and the name of the
-rule that cuts a text into words. Two kinds are read, by tokenizer.ggml.model:
+A .gguf file has no tokenizer.json. It has the pieces, their types and scores or merges, a few ids, and the name of the
+rule that splits a text into words. Two kinds are supported, by tokenizer.ggml.model:
 
-gpt2    byte-level BPE: text is cut into words, their bytes are written as letters, and merges join them in order
-llama   SentencePiece BPE: spaces become ▁, and the pair that makes the piece of the highest score is joined first
+gpt2    byte-level BPE: text is split into words, their bytes are written as letters, and merges join them in order
+llama   SentencePiece BPE: spaces become ▁, and the pair that forms the piece with the highest score is joined first
 
-Where the file does not say something, this follows llama.cpp, which made the format (src/llama-vocab.cpp).
+Missing keys have the defaults of llama.cpp, which defined the format (src/llama-vocab.cpp).
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ from ..tokenizer import Tokenizer
 from .chat_template import chat_renderer
 from .folder_tokenizer import add_bos_and_eos
 
-NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6  # the numbers in tokenizer.ggml.token_type that matter here
+NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6  # values in tokenizer.ggml.token_type
 
-# How a text is cut into words before the merges, by tokenizer.ggml.pre, as the models' own tokenizer.json have it.
+# How a text is split into words before the merges, by tokenizer.ggml.pre, as in the models' own tokenizer.json.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -49,10 +49,10 @@ WORDS = {
     "gpt-4o": (GPT4O,),
     "deepseek-coder": ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"),
 }
-# A word that is a piece is taken as it is, without merges; and BOS is added where the file does not say.
+# These do not apply merges to a word that is itself a piece, and add BOS unless the file says otherwise.
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 
-# The names of tokens that end a text or a turn. A file names one such id; a model can have been trained to use several.
+# Tokens that end a text or a turn. A file names one such id; a model may have been trained with several.
 END_TOKENS = (
     *("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>"),
     *("<|im_end|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<EOT>"),
@@ -60,10 +60,10 @@ END_TOKENS = (
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a .gguf file's metadata describe.
+    """The tokenizer described by the metadata of a .gguf file.
 
-    Its end_ids are the file's eos, eot and eom ids and, because files name only one where the model was trained with
-    several, every control token that has one of the names in END_TOKENS. SmolLM2's are <|im_end|> and <|endoftext|>.
+    Its end_ids are the file's eos, eot and eom ids, and every control token named in END_TOKENS, because a file may
+    name only one end token of a model that was trained with several. SmolLM2's are <|im_end|> and <|endoftext|>.
 
     Parameters
     ----------
@@ -71,12 +71,12 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
     Raises
     ------
-    ModelFileError : a value is missing, of the wrong type or out of range, or names a rule that is not known here
+    ModelFileError : a value is missing, of the wrong type, out of range, or names an unknown rule
     """
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise refuse("model", "'gpt2' or 'llama'", repr(kind))
-    # Ids are positions in this list. As in llama.cpp, a piece without text gets one that no text has.
+    # Ids are positions in this list. As in llama.cpp, an empty piece gets a placeholder that occurs in no text.
     texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(read_list(metadata, "tokens", str))]
     types = read_list(metadata, "token_type", int, len(texts))
     vocabulary = {text: i for i, text in enumerate(texts)}
@@ -89,11 +89,11 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         backend = llama_backend(metadata, texts, types, unknown) if llama else gpt2_backend(metadata, texts)
     except ModelFileError:
         raise
-    except Exception as error:  # the library has no class of its own for it
+    except Exception as error:  # the library has no exception class for it
         raise refuse("merges", "merges of pieces of the vocabulary", error) from error
 
     added = [i for i, type_ in enumerate(types) if type_ in (CONTROL, USER_DEFINED) or i == unknown]
-    # Phi-3's control tokens take the white space after them along. The file does not say so; llama.cpp knows it too.
+    # Phi-3's control tokens strip the white space after them. The file does not say so; llama.cpp hard-codes it too.
     phi3 = llama and metadata.get("general.architecture") == "phi3" and "<|assistant|>" in vocabulary
     backend.add_tokens(
         [
@@ -116,7 +116,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
-        raise ModelFileError(f"tokenizer.chat_template: expected a text, got {type(template).__name__}")
+        raise ModelFileError(f"tokenizer.chat_template: expected a string, got {type(template).__name__}")
     ends = (eos, read_id(metadata, "eot_token_id", texts), read_id(metadata, "eom_token_id", texts))
     return Tokenizer(
         backend,
@@ -127,7 +127,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def special_ids(metadata: Mapping[str, Any], texts: list[str]) -> dict[str, int]:
-    """The tokens with a task, by their names in tokenizer_config.json: {"bos_token": 1, ...}."""
+    """The special tokens, by their names in tokenizer_config.json: {"bos_token": 1, ...}."""
     llama = metadata.get("tokenizer.ggml.model") == "llama"
     ids = {
         "bos_token": read_id(metadata, "bos_token_id", texts, 1 if llama else None),
@@ -142,11 +142,11 @@ def gpt2_backend(metadata: Mapping[str, Any], texts: list[str]) -> tokenizers.To
     """Byte-level BPE, with the merges of the file."""
     pre = metadata.get("tokenizer.ggml.pre")
     if not isinstance(pre, str) or pre not in WORDS:
-        raise refuse("pre", f"one of {', '.join(WORDS)}", f"{pre!r}, whose way to cut words is not known here")
+        raise refuse("pre", f"one of {', '.join(WORDS)}", f"{pre!r}, an unknown way to split words")
     merges = [tuple(merge.split(" ")) for merge in read_list(metadata, "merges", str)]
     wrong = [i for i, merge in enumerate(merges) if len(merge) != 2]
     if wrong:
-        raise refuse("merges", "two pieces and one space between them", f"{' '.join(merges[wrong[0]])!r} at {wrong[0]}")
+        raise refuse("merges", "two pieces separated by one space", f"{' '.join(merges[wrong[0]])!r} at {wrong[0]}")
     vocabulary = {text: i for i, text in enumerate(texts)}
     backend = tokenizers.Tokenizer(BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS))
     cuts = [pre_tokenizers.Split(Regex(words), "isolated") for words in WORDS[pre]]
@@ -159,17 +159,17 @@ def gpt2_backend(metadata: Mapping[str, Any], texts: list[str]) -> tokenizers.To
 def llama_backend(
     metadata: Mapping[str, Any], texts: list[str], types: list[int], unknown: int | None
 ) -> tokenizers.Tokenizer:
-    """SentencePiece BPE: what the scores mean, written as merges.
+    """SentencePiece BPE, with its scores expressed as merges.
 
-    SentencePiece joins the two neighbours that make the piece of the highest score. So every way to cut a piece into
-    two pieces is a merge, and they are done in the order of the scores.
+    SentencePiece joins the two neighbours that form the piece with the highest score. So every split of a piece into
+    two pieces is a merge, and the merges are ordered by score.
     """
     scores = read_list(metadata, "scores", float, len(texts))
     vocabulary = {text: i for i, text in enumerate(texts)}
     normal = {text for text, type_ in zip(texts, types, strict=True) if type_ == NORMAL}
     cuts = [(text, cut) for text in texts if text in normal for cut in range(1, len(text))]
     merges = [(text[:cut], text[cut:]) for text, cut in cuts if text[:cut] in normal and text[cut:] in normal]
-    # Between ways to make the same piece the one with the longest left part is first, as in transformers' conversion.
+    # Of the splits of one piece, the one with the longest left part comes first, as in transformers' conversion.
     merges.sort(key=lambda merge: (-scores[vocabulary[merge[0] + merge[1]]], -len(merge[0]), -len(merge[1])))
     backend = tokenizers.Tokenizer(
         BPE(
@@ -189,11 +189,14 @@ def llama_backend(
 
 
 def refuse(key: str, expected: str, got: Any) -> ModelFileError:
-    return ModelFileError(f"tokenizer.ggml.{key}: expected {expected}, got {got}; get the file again, or a newer one")
+    """The error for an invalid value in the metadata."""
+    return ModelFileError(
+        f"tokenizer.ggml.{key}: expected {expected}, got {got}; download the file again, or a newer version"
+    )
 
 
 def read_list(metadata: Mapping[str, Any], key: str, element: type, length: int | None = None) -> list[Any]:
-    """A list of the metadata whose elements have this type; of this length, if one is given."""
+    """A list in the metadata, with elements of this type, and of this length unless None."""
     value = metadata.get(f"tokenizer.ggml.{key}")
     if not isinstance(value, list) or not all(type(x) is element for x in value):
         raise refuse(key, f"a list of {element.__name__}", "none" if value is None else "other values")
@@ -203,7 +206,7 @@ def read_list(metadata: Mapping[str, Any], key: str, element: type, length: int 
 
 
 def read_id(metadata: Mapping[str, Any], key: str, texts: list[str], default: int | None = None) -> int | None:
-    """A token id of the metadata, None where there is none."""
+    """A token id in the metadata; None if it is missing and there is no default."""
     value = metadata.get(f"tokenizer.ggml.{key}")
     if value is None:
         return default if default is not None and default < len(texts) else None
@@ -213,6 +216,7 @@ def read_id(metadata: Mapping[str, Any], key: str, texts: list[str], default: in
 
 
 def read_flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A boolean in the metadata."""
     value = metadata.get(f"tokenizer.ggml.{key}", default)
     if not isinstance(value, bool):
         raise refuse(key, "true or false", repr(value))

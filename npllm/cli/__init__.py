@@ -1,5 +1,17 @@
-"""The command line: `main` reads the arguments and runs a command, one module for each.
+"""The command line: one module per command, and what they share.
 
-options    the flags that commands share, and what they name
-report     all output: results to stdout, everything else to stderr
+main      reads the arguments, runs one command, turns every error into one line and an exit code
+options   the flags that several commands share, and loading what they name
+report    all output: results to stdout, everything else to stderr
+generate  continue a prompt
+chat      talk with a model
+tokenize  the tokens of a text
+show      the model's structure
+trace     every value of one forward pass, written to a file
+inspect   what the model does with a prompt, in the terminal or as a page
+compare   the first step at which two runs differ
+evaluate  perplexity, and the effect of rounding the weights
+convert   a model written to a folder in another dtype
+bench     timings of decoding, prefill, loading and the KV cache
+selftest  a device compared with the CPU
 """

@@ -12,11 +12,11 @@ from ..errors import UsageError
 from . import options, report
 
 DESCRIPTION = """\
-Talk with a model. The KV cache keeps the conversation: only what is new is
-computed.
+Talk with a model. The conversation stays in the KV cache: each turn computes
+only its new tokens.
 
-/reset forgets the conversation, /exit or Ctrl-D leaves; Ctrl-C stops a reply,
-and at the prompt it leaves. From a pipe or a file, each line is a turn.
+/reset starts a new conversation, /exit or Ctrl-D quits. Ctrl-C stops a reply; at
+the prompt it quits. From a pipe or a file, each line is a turn.
 """
 EXAMPLES = """\
 examples:
@@ -27,8 +27,8 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("--system", metavar="TEXT", help="how the model shall answer")
+    """Add the command's arguments."""
+    parser.add_argument("--system", metavar="TEXT", help="instructions for how the model should answer")
     options.add_sampling_flags(parser, max_new_tokens=1000)
     options.add_speed_flags(parser)
     options.add_model_flags(parser)
@@ -40,15 +40,17 @@ def run(args: argparse.Namespace) -> int:
     how = options.sampling(args)
     options.check_speed(args)
     if not isinstance(sys.stdin, io.TextIOWrapper):
-        raise UsageError("stdin is closed: expected what you have to say")
+        raise UsageError("stdin is closed: expected the turns of the conversation")
     chat = Chat(options.load_model(args), args.system, args.cache_dtype)
     how |= options.speculation(args, {})
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a line that is no text is no end: see below
+    sys.stdin.reconfigure(
+        encoding="utf-8", errors="surrogateescape"
+    )  # an invalid line must not end the chat: see below
     interactive = sys.stdin.isatty()
     if interactive:
-        report.note("/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a reply")
-        with suppress(ImportError):  # Windows has none
-            importlib.import_module("readline")  # gives input() its line editing
+        report.note("/reset starts a new conversation, /exit or Ctrl-D quits, Ctrl-C stops a reply")
+        with suppress(ImportError):  # not available on Windows
+            importlib.import_module("readline")  # gives input() line editing
     while True:
         line = read_line(interactive)
         if line is None or line == "/exit":
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         if line == "/reset":
             chat.reset()
         elif line.strip():
-            # Every turn draws anew; with a given seed the conversation is still the same one each time.
+            # Each turn has its own seed; with a given --seed the conversation is still reproducible.
             seed = None if args.seed is None else args.seed + len(chat.messages)
             try:
                 options.check_utf8("stdin", line)
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_line(interactive: bool) -> str | None:
-    """The next line of stdin, or None at its end. At a terminal it is asked for; on stdout only if that is one too."""
+    """The next line of stdin, or None at its end. A terminal gets a prompt, on stdout if that is a terminal too."""
     if interactive and sys.stdout is not None and sys.stdout.isatty():
         try:
             return input("> ")
@@ -85,7 +87,7 @@ def read_line(interactive: bool) -> str | None:
 
 
 def answer(chat: Chat, line: str, how: dict[str, Any]) -> None:
-    """Print the reply to a turn as it is made."""
+    """Print the reply to a turn while it is generated."""
     said, finish_reason = "", None
     try:
         with closing(chat.reply(line, **how)) as reply:
@@ -98,7 +100,7 @@ def answer(chat: Chat, line: str, how: dict[str, Any]) -> None:
     if finish_reason == "length":
         full = len(chat.cached_ids) + 1 >= chat.lm.config.max_position_embeddings
         report.note(
-            "npllm: the model's context is full: /reset begins a new conversation"
+            "npllm: the model's context is full; /reset begins a new conversation"
             if full
-            else f"npllm: the reply was cut off after {how['max_new_tokens']} tokens; -n sets how many it may have"
+            else f"npllm: the reply was cut off after {how['max_new_tokens']} tokens; -n raises the limit"
         )

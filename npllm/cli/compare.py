@@ -1,4 +1,4 @@
-"""npllm compare: the first step at which two runs part."""
+"""npllm compare: the first step at which two runs differ."""
 
 import argparse
 import json
@@ -18,17 +18,17 @@ from ..loop import as_ids
 from . import options, report
 
 DESCRIPTION = """\
-Find the first step at which two runs part: B is measured by A.
+Find the first step at which two runs differ. A is the reference for B.
 
-A and B are trace files (of npllm trace or tools/hf_trace.py), or models (a
-folder, a .gguf file, a Hub name), which run on the ids of the other side's
-trace, on --ids, or on PROMPT. Without A and B, the model of --model runs in two
-ways, which the flags --a-... and --b-... tell apart. Only a trace file: it is
+A and B are trace files (from npllm trace or tools/hf_trace.py) or models (a
+folder, a .gguf file, a Hub name). A model runs on the ids of the other side's
+trace, on --ids, or on PROMPT. Without A and B, the model of --model runs twice,
+as the --a-... and --b-... flags specify. With a single trace file, it is
 compared with that model.
 
-One line sums up each layer; the layer of the first step beyond the tolerance is
-shown in full, and that step is marked with >>. The exit code is 0 if all steps
-are within it, and 1 if not.
+Each layer is summarized in one line; the layer of the first step beyond the
+tolerance is shown in full, with that step marked >>. The exit code is 0 if all
+steps are within the tolerance, and 1 otherwise.
 """
 EXAMPLES = """\
 examples:
@@ -41,22 +41,24 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("words", nargs="*", metavar="A B PROMPT", help="A and B, or PROMPT, or all three")
-    parser.add_argument("--ids", metavar="1,2,3", help="token ids in place of PROMPT; they need no tokenizer")
+    """Add the command's arguments."""
+    parser.add_argument("operands", nargs="*", metavar="A B PROMPT", help="A and B, or PROMPT, or all three")
+    parser.add_argument("--ids", metavar="1,2,3", help="token ids instead of PROMPT; needs no tokenizer")
     parser.add_argument("--only", metavar="PATTERN", default="*", help='names to compare: "*.residual*,layers.7.*"')
     parser.add_argument(
         "--tolerance",
         type=float,
         metavar="T",
-        help="|a - b| may be T |a| + T/5 max|a| (default: 1e-4, and more where weights are rounded)",
+        help="the limit is |a - b| <= T |a| + T/5 max|a| (default: 1e-4, more for rounded weights)",
     )
-    parser.add_argument("--all", action="store_true", help="show every step, and not only a line for each layer")
-    parser.add_argument("--json", action="store_true", help='print an object; its "first" names the step, or is null')
-    group = parser.add_argument_group("how a side that is a model runs")
+    parser.add_argument("--all", action="store_true", help="show every step, not just one line per layer")
+    parser.add_argument(
+        "--json", action="store_true", help='print one JSON object; "first" is the name of the step, or null'
+    )
+    group = parser.add_argument_group("how to run a side that is a model")
     for side in "ab":
-        group.add_argument(f"--{side}-dtype", metavar="NAME", help=f"of {side.upper()}, in place of --dtype")
-        group.add_argument(f"--{side}-device", metavar="NAME", help=f"of {side.upper()}, in place of --device")
+        group.add_argument(f"--{side}-dtype", metavar="NAME", help=f"dtype of {side.upper()}, instead of --dtype")
+        group.add_argument(f"--{side}-device", metavar="NAME", help=f"device of {side.upper()}, instead of --device")
         group.add_argument(
             f"--{side}-no-cache",
             action="store_true",
@@ -70,11 +72,11 @@ def run(args: argparse.Namespace) -> int:
     """Compare, print, and return the exit code."""
     names, prompt = sides_and_prompt(args)
     files = [Path(name) if name is not None and is_trace(name) else None for name in names]
-    runs = [run_of(args, side, name, file) for side, name, file in zip("ab", names, files, strict=True)]
+    runs = [run_for(args, side, name, file) for side, name, file in zip("ab", names, files, strict=True)]
     if args.tolerance is not None and not 0 <= args.tolerance < math.inf:
         raise UsageError(f"--tolerance: expected 0 (equal) or more, got {args.tolerance}")
     if files == [None, None] and runs[0] == runs[1]:
-        raise UsageError("A and B are the same run: say how they differ, such as with --b-no-cache")
+        raise UsageError("A and B are the same run; make them differ, for example with --b-no-cache")
     sides = [None if file is None else from_file(file, args.only) for file in files]
     ids, prompt = ids_or_prompt(args, sides, prompt)
 
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     for i, how in enumerate(runs):
         if sides[i] is None:
             if loaded != (how.model, how.device, how.dtype):
-                lm = None  # one model at a time: the other's weights go first
+                lm = None  # one model at a time: free the other's weights first
                 lm, loaded = load(args, how), (how.model, how.device, how.dtype)
             assert lm is not None
             ids = as_ids(lm, prompt) if ids is None else ids
@@ -94,24 +96,24 @@ def run(args: argparse.Namespace) -> int:
     tolerance = default_tolerance(a, b) if args.tolerance is None else args.tolerance
     rows = compare(a.values, b.values, tolerance, args.only)
     first = first_beyond(rows)
-    lost = {"A": only_in(a, b, args.only), "B": only_in(b, a, args.only)}
-    whats = [describe(side, file, how) for side, file, how in zip((a, b), files, runs, strict=True)]
+    unmatched = {"A": only_in(a, b, args.only), "B": only_in(b, a, args.only)}
+    descriptions = [describe(side, file, how) for side, file, how in zip((a, b), files, runs, strict=True)]
     if args.json:
-        result = as_json(rows, first, tolerance, lost, dict(zip("ab", whats, strict=True)), a.ids or b.ids)
+        result = as_json(rows, first, tolerance, unmatched, dict(zip("ab", descriptions, strict=True)), a.ids or b.ids)
         report.write(json.dumps(result, allow_nan=False, ensure_ascii=not report.writes_all()) + "\n")
     else:
-        report.write("".join(f"{line}\n" for line in lines(rows, first, tolerance, lost, whats, args.all)))
+        report.write("".join(f"{line}\n" for line in lines(rows, first, tolerance, unmatched, descriptions, args.all)))
     return 0 if first is None else 1
 
 
-# What is compared
+# The two sides
 
 
 def sides_and_prompt(args: argparse.Namespace) -> tuple[list[str | None], str | None]:
-    """The names of A and B, None where none is given, and the PROMPT."""
-    for word in args.words:
-        options.check_utf8("A, B, PROMPT", word)
-    match args.words:
+    """The names of A and B (None if not given), and the PROMPT."""
+    for operand in args.operands:
+        options.check_utf8("A, B, PROMPT", operand)
+    match args.operands:
         case []:
             return [None, None], None
         case [name] if name.endswith(".safetensors"):
@@ -122,20 +124,22 @@ def sides_and_prompt(args: argparse.Namespace) -> tuple[list[str | None], str | 
             return [a, b], None
         case [a, b, prompt]:
             return [a, b], prompt
-    raise UsageError(f"expected A and B, PROMPT, or all three, got {len(args.words)} words: put quotes around PROMPT")
+    raise UsageError(
+        f"expected A and B, PROMPT, or all three, got {len(args.operands)} arguments: put quotes around PROMPT"
+    )
 
 
 def is_trace(name: str) -> bool:
-    """Whether a name is that of a trace file, which may end as it likes, and not of a model."""
+    """Whether a name is a trace file, which may have any suffix, rather than a model."""
     return name.endswith(".safetensors") or (Path(name).is_file() and not name.endswith(".gguf"))
 
 
-def run_of(args: argparse.Namespace, side: str, name: str | None, file: Path | None) -> Run:
-    """How a side runs, as its flags say; a file takes none."""
+def run_for(args: argparse.Namespace, side: str, name: str | None, file: Path | None) -> Run:
+    """How a side runs, from its flags; a trace file takes none."""
     given = {flag: getattr(args, f"{side}_{flag}") for flag in ("dtype", "device", "no_cache", "chunk")}
     flags = [f"--{side}-{flag.replace('_', '-')}" for flag, value in given.items() if value not in (None, False)]
     if file is not None and flags:
-        raise UsageError(f"{flags[0]}: {side.upper()} is {file}, a trace, of which nothing is computed")
+        raise UsageError(f"{flags[0]}: {side.upper()} is {file}, a trace, for which nothing is computed")
     if given["chunk"] is not None and (given["chunk"] < 1 or given["no_cache"]):
         raise UsageError(f"--{side}-chunk: expected 1 or more, and not together with --{side}-no-cache")
     return Run(
@@ -150,13 +154,13 @@ def run_of(args: argparse.Namespace, side: str, name: str | None, file: Path | N
 def ids_or_prompt(
     args: argparse.Namespace, sides: Sequence[Side | None], prompt: str | None
 ) -> tuple[list[int] | None, str]:
-    """The ids that both sides see, or None and the prompt that the tokenizer of the first model makes them of."""
+    """The ids for both sides; or None, and the prompt that the first model's tokenizer encodes."""
     traces = [side for side in sides if side is not None]
     ids = next((side.ids for side in traces if side.ids is not None), None)
     if (ids is not None or len(traces) == 2) and not (args.ids is None and prompt is None):
-        raise UsageError("PROMPT, --ids: expected none of them: a trace is of one text, and has its ids")
+        raise UsageError("PROMPT, --ids: expected neither: a trace has the ids of its text")
     if args.ids is not None and prompt is not None:
-        raise UsageError("PROMPT and --ids: expected one of them, got both")
+        raise UsageError("PROMPT and --ids: expected only one of them, got both")
     if args.ids is not None:
         ids = parse_ids(args.ids, "--ids")
     if ids is not None or len(traces) == 2:
@@ -170,21 +174,21 @@ def load(args: argparse.Namespace, how: Run) -> LM:
 
 
 def default_tolerance(a: Side, b: Side) -> float:
-    """For the side whose weights were rounded more."""
+    """The tolerance for the side with the more coarsely rounded weights."""
     unknown = [dtype for dtype in (a.rounded_to, b.rounded_to) if dtype not in TOLERANCES]
     if unknown:
         raise UsageError(
-            f"--tolerance: expected one to be given for {visible(unknown[0])}: how much it may change is your choice;"
-            " npllm evaluate --against tells what it costs"
+            f"--tolerance: expected a value, because {visible(unknown[0])} has no default; npllm evaluate --against"
+            " measures the effect of rounding"
         )
     return max(TOLERANCES[a.rounded_to], TOLERANCES[b.rounded_to])
 
 
-# What is printed
+# The output
 
 
 def describe(side: Side, file: Path | None, how: Run) -> dict[str, str]:
-    """What a side is: where its values are from, and how they were computed."""
+    """A side's origin, and how its values were computed."""
     known: dict[str, str] = {}
     for key in ("model", "dtype", "device", "made_by"):
         if key in side.metadata:
@@ -199,11 +203,11 @@ def as_json(
     rows: Sequence[Difference],
     first: Difference | None,
     tolerance: float,
-    lost: Mapping[str, Sequence[str]],
-    whats: Mapping[str, Mapping[str, str]],
+    unmatched: Mapping[str, Sequence[str]],
+    descriptions: Mapping[str, Mapping[str, str]],
     ids: Sequence[int] | None,
 ) -> dict[str, Any]:
-    """All that was found, for programs. JSON has no NaN and no infinity: null."""
+    """The result for programs. JSON has no NaN and no infinity, so they become null."""
 
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -211,10 +215,10 @@ def as_json(
     return {
         "first": None if first is None else first.name,
         "tolerance": {"relative": tolerance, "of_largest": OF_LARGEST * tolerance},
-        **whats,
+        **descriptions,
         "ids": ids,
-        "only_in_a": lost["A"],
-        "only_in_b": lost["B"],
+        "only_in_a": unmatched["A"],
+        "only_in_b": unmatched["B"],
         "steps": [
             {
                 "name": row.name,
@@ -236,11 +240,11 @@ def lines(
     rows: Sequence[Difference],
     first: Difference | None,
     tolerance: float,
-    lost: Mapping[str, Sequence[str]],
-    whats: Sequence[Mapping[str, str]],
+    unmatched: Mapping[str, Sequence[str]],
+    descriptions: Sequence[Mapping[str, str]],
     every_step: bool,
 ) -> list[str]:
-    """The table, with what it is of above it, and what it shows below."""
+    """The table, with the two sides above it and the conclusion below."""
     cells: list[tuple[str, ...]] = [("", "step", "shape", "max abs", "max rel", "cosine", "first beyond")]
     for layer, group in groupby(rows, lambda row: layer_of(row.name)):
         of_layer = list(group)
@@ -255,32 +259,34 @@ def lines(
         for mark, step, shape, absolute, relative, cosine, beyond in cells
     ]
     labels = {"dtype": "dtype ", "device": "on ", "made_by": "by "}
-    what = [
+    headings = [
         f"{side}: {', '.join(labels.get(key, '') + text for key, text in parts.items())}"
-        for side, parts in zip("AB", whats, strict=True)
+        for side, parts in zip("AB", descriptions, strict=True)
     ]
-    missing = [f"only in {side}: {', '.join(names)}" for side, names in lost.items() if names]
-    limit = f"tolerance: |a - b| <= {tolerance:g} |a| + {OF_LARGEST * tolerance:g} max|a|; max rel is of max|a|"
+    missing = [f"only in {side}: {', '.join(names)}" for side, names in unmatched.items() if names]
+    limit = (
+        f"tolerance: |a - b| <= {tolerance:g} |a| + {OF_LARGEST * tolerance:g} max|a|; max rel is relative to max|a|"
+    )
     if first is None:
-        return [*what, limit, *table, *missing, f"All {len(rows)} steps are within the tolerance."]
+        return [*headings, limit, *table, *missing, f"All {len(rows)} steps are within the tolerance."]
     size = math.prod(first.shape)
     return [
-        *what,
+        *headings,
         limit,
         *table,
         *missing,
-        f">> {first.name} is the first step beyond the tolerance, in {first.beyond:,} of {size:,} numbers,",
+        f">> {first.name} is the first step beyond the tolerance, in {first.beyond:,} of {size:,} elements,",
         f"   the first of them at {place(first)}: {first.first_a:.6g} in A, {first.first_b:.6g} in B",
     ]
 
 
 def layer_of(name: str) -> str:
-    """The block that a step belongs to, or the step itself."""
+    """The block of a step; outside of the blocks, the step itself."""
     return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
 
 
 def row_cells(row: Difference, first: Difference | None) -> tuple[str, ...]:
-    """A step as a line of the table."""
+    """The row of a step."""
     mark = ">>" if row is first else "x" if row.beyond else ""
     notes = ["-" if row.first is None else str(list(row.first))]
     notes += [f"{count} NaN or inf in {side}" for side, count in zip("AB", row.not_finite, strict=True) if count]
@@ -289,7 +295,7 @@ def row_cells(row: Difference, first: Difference | None) -> tuple[str, ...]:
 
 
 def summary_cells(layer: str, rows: Sequence[Difference]) -> tuple[str, ...]:
-    """The steps of a layer as one line: the worst of each."""
+    """The row of a layer: the worst of its steps."""
     beyond = next((row for row in rows if row.beyond), None)
     count = sum(1 for row in rows if row.beyond)
     bad = [sum(row.not_finite[side] for row in rows) for side in (0, 1)]
@@ -301,13 +307,13 @@ def summary_cells(layer: str, rows: Sequence[Difference]) -> tuple[str, ...]:
 
 
 def short(error: float) -> str:
-    """An error in few digits."""
+    """An error with two significant digits."""
     return f"{error:.2g}"
 
 
 def place(row: Difference) -> str:
-    """Where the first number beyond the tolerance is, in words."""
+    """The position of the first element beyond the tolerance, as text."""
     assert row.first is not None
     key = row.name.endswith((".scores", ".weights", ".visible"))
-    axes = ["head", "token", "key" if key else "number"][-len(row.first) :]
+    axes = ["head", "token", "key" if key else "element"][-len(row.first) :]
     return ", ".join(f"{axis} {index}" for axis, index in zip(axes, row.first, strict=False))

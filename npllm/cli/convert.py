@@ -1,4 +1,4 @@
-"""npllm convert: a model into a folder, in another dtype."""
+"""npllm convert: write a model to a folder in another dtype."""
 
 import argparse
 import os
@@ -10,8 +10,8 @@ from . import options, report
 
 DESCRIPTION = """\
 Write the model SRC to the new folder DST, in Hugging Face layout: config.json,
-tokenizer.json, model.safetensors. `npllm generate -m DST` loads it; so does
-transformers, but for int8 and int4, which load without being quantized again.
+tokenizer.json, model.safetensors. `npllm generate -m DST` loads it, without
+quantizing int8 and int4 again; transformers loads the other dtypes.
 """
 EXAMPLES = """\
 examples:
@@ -22,25 +22,25 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's arguments."""
     default = os.environ.get("NPLLM_MODEL") or None
     parser.add_argument("source", nargs="?", metavar="SRC", default=default, help=options.MODEL_HELP)
-    parser.add_argument("destination", metavar="DST", help="a folder that is not there yet, or empty")
+    parser.add_argument("destination", metavar="DST", help="a new or empty folder")
     parser.add_argument(
-        "--dtype", required=True, metavar="NAME", help="of the weights: float32, float16, bfloat16, int8 or int4"
+        "--dtype", required=True, metavar="NAME", help="dtype of the weights: float32, float16, bfloat16, int8 or int4"
     )
     parser.add_argument(
         "--shard-size",
         type=float,
         default=SHARD_BYTES / 1e9,
         metavar="GB",
-        help="split the weights into files of at most so many GB (default: %(default)g)",
+        help="split the weights into files of at most GB gigabytes (default: %(default)g)",
     )
     options.add_hub_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, say on stderr what came of it, and return the exit code."""
+    """Convert, report the result on stderr, and return the exit code."""
     options.check_utf8("SRC", args.source or "")
     options.check_utf8("DST", args.destination)
     done = convert(

@@ -1,12 +1,10 @@
-"""npllm evaluate: how well a model predicts a text, and what rounding its weights costs."""
+"""npllm evaluate: how well a model predicts a text, and the effect of rounding its weights."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from ..apps.evaluate import Reference, Scores, evaluate, joined, reference, summary
 from ..checkpoint.load import DTYPES
@@ -15,14 +13,17 @@ from ..lm import LM
 from ..loop import as_ids
 from . import options, report
 
-DESCRIPTION = """\
-Perplexity of the text in TEXTFILE, and its bits per byte.
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
-With --against also how far the model's predictions are from a reference's: the
-Kullback-Leibler divergence KL(reference || model) of each token's prediction, in
-nats (mean, 99th percentile, largest), and how often both find the same token the
-likeliest. The reference is the same model with other weights (float32), or
-another model with the same tokens.
+DESCRIPTION = """\
+Measure the perplexity of the text in TEXTFILE, and its bits per byte.
+
+With --against, also measure how far the model's predictions are from those of a
+reference: the Kullback-Leibler divergence KL(reference || model) per token, in
+nats (mean, 99th percentile, largest), and how often both models have the same
+likeliest token. The reference is the same model in another dtype, such as
+float32, or another model with the same tokenizer.
 """
 EXAMPLES = """\
 examples:
@@ -34,12 +35,16 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's arguments."""
     parser.add_argument("file", metavar="TEXTFILE", help="the text, in UTF-8; - for stdin")
-    parser.add_argument("--against", metavar="MODEL|DTYPE", help=f"the reference: a model, or {', '.join(DTYPES)}")
-    parser.add_argument("--window", type=int, metavar="N", help="the model sees N tokens at once (default: 512)")
-    parser.add_argument("--stride", type=int, metavar="N", help="the next N tokens later (default: half the window)")
-    parser.add_argument("--json", action="store_true", help="print an object")
+    parser.add_argument(
+        "--against", metavar="MODEL|DTYPE", help=f"the reference: a model, or a dtype: {', '.join(DTYPES)}"
+    )
+    parser.add_argument("--window", type=int, metavar="N", help="tokens per window (default: 512)")
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="tokens between the starts of two windows (default: half the window)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options.add_model_flags(parser)
 
 
@@ -48,12 +53,14 @@ def run(args: argparse.Namespace) -> int:
     text = read_file(args.file)
     theirs, against = None, None
     if args.against is not None:
-        theirs, against = predictions(args, text)  # one model at a time: its blocks go before the other comes
+        theirs, against = predictions(
+            args, text
+        )  # one model at a time: its blocks are freed before the other is loaded
     lm = options.load_model(args)
     ids = as_ids(lm, text)
     if theirs is not None and theirs != ids:
         raise UsageError(
-            f"--against {args.against}: expected a model with the same tokens, got one that cuts the text into others"
+            f"--against {args.against}: expected a model with the same tokenizer, got other tokens for the text"
         )
     window, stride = windows_of(args, lm)
     pieces: list[Scores] = []
@@ -64,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
     size = len(text.encode())
     first = "" if lm.tokenizer is None else lm.tokenizer.decode(ids[:1])
-    # The first token is not scored, so its bytes do not count; a start token that was put in front is none of them.
+    # The first token is not scored, so its bytes do not count. A prepended BOS token is not part of the text.
     scored_bytes = size - (len(first.encode()) if text.startswith(first) else 0)
     result = {
         "model": args.model or "the default model",
@@ -102,7 +109,7 @@ def read_file(name: str) -> str:
 
 
 def predictions(args: argparse.Namespace, text: str) -> tuple[list[int], Reference]:
-    """The ids that the reference makes of the text, and what it predicts for them."""
+    """The ids of the text under the reference's tokenizer, and the reference's predictions for them."""
     if args.against in DTYPES:
         other = {"dtype": args.against}
     else:
@@ -116,13 +123,15 @@ def predictions(args: argparse.Namespace, text: str) -> tuple[list[int], Referen
 
 
 def windows_of(args: argparse.Namespace, lm: LM) -> tuple[int, int]:
-    """The values of --window and --stride, or what they are by default."""
+    """The values of --window and --stride, or their defaults."""
     window = min(512, lm.config.max_position_embeddings) if args.window is None else args.window
     return window, window // 2 if args.stride is None else args.stride
 
 
 def bar(what: str, tokens: int) -> "tqdm[Any]":
-    """A progress bar on stderr, if that is a terminal."""
+    """A progress bar, if stderr is a terminal."""
+    from tqdm import tqdm  # here, because only this shows a bar
+
     quiet = sys.stderr is None or not sys.stderr.isatty()
     return tqdm(total=tokens, unit=" tokens", desc=what, disable=quiet, leave=False)
 

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..loop import as_ids, steps
 from . import options, report
 
-DESCRIPTION = "Continue PROMPT. The text goes to stdout as it is made, all else to stderr."
+DESCRIPTION = "Continue PROMPT. The text is streamed to stdout, everything else goes to stderr."
 EXAMPLES = """\
 examples:
   npllm generate "The capital of France is"
@@ -23,14 +23,14 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's arguments."""
     options.add_text(parser, "PROMPT")
-    parser.add_argument("--chat", action="store_true", help="PROMPT is said to the model, in its chat format")
-    parser.add_argument("--system", metavar="TEXT", help="with --chat: how the model shall answer")
-    parser.add_argument("--no-cache", action="store_true", help="compute the whole text again for each token")
-    parser.add_argument("--stats", action="store_true", help="at the end, show counts, speed and memory")
+    parser.add_argument("--chat", action="store_true", help="send PROMPT as a user message, in the model's chat format")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: instructions for how the model should answer")
+    parser.add_argument("--no-cache", action="store_true", help="recompute the whole text for each token")
+    parser.add_argument("--stats", action="store_true", help="finally show counts, speed and memory")
     parser.add_argument(
-        "--json", action="store_true", help="print an object: text, prompt_ids, ids, finish_reason, stats"
+        "--json", action="store_true", help="print one JSON object: text, prompt_ids, ids, finish_reason, stats"
     )
     options.add_sampling_flags(parser, max_new_tokens=100)
     options.add_speed_flags(parser)
@@ -41,15 +41,15 @@ def run(args: argparse.Namespace) -> int:
     """Generate, print, and return the exit code."""
     prompt = options.read_prompt(args.text)
     if args.system is not None and not args.chat:
-        raise UsageError("--system: expected together with --chat: a raw prompt has no place for it")
+        raise UsageError("--system: expected together with --chat: a raw prompt has no system message")
     options.check_utf8("--system", args.system or "")
     how = options.sampling(args)
     options.check_speed(args)
-    told: dict[str, int] = {}
+    counts: dict[str, int] = {}
 
     started = time.perf_counter()
     lm = options.load_model(args)
-    how |= {"cache_dtype": args.cache_dtype} | options.speculation(args, told)
+    how |= {"cache_dtype": args.cache_dtype} | options.speculation(args, counts)
     load_time = time.perf_counter() - started
 
     ids = Chat(lm, args.system).ids_with(prompt) if args.chat else as_ids(lm, prompt)
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     capacity = min(len(ids) + args.max_new_tokens, lm.config.max_position_embeddings)
     stats = {
         **report.speed(len(ids), times),
-        **report.speculation(len(made), told),
+        **report.speculation(len(made), counts),
         "load_time_seconds": load_time,
         "peak_memory_bytes": peak_bytes(),
         "kv_cache_bytes": kv_cache_bytes(lm.config, capacity, CACHE_DTYPES[args.cache_dtype]),

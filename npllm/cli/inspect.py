@@ -20,9 +20,9 @@ from . import report as output
 from .trace import output_file
 
 DESCRIPTION = """\
-Show what the model does with PROMPT in one forward pass: its tokens and how
-probable the model finds them, the shapes on the way, what each block would say
-next, where a head looks, and what it all costs. With --html, as a page.
+Show what the model does with PROMPT in one forward pass: its tokens and their
+probabilities, the shape of every value, what each block would predict next, the
+attention weights of a head, and the cost. With --html, as a page.
 """
 EXAMPLES = """\
 examples:
@@ -34,32 +34,34 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's arguments."""
     options.add_text(parser, "PROMPT")
-    parser.add_argument("--ids", metavar="1,2,3", help="token ids in place of PROMPT; they need no tokenizer")
-    parser.add_argument("--chat", action="store_true", help="PROMPT is said to the model, in its chat format")
+    parser.add_argument("--ids", metavar="1,2,3", help="token ids instead of PROMPT; needs no tokenizer")
+    parser.add_argument("--chat", action="store_true", help="send PROMPT as a user message, in the model's chat format")
     parser.add_argument(
         "-n",
         "--max-new-tokens",
         type=int,
         default=0,
         metavar="N",
-        help="continue it first, by up to N tokens, greedily",
+        help="first continue it greedily, by up to N tokens",
     )
-    parser.add_argument("--layer", type=int, default=0, metavar="L", help="whose attention to show (default: 0)")
-    parser.add_argument("--head", type=int, default=0, metavar="N", help="which of its heads (default: 0)")
-    parser.add_argument("--token", type=int, metavar="T", help="after which token to look (default: the last)")
+    parser.add_argument(
+        "--layer", type=int, default=0, metavar="L", help="show the attention of this layer (default: 0)"
+    )
+    parser.add_argument("--head", type=int, default=0, metavar="N", help="and of this head (default: 0)")
+    parser.add_argument("--token", type=int, metavar="T", help="show predictions after this token (default: the last)")
     parser.add_argument(
         "--top-k", type=int, default=10, metavar="K", help="show the K likeliest next tokens (default: %(default)s)"
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one object with all that the text tells")
-    form.add_argument("--html", metavar="FILE", help="write a page to look at in a browser; it needs no network")
+    form.add_argument("--json", action="store_true", help="print one JSON object with everything in the text form")
+    form.add_argument("--html", metavar="FILE", help="write a page for a browser; it needs no network")
     options.add_model_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look, print or write, and return the exit code."""
+    """Run the pass, print the result or write the page, and return the exit code."""
     if args.ids is not None and (args.text is not None or args.chat):
         raise UsageError(f"--ids: expected without {'--chat' if args.chat else 'PROMPT'}: they are the whole text")
     if args.max_new_tokens < 0:
@@ -78,19 +80,19 @@ def run(args: argparse.Namespace) -> int:
         write_page(path, page(look(lm, ids), prompt_length, model_name(args)))
         output.note(f"npllm: wrote {args.html} for {len(ids)} tokens")
         return 0
-    told = summary(look(lm, ids, str(args.layer)), args.layer, args.head, token, args.top_k)
+    found = summary(look(lm, ids, str(args.layer)), args.layer, args.head, token, args.top_k)
     if args.json:
-        # On a terminal in ASCII: JSON escapes only some of the characters that a terminal obeys.
+        # On a terminal in ASCII: JSON escapes only some of the characters that a terminal interprets.
         ascii_only = not output.writes_all() or (sys.stdout is not None and sys.stdout.isatty())
-        output.write(json.dumps(finite(told), ensure_ascii=ascii_only, allow_nan=False) + "\n")
+        output.write(json.dumps(finite(found), ensure_ascii=ascii_only, allow_nan=False) + "\n")
         return 0
     colour, width = wants_colour(), shutil.get_terminal_size((100, 24)).columns
-    lines = report(told, lm, width, colour=colour, ascii_only=not output.writes_all())
+    lines = report(found, lm, width, colour=colour, ascii_only=not output.writes_all())
     output.write(coloured(lines) if colour else plain(lines))
     return 0
 
 
 def model_name(args: argparse.Namespace) -> str:
-    """The model's own name, without the folders that it lies in."""
+    """The model's name, without its parent folders."""
     name = Path(args.model).resolve().name if args.model and Path(args.model).exists() else args.model
     return (name or DEFAULT_FILE).rsplit("/", 1)[-1].removesuffix(".gguf")

@@ -1,4 +1,4 @@
-"""The flags that several commands share, and reading what they name."""
+"""The flags that several commands share, and loading what they name."""
 
 import argparse
 import os
@@ -18,21 +18,21 @@ MODEL_HELP = "a folder, a .gguf file or a Hugging Face Hub name (default: $NPLLM
 
 
 def add_text(parser: argparse.ArgumentParser, name: str) -> None:
-    """The positional PROMPT or TEXT."""
+    """Add the positional PROMPT or TEXT."""
     parser.add_argument(
-        "text", nargs="?", metavar=name, help="- or nothing: read from stdin, where one newline at the end is dropped"
+        "text", nargs="?", metavar=name, help="omit it, or use -, to read stdin (a final newline is dropped)"
     )
 
 
 def add_hub_flags(group: "argparse._ActionsContainer") -> None:
-    """Which version of a model on the Hub, and where it is kept."""
+    """Add the flags for a model on the Hub: its version, and the local cache."""
     group.add_argument("--revision", metavar="NAME", help="a branch, tag or commit on the Hub")
     group.add_argument("--offline", action="store_true", help="use only what is on this machine")
-    group.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept (default: the Hub's own cache)")
+    group.add_argument("--cache-dir", metavar="DIR", help="where to store downloads (default: the Hub's own cache)")
 
 
 def add_model_flags(parser: argparse.ArgumentParser, weights: bool = True) -> None:
-    """Which model, and if its weights are needed, where and how they are kept."""
+    """Add the flags for the model and, if its weights are needed, their device and dtype."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m",
@@ -53,13 +53,13 @@ def add_model_flags(parser: argparse.ArgumentParser, weights: bool = True) -> No
             "--dtype",
             metavar="NAME",
             default="auto",
-            help="of the weights: auto (as in the file), float32, float16, bfloat16, int8 or int4",
+            help="dtype of the weights: auto (as in the file), float32, float16, bfloat16, int8 or int4",
         )
-        group.add_argument("--no-kernels", action="store_true", help="on a GPU, only CuPy's own functions")
+        group.add_argument("--no-kernels", action="store_true", help="on a GPU, use only CuPy's own functions")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
-    """How the next token is chosen, and when to stop."""
+    """Add the flags for choosing the next token, and for when to stop."""
     group = parser.add_argument_group("choosing tokens")
     group.add_argument(
         "-n",
@@ -70,30 +70,34 @@ def add_sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int) -> 
         help="make at most N tokens (default: %(default)s)",
     )
     group.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest (default); 1: as trained"
+        "--temperature", type=float, default=0.0, metavar="T", help="0: greedy decoding (default); 1: as trained"
     )
-    group.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest (default 0: all)")
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest (default 0: all)")
     group.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest that sum to P (default 1: all)"
-    )
-    group.add_argument(
-        "--min-p", type=float, default=0.0, metavar="P", help="drop those below P times the likeliest (default 0: none)"
+        "--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest that sum to P (default 1: all)"
     )
     group.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: avoid what was said (default 1)"
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="drop tokens below P times the likeliest (default 0: none)",
     )
-    group.add_argument("--seed", type=seed, metavar="S", help="the same seed draws the same text (default: any)")
-    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be repeated")
+    group.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: avoid repetition (default 1: off)"
+    )
+    group.add_argument("--seed", type=seed, metavar="S", help="the same seed gives the same text (default: random)")
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before TEXT; may be repeated")
 
 
 def add_speed_flags(parser: argparse.ArgumentParser) -> None:
-    """What makes it faster or smaller and leaves the text as it is, or nearly so."""
+    """Add the flags that save time or memory and leave the text unchanged, or nearly so."""
     group = parser.add_argument_group("speed and memory")
     group.add_argument(
         "--prompt-lookup",
         type=int,
         metavar="K",
-        help="draft up to K tokens by looking in the text so far, and check them in one pass: the text stays the same",
+        help="draft up to K tokens from the text so far, and verify them in one pass: the text stays the same",
     )
     group.add_argument("--draft-model", metavar="NAME", help="draft with a smaller model of the same vocabulary")
     group.add_argument(
@@ -103,12 +107,12 @@ def add_speed_flags(parser: argparse.ArgumentParser) -> None:
         "--cache-dtype",
         metavar="NAME",
         default="float32",
-        help="of the KV cache: float32, or in half the memory float16 or bfloat16 (default: %(default)s)",
+        help="dtype of the KV cache: float32, or float16 or bfloat16 in half the memory (default: %(default)s)",
     )
 
 
 def check_speed(args: argparse.Namespace) -> None:
-    """Refuse flags of `add_speed_flags` that mean nothing, before a model is loaded."""
+    """Raise UsageError for invalid flags of `add_speed_flags`, before a model is loaded."""
     check_options(cache_dtype=args.cache_dtype)
     for flag, count in (("--prompt-lookup", args.prompt_lookup), ("--draft-tokens", args.draft_tokens)):
         if count is not None:
@@ -119,29 +123,28 @@ def check_speed(args: argparse.Namespace) -> None:
         raise UsageError("--prompt-lookup: expected without --draft-model: only one of them can draft")
     if getattr(args, "no_cache", False) and (args.prompt_lookup is not None or args.draft_model is not None):
         raise UsageError(
-            "--no-cache: expected without --prompt-lookup and --draft-model, which check drafted tokens against what is"
-            " cached"
+            "--no-cache: expected without --prompt-lookup and --draft-model, which verify drafted tokens with the cache"
         )
 
 
-def speculation(args: argparse.Namespace, told: dict[str, int]) -> dict[str, Any]:
-    """The flags that draft as arguments of `npllm.steps`; `told` is filled with what came of it."""
+def speculation(args: argparse.Namespace, counts: dict[str, int]) -> dict[str, Any]:
+    """The drafting flags as arguments of `npllm.steps`, which fill `counts`; see apps/speculation.py."""
     if args.prompt_lookup is not None:
-        return {"tokens": prompt_lookup(args.prompt_lookup, told)}
+        return {"tokens": prompt_lookup(args.prompt_lookup, counts)}
     if args.draft_model is not None:
-        return {"tokens": draft_model(load_model(args, args.draft_model), args.draft_tokens or 4, told)}
+        return {"tokens": draft_model(load_model(args, args.draft_model), args.draft_tokens or 4, counts)}
     return {}
 
 
 def seed(text: str) -> int:
     """The value of --seed."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a non-negative integer, got {text!r}")
     return int(text)
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling flags as the arguments of `npllm.steps`, checked; a seed is drawn if none was given."""
+    """The sampling flags as arguments of `npllm.steps`, checked; with a random seed if none is given."""
     for text in args.stop:
         check_utf8("--stop", text)
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
@@ -152,7 +155,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_utf8(name: str, text: str) -> None:
-    """Refuse a command line argument that is not text. Python keeps a byte it cannot read as U+DC00 + byte."""
+    """Raise UsageError for an argument that is not UTF-8. Python represents an undecodable byte as U+DC00 + byte."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -161,9 +164,9 @@ def check_utf8(name: str, text: str) -> None:
 
 
 def read_text(text: str | None, name: str) -> str:
-    """The positional argument, or stdin where it is "-", or left out with stdin being a file or a pipe.
+    """The positional argument; or stdin, if the argument is "-", or is omitted and stdin is a file or a pipe.
 
-    One newline at the end of stdin is dropped: echo and editors add it, and with it the text would go on differently.
+    One final newline of stdin is dropped: echo and editors add it, and it would change the continuation.
     """
     if text is not None and text != "-":
         check_utf8(name, text)
@@ -180,15 +183,15 @@ def read_text(text: str | None, name: str) -> str:
 
 
 def read_prompt(text: str | None) -> str:
-    """`read_text` for a prompt, which may not be empty."""
+    """The PROMPT, as in `read_text`; it may not be empty."""
     prompt = read_text(text, "PROMPT")
     if not prompt:
-        raise UsageError("the prompt is empty: expected text to continue")
+        raise UsageError("the prompt is empty: expected at least one token")
     return prompt
 
 
 def load_model(args: argparse.Namespace, name: str | None = None) -> LM:
-    """The model that the flags name, or another one in the same way."""
+    """The model that the flags name, or another model with the same flags."""
     return load(
         name or args.model,
         device=args.device,

@@ -1,4 +1,4 @@
-"""All that the commands print: results to stdout, everything else to stderr."""
+"""All output of the commands: results to stdout, everything else to stderr."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from typing import Any
 from ..devices.units import format_bytes
 from ..errors import UsageError
 
-UNITS = {  # the ends of the statistics' names, and how to write such a number
+UNITS = {  # the suffixes of the statistics' names, and the format of their values
     "_tokens_per_second": "{:.1f} tokens/s".format,
     "_seconds": "{:.3f} s".format,
     "_bytes": format_bytes,
@@ -18,26 +18,26 @@ UNITS = {  # the ends of the statistics' names, and how to write such a number
 
 
 def open_output() -> None:
-    """Let stdout show what its encoding cannot as "?": a model's text may hold any character."""
+    """Make stdout write "?" for characters that its encoding lacks: a model's text may hold any character."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 def writes_all() -> bool:
-    """Whether stdout can show every character. Where it cannot, JSON is written in ASCII, which loses nothing."""
+    """Whether stdout can encode every character. If not, JSON is written in ASCII, without loss."""
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
 
 
 def write(text: str) -> None:
-    """Write to stdout, at once.
+    """Write to stdout, and flush it.
 
     Raises
     ------
-    BrokenPipeError : the reader is gone
+    BrokenPipeError : the reader has closed the pipe
     UsageError : stdout is closed, or its disk is full
     """
     if sys.stdout is None:
-        raise UsageError("stdout is closed: expected a place for the output")
+        raise UsageError("stdout is closed: expected it to be open for the output")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -49,34 +49,34 @@ def write(text: str) -> None:
 
 
 def abandon_output() -> None:
-    """Send what stdout still holds nowhere; Python would try to write it once more at exit, and complain."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """Discard what stdout has buffered; otherwise Python would retry at exit, and fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def note(text: str, end: str = "\n") -> None:
     """Write a line to stderr."""
-    if sys.stderr is not None:  # print would take stdout instead
+    if sys.stderr is not None:  # print would use stdout instead
         print(text, end=end, file=sys.stderr, flush=True)
 
 
 def error(message: str) -> None:
-    """The line that ends a command which failed, inside an `except`."""
+    """Write the final line of a failed command. Call it inside an `except`."""
     if os.environ.get("NPLLM_DEBUG") == "1":
         note(traceback.format_exc().rstrip())
     note("npllm: error: " + " ".join(message.splitlines()))
 
 
 def warning(message: Warning | str, *rest: Any, **more: Any) -> None:
-    """A warning as one line: takes the place of `warnings.showwarning`."""
+    """Write a warning as one line; replaces `warnings.showwarning`."""
     note("npllm: warning: " + " ".join(str(message).splitlines()))
 
 
 def speed(prompt_tokens: int, times: Sequence[float]) -> dict[str, Any]:
-    """Counts and speeds of a generation, from the moment it began and the moments at which its tokens were there.
+    """Counts and speeds of a generation, from its start time and the times at which its tokens arrived.
 
-    Prefill is all up to the first token, for which the whole prompt is computed; decoding is what comes after it.
+    Prefill lasts until the first token, which needs the whole prompt; the rest is decoding.
     """
     start, *made = times
     return {
@@ -88,11 +88,11 @@ def speed(prompt_tokens: int, times: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def speculation(new_tokens: int, told: Mapping[str, int]) -> dict[str, Any]:
-    """What came of the drafted tokens, as apps/speculation.py tells it; nothing where none were drafted."""
-    if not told:
+def speculation(new_tokens: int, counts: Mapping[str, int]) -> dict[str, Any]:
+    """The statistics of drafted tokens, from the counts of apps/speculation.py; empty if nothing was drafted."""
+    if not counts:
         return {}
-    drafted, accepted, passes = told["drafted"], told["accepted"], told["passes"]
+    drafted, accepted, passes = counts["drafted"], counts["accepted"], counts["passes"]
     return {
         "passes": passes,
         "drafted_tokens": drafted,
@@ -103,10 +103,10 @@ def speculation(new_tokens: int, told: Mapping[str, int]) -> dict[str, Any]:
 
 
 def stats(values: dict[str, Any]) -> None:
-    """Write the statistics to stderr, a line each."""
+    """Write the statistics to stderr, one per line."""
     for name, value in values.items():
         label = name
-        for unit, written in UNITS.items():
+        for unit, formatted in UNITS.items():
             if name.endswith(unit):
-                label, value = name.removesuffix(unit), None if value is None else written(value)
+                label, value = name.removesuffix(unit), None if value is None else formatted(value)
         note(f"{label.replace('_', ' ').replace('kv', 'KV') + ':':21}{'-' if value is None else value}")

@@ -1,4 +1,4 @@
-"""npllm selftest: does this machine compute what it should, and how fast?"""
+"""npllm selftest: whether a device computes correct values, and how fast."""
 
 import argparse
 
@@ -13,14 +13,14 @@ from . import options, report
 from .compare import lines
 
 DESCRIPTION = """\
-Compare a device with the CPU, step by step, and time it: one page to read, or
-to paste into an issue.
+Compare a device with the CPU, step by step, and time it. The report fits on one
+page, to read or to paste into an issue.
 
-1. tokens: the default model's are known, and the CPU's are those of the device
+1. tokens: compared with the CPU's, and with the known ones of the default model
 2. every step of the pass: how far the device's values are from the CPU's
-3. time per token, beside what reading the weights takes at the least
+3. time per token, compared with the minimum for reading the weights
 
-It ends with exit code 1 if anything differs by more than rounding explains.
+The exit code is 1 if anything differs by more than rounding explains.
 """
 EXAMPLES = """\
 examples:
@@ -31,11 +31,11 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's arguments."""
     parser.add_argument(
-        "-n", "--new-tokens", type=int, default=16, metavar="N", help="make N tokens (default: %(default)s)"
+        "-n", "--new-tokens", type=int, default=16, metavar="N", help="generate N tokens (default: %(default)s)"
     )
-    parser.add_argument("--all", action="store_true", help="show every step, and not only a line for each layer")
+    parser.add_argument("--all", action="store_true", help="show every step, not just one line per layer")
     options.add_model_flags(parser)
 
 
@@ -43,10 +43,10 @@ def run(args: argparse.Namespace) -> int:
     """Compute, print the page, and return the exit code."""
     if args.new_tokens < 8:
         raise UsageError(f"--new-tokens: expected at least 8, got {args.new_tokens}")
-    place = pick(args.device)  # before the CPU works for nothing
+    place = pick(args.device)  # fails early, before the CPU's work
     dtype = ("float32" if place.name == "cpu" else "float16") if args.dtype == "auto" else args.dtype
     if dtype not in TOLERANCES:
-        raise UsageError(f"--dtype: expected {', '.join(TOLERANCES)}: how far they may be off is known; got {dtype}")
+        raise UsageError(f"--dtype: expected {', '.join(TOLERANCES)}, whose tolerances are known; got {dtype}")
     report.note("computing on the CPU ...")
     where = {"revision": args.revision, "cache_dir": args.cache_dir, "offline": args.offline}
     lm = load(args.model, **where)
@@ -63,14 +63,16 @@ def run(args: argparse.Namespace) -> int:
     passed = tokens.passed and first is None and known is not False
 
     report.write("".join(f"{name + ':':9}{text}\n" for name, text in versions(lm, place).items()))
-    kernels = "" if place.name == "cpu" else ", no kernels of ours" if args.no_kernels else ", our kernels"
+    kernels = (
+        "" if place.name == "cpu" else ", without npllm's kernels" if args.no_kernels else ", with npllm's kernels"
+    )
     report.write(f"model:   {args.model or 'the default model'}, {dtype}{kernels}\n\n1. Tokens\n")
     if known is not None:
-        report.write(f"{PROMPT!r} goes on as it should: {'yes' if known else f'no: {side.made}'}\n")
-    report.write(f"the same as on the CPU: {tokens.same} of {len(side.made)}\n")
+        report.write(f"the known continuation of {PROMPT!r}: {'yes' if known else f'no: {side.made}'}\n")
+    report.write(f"equal to the CPU's: {tokens.same} of {len(side.made)}\n")
     if tokens.gap is not None:
         report.write(
-            f"then the CPU's best two logits are {tokens.gap:.4g} apart; up to {tokens.doubt:.4g} rounding decides\n"
+            f"there the CPU's best two logits differ by {tokens.gap:.4g}; up to {tokens.margin:.4g}, rounding decides\n"
         )
     sides = [
         {"device": "cpu", "dtype": "as in the file", "passes": "in one pass"},
@@ -84,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
     read = figures["weight_bytes_per_token"] + figures["kv_cache_bytes_per_token"]
     report.write(
         f"\n3. Time\n{1000 * seconds:.2f} ms per token ({1 / seconds:.1f} tokens/s), after a prompt of {len(ids)}\n"
-        f"it reads {format_bytes(round(read))}, so {format_bytes(round(read / seconds))}/s; the memory gives"
-        f" {format_bytes(round(bandwidth))}/s, at which a token takes {1000 * read / bandwidth:.2f} ms"
+        f"it reads {format_bytes(round(read))} at {format_bytes(round(read / seconds))}/s; the memory bandwidth is"
+        f" {format_bytes(round(bandwidth))}/s, at which a token would take {1000 * read / bandwidth:.2f} ms"
         f" ({figures['bandwidth_share']:.0%} reached)\n\n{'PASSED' if passed else 'FAILED'}\n"
     )
     return 0 if passed else 1

@@ -6,10 +6,10 @@ import json
 from . import options, report
 
 DESCRIPTION = """\
-Show the tokens of TEXT, one a line: its id, and how it stands in the vocabulary.
+Show the tokens of TEXT, one per line: the id, and the piece in the vocabulary.
 
-Special tokens in TEXT, such as <|end|>, become those tokens, as they do in the
-prompt of generate.
+Special tokens in TEXT, such as <|end|>, are parsed as such, as in the prompt of
+generate.
 """
 EXAMPLES = """\
 examples:
@@ -19,9 +19,9 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's arguments."""
     options.add_text(parser, "TEXT")
-    parser.add_argument("--json", action="store_true", help='print one object: {"ids": [...], "pieces": [...]}')
+    parser.add_argument("--json", action="store_true", help='print one JSON object: {"ids": [...], "pieces": [...]}')
     options.add_model_flags(parser, weights=False)
 
 

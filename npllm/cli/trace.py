@@ -1,4 +1,4 @@
-"""npllm trace: every value of one forward pass, into a file."""
+"""npllm trace: write every value of one forward pass to a file."""
 
 import argparse
 from pathlib import Path
@@ -10,11 +10,11 @@ from ..loop import as_ids
 from . import options, report
 
 DESCRIPTION = """\
-Run one forward pass over PROMPT and write every value on the way into a file.
+Run one forward pass over PROMPT and write all intermediate values to a file.
 
-It is a safetensors file in float32, with a tensor for each value under its name:
-embedding, layers.0.attention.weights [heads, tokens, tokens], and so on; and
-always the logits. npllm compare compares two of them.
+It is a safetensors file in float32, with a named tensor for each value:
+embedding, layers.0.attention.weights [heads, tokens, tokens], and so on. The
+logits are always included. npllm compare compares two such files.
 """
 EXAMPLES = """\
 examples:
@@ -25,18 +25,18 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's arguments."""
     options.add_text(parser, "PROMPT")
-    parser.add_argument("--ids", metavar="1,2,3", help="token ids in place of PROMPT; they need no tokenizer")
+    parser.add_argument("--ids", metavar="1,2,3", help="token ids instead of PROMPT; needs no tokenizer")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the .safetensors file to write")
-    parser.add_argument("--only", metavar="PATTERN", default="*", help='names to keep, as in "*.weights,layers.7.*"')
+    parser.add_argument("--only", metavar="PATTERN", default="*", help='names to record, as in "*.weights,layers.7.*"')
     options.add_model_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trace, write the file, and return the exit code."""
     if args.ids is not None and args.text is not None:
-        raise UsageError("PROMPT and --ids: expected one of them, got both")
+        raise UsageError("PROMPT and --ids: expected only one of them, got both")
     prompt = options.read_prompt(args.text) if args.ids is None else parse_ids(args.ids, "--ids")
     output = output_file(args.output)
     lm = options.load_model(args)
@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def output_file(name: str, flag: str = "--output") -> Path:
-    """The file to write, with links followed, checked before the work. A device is refused: it would be replaced."""
+    """The file to write, with links resolved, checked beforehand. A device is refused: it would be replaced."""
     path = Path(name).resolve()
     if not path.parent.is_dir():
-        raise UsageError(f"{flag} {name}: expected a folder that exists, got {path.parent}")
+        raise UsageError(f"{flag} {name}: expected an existing folder, got {path.parent}")
     if path.exists() and not path.is_file():
         raise UsageError(f"{flag} {name}: expected the name of a file, got a folder or a device")
     return path

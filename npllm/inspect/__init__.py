@@ -1,7 +1,18 @@
-"""Looking inside: every number of a pass, what can be told from them, and what changes when one of them does.
+"""Looking inside the model: every value of a pass by its name, what it shows, and what changes if it is changed.
 
-trace, patch, compare, runs    values by their names: kept, changed, compared
-look, lens, cost               one pass over a text: what it does, block by block, and what it costs
-parts, tokens, heatmap         what is shown of it: names and lines of the source, tokens, attention weights
-summary, terminal, page        and where: as JSON, as text, as a page for a browser (page.html, page.css, page.js)
+record    a tap that collects the values of a pass
+trace     every value of a pass over a text, and trace files
+patch     a tap that replaces values, to see their effect
+compare   two traces, value by value
+runs      the two sides of a comparison: a trace file, or a model and how to run it
+funnel    the sampling steps, from the whole vocabulary to one token
+lens      the logit lens: what each block would predict
+tokens    the bytes of tokens, and text that is safe to display
+cost      FLOPs and bytes read, part by part
+look      one pass, and everything that the terminal, the JSON and the page show of it
+parts     each value's description, shape, source line and figure
+heatmap   attention weights as characters
+summary   a `Look` as plain data, for JSON
+terminal  a summary as text
+page      a `Look` as an HTML page (page.html, page.css, page.js)
 """

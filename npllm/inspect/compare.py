@@ -1,8 +1,8 @@
-"""Comparing two traces, value by value in the order of execution: the first that differs is where to look.
+"""Two traces compared, value by value in the order of execution: the first difference shows where to look for a bug.
 
-A value is within the tolerance t where |a - b| <= t |a| + t/5 max|a|, with the maximum over the whole value: A is what
-B is measured by. The second term is for sums that nearly cancel: their error goes by what was summed, and not by what
-is left of it.
+An element is within the tolerance t if |a - b| <= t |a| + t/5 max|a|, with the maximum over the whole value; A is the
+reference. The second term is for sums that nearly cancel: their error depends on the size of the terms, not on that of
+the sum.
 
 Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6) for the order; Higham 2002, "Accuracy and stability of
 numerical algorithms", chapter 3, for the error of sums and products.
@@ -18,31 +18,32 @@ from ..arrays import Bool, Float
 from ..errors import UsageError
 from .record import matches
 
-# What two correct computations may differ by, by what the weights of one of them were rounded to. In float32 it is some
-# hundred roundings. The other two are no bounds, but four times the most that rounding the weights of SmolLM2-135M was
-# seen to do to any value in four texts (float16: 0.01, bfloat16: 0.05), which is still little beside what a bug does.
+# How far two correct computations may differ, by the dtype to which the weights of one of them were rounded. For
+# float32 it is about a hundred roundings. The others are not bounds, but four times the largest error in any value that
+# rounding the weights of SmolLM2-135M caused in four texts (float16: 0.01, bfloat16: 0.05). A bug causes far larger
+# errors.
 TOLERANCES = {"float32": 1e-4, "float16": 4e-2, "bfloat16": 2e-1}
 OF_LARGEST = 0.2  # the second term's share of the tolerance
-PIECE = 2**20  # numbers that are compared at once: what is held in float64
+PIECE = 2**20  # elements compared at once, in float64
 
 
 class Difference(NamedTuple):
-    """How one value of B differs from that of A, where they are compared."""
+    """How a value in B differs from the same value in A, over the compared elements."""
 
     name: str
     shape: tuple[int, ...]
-    max_abs: float  # largest |a - b| of finite numbers
-    max_rel: float  # that, as a share of the largest |a|
-    cosine: float  # of the two as vectors: 1 where they point the same way
-    beyond: int  # how many numbers are beyond the tolerance; NaN always is, whatever the other one is
+    max_abs: float  # largest |a - b| over finite elements
+    max_rel: float  # max_abs / largest |a|
+    cosine: float  # cosine similarity of the two as vectors
+    beyond: int  # how many elements are beyond the tolerance; NaN always is
     first: tuple[int, ...] | None  # the index of the first of them
-    first_a: float  # what is there
+    first_a: float  # the element at that index
     first_b: float
-    not_finite: tuple[int, int]  # how many numbers of A, and of B, are NaN or infinite
+    not_finite: tuple[int, int]  # how many elements of A and of B are NaN or infinite
 
 
 def allowed(a: Float[np.ndarray, "..."], tolerance: float, largest: float | None = None) -> Float[np.ndarray, "..."]:
-    """How far b may be from each number of a. largest : max|a|, if a is only a part of what is compared.
+    """The tolerated |a - b| for each element of a. largest : max|a|, if a is only a part of the value.
 
     >>> allowed(np.array([0.0, 1.0, -10.0]), 1e-4).round(6)
     array([0.0002, 0.0003, 0.0012])
@@ -59,7 +60,7 @@ def difference(
     tolerance: float = TOLERANCES["float32"],
     where: Bool[np.ndarray, "..."] | None = None,
 ) -> Difference:
-    """Compare two arrays of one shape; `where` (broadcast to it) says at which places.
+    """The difference of two arrays of equal shape; `where`, broadcast to that shape, selects the compared elements.
 
     >>> row = difference("x", np.array([[1.0, 2.0]]), np.array([[1.0, 2.5]]))
     >>> row.max_abs, row.max_rel, row.beyond, row.first
@@ -70,7 +71,7 @@ def difference(
     spans = [slice(start, start + PIECE) for start in range(0, a.size, PIECE)]
 
     def piece(values: np.ndarray, span: slice) -> np.ndarray:
-        """In float64; what is not compared as 0, which is equal."""
+        """A piece in float64, with 0 for elements that are not compared."""
         wide = values[span].astype(np.float64)
         return wide if chosen is None else np.where(chosen[span], wide, 0.0)
 
@@ -118,26 +119,26 @@ def compare(
     tolerance: float = TOLERANCES["float32"],
     only: str = "*",
 ) -> list[Difference]:
-    """All values that both traces have and `only` names, in the order of A.
+    """The differences of all values that both traces have and `only` matches, in the order of A.
 
-    The "scores" are those before the mask, and what they are where it hides them is of no consequence: they are
-    compared where the query may see the key. Where a trace has "visible" [T, S] beside them, as tools/hf_trace.py
-    writes it, it says so (if both have it, both must); otherwise a query sees itself and all before it.
+    The "scores" are recorded before the mask, so masked elements do not matter: only visible pairs are compared. If a
+    trace has the mask, as "visible" [T, S] from tools/hf_trace.py, it is used (if both have one, a pair must be visible
+    in both). Otherwise the mask is causal.
 
     Raises
     ------
-    UsageError : they have no name in common, or values of other shapes: they are of other models, or other texts
+    UsageError : the traces have no name in common, or values of different shapes, so their models or texts differ
     """
     names = [name for name in a if name in b and matches(name, only)]
     if not names:
         raise UsageError(
-            f"A and B have no name in common: A has {some(a)}, B has {some(b)}; expected traces of one model"
+            f"A and B have no name in common: A has {some(a)}, B has {some(b)}; expected traces of the same model"
         )
     for name in names:
         if a[name].shape != b[name].shape:
             raise UsageError(
                 f"{name}: expected the same shape on both sides, got {list(a[name].shape)} in A and"
-                f" {list(b[name].shape)} in B; expected traces of one model and one text"
+                f" {list(b[name].shape)} in B; expected traces of the same model and text"
             )
     return [
         difference(name, a[name], b[name], tolerance, seen_scores(name, a, b) if name.endswith(".scores") else None)
@@ -146,7 +147,7 @@ def compare(
 
 
 def seen_scores(name: str, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Bool[np.ndarray, "T S"]:
-    """Which scores are compared; see `compare`."""
+    """The mask of the compared scores; see `compare`."""
     *_, new, length = a[name].shape
     visible = name.removesuffix("scores") + "visible"
     known = [trace[visible] != 0 for trace in (a, b) if visible in trace]
@@ -159,7 +160,7 @@ def seen_scores(name: str, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarr
 
 
 def first_beyond(rows: Sequence[Difference]) -> Difference | None:
-    """The first value that differs beyond the tolerance: the step to look at. None: all are within it."""
+    """The first value that is beyond the tolerance; None if all are within it."""
     return next((row for row in rows if row.beyond), None)
 
 

@@ -1,4 +1,4 @@
-"""The sampling funnel: from all tokens of the vocabulary down to the one that is chosen, step by step.
+"""The sampling funnel: from the whole vocabulary down to the chosen token, step by step.
 
 Source: "Choosing a Single Token from the Probability Distribution" (Figure 3-7).
 """
@@ -14,16 +14,16 @@ from .record import record
 
 
 class FunnelStep(NamedTuple):
-    """What one step of the funnel leaves."""
+    """The state after one step of the funnel."""
 
-    name: str  # as in `choose`: "logits" is the first, "draw" or "greedy" the last
+    name: str  # as in `choose`: first "logits", last "draw" or "greedy"
     logits: Float[Array, " V"]  # -inf: ruled out
     probabilities: Float[Array, " V"]
-    left: int  # how many tokens can still be chosen
+    left: int  # how many tokens remain
 
 
 def funnel(logits: Float[Array, " V"], **options: Any) -> list[FunnelStep]:
-    """`choose`, step by step: from all tokens of the vocabulary down to the one that it chooses. Options as there.
+    """The steps of `choose`, from the whole vocabulary down to the chosen token. Options as in `choose`.
 
     >>> import numpy as np
     >>> [(step.name, step.left) for step in funnel(np.asarray([3.0, 1.0, 2.0]), temperature=1.0, top_k=2)]

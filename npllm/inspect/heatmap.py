@@ -1,7 +1,7 @@
-"""Attention weights as characters of a terminal.
+"""Attention weights as characters for a terminal.
 
-The first token takes most of the weight in nearly every head, so the scale is logarithmic: one step darker is several
-times as much, and what is below a thousandth is a dot.
+The first token gets most of the weight in nearly every head, so the scale is logarithmic: one shade darker means
+several times the weight, and a weight below 0.001 is a dot.
 
 Source: "The attention layer at a glance" (Figures 3-14, 3-24).
 """
@@ -13,13 +13,13 @@ import numpy as np
 
 from ..arrays import Float
 
-LEAST = 1e-3  # a weight below it is not told from 0
+LEAST = 1e-3  # the start of the scale; all smaller weights look alike
 SHADES = "·░▒▓█"
-ASCII = ".:+#@"  # for an output that has no such characters
+ASCII = ".:+#@"  # for an encoding without those characters
 
 
 def darkness(weights: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Where each weight stands between LEAST (0) and 1 (1) on a logarithmic scale; negative below, NaN stays.
+    """Each weight on a logarithmic scale from LEAST (0) to 1 (1); negative below LEAST, and NaN for NaN.
 
     >>> darkness(np.array([1e-3, 1.0])).round(6)
     array([0., 1.])
@@ -29,8 +29,8 @@ def darkness(weights: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 def characters(weights: Float[np.ndarray, "T S"], shades: str = SHADES) -> list[str]:
-    """A row of the map for each query, one character for each key: blank where the weight is 0, as all that the mask
-    hides is, and "?" where it is NaN.
+    """A row of the map for each query, with one character per key: blank for a weight of 0, such as a masked one, and
+    "?" for NaN.
 
     >>> characters(np.array([[1.0, 0.0], [0.0005, 0.9995]]), ASCII)
     ['@ ', '.@']
@@ -49,13 +49,13 @@ def characters(weights: Float[np.ndarray, "T S"], shades: str = SHADES) -> list[
 
 
 def bounds(shades: str = SHADES) -> list[float]:
-    """The least weight that each character stands for: 0, and then LEAST and upwards in equal ratios."""
+    """The smallest weight of each character: 0, then LEAST and upwards in equal ratios."""
     steps = len(shades) - 1
     return [0.0, *(LEAST ** (1 - step / steps) for step in range(steps))]
 
 
 def window(tokens: int, last: int, room: int) -> Sequence[int]:
-    """Which tokens to show where there is room for fewer than all: those up to `last`, and always the first one.
+    """The tokens to show if only `room` of them fit: those up to `last`, and always the first one.
 
     >>> list(window(100, 50, 4)), list(window(3, 2, 4))
     ([0, 48, 49, 50], [0, 1, 2])

@@ -1,4 +1,4 @@
-"""One pass of the model, and what there is to see in it: the terminal, the JSON and the page all show a `Look`.
+"""A `Look`: one pass of the model, and everything that the terminal, the JSON and the page show of it.
 
 Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6), "Parallel Token Processing and Context Size" (Figures
 3-8, 3-9).
@@ -17,18 +17,18 @@ from .lens import likeliest, logit_lens, shares
 from .tokens import token_bytes
 from .trace import trace
 
-KEPT = "*embedding,layers.*.attention.output,layers.*.feedforward.output,layers.*.residual_after_feedforward"
+RECORDED = "*embedding,layers.*.attention.output,layers.*.feedforward.output,layers.*.residual_after_feedforward"
 
 
 class Look(NamedTuple):
-    """What was seen in one pass over a text."""
+    """What one pass over a text shows."""
 
     lm: LM
     ids: list[int]
     bytes: list[bytes | None]  # of each token; None without a tokenizer
     shapes: dict[str, tuple[int, ...]]  # of every value, by its name, in the order of the pass
-    not_finite: dict[str, int]  # how many numbers of a value are NaN or infinite, where some are
-    values: dict[str, np.ndarray]  # those that were kept
+    not_finite: dict[str, int]  # for each value with NaN or infinite elements, how many
+    values: dict[str, np.ndarray]  # the recorded ones
 
     @property
     def logits(self) -> Float[np.ndarray, "T V"]:
@@ -37,13 +37,13 @@ class Look(NamedTuple):
 
 
 def look(lm: LM, ids: Sequence[int], attention: str = "*") -> Look:
-    """Run one pass over the tokens and keep what there is to show.
+    """One pass over the tokens, with the values to show.
 
-    attention : the layers whose attention weights are kept: a number, or "*" for all
+    attention : the layers whose attention weights are recorded: an index, or "*" for all
 
     Raises
     ------
-    UsageError : there are no ids, or too many, or one has no row in the embeddings matrix
+    UsageError : there are no ids or too many, or one is outside the vocabulary
     NotEnoughMemoryError : the values do not fit
     """
     shapes: dict[str, tuple[int, ...]] = {}
@@ -57,15 +57,15 @@ def look(lm: LM, ids: Sequence[int], attention: str = "*") -> Look:
             not_finite[name] = count
         return value
 
-    values = trace(lm, ids, f"{KEPT},layers.{attention}.attention.weights", note)
+    values = trace(lm, ids, f"{RECORDED},layers.{attention}.attention.weights", note)
     data = token_bytes(lm.tokenizer, ids) if lm.tokenizer is not None else list[bytes | None]([None] * len(ids))
     return Look(lm, list(ids), data, shapes, not_finite, values)
 
 
 def given(seen: Look) -> tuple[Float[np.ndarray, " T"], np.ndarray]:
-    """The probability that the model gave each token, having read only what is before it, and its rank from 1 on.
+    """The probability of each token given the preceding ones, and its rank, starting at 1.
 
-    The first token has nothing before it: NaN and 0.
+    The first token has no predecessor: NaN and 0.
     """
     before, follows = seen.logits[:-1], np.asarray(seen.ids[1:], dtype=np.int64)[:, None]
     ranks = 1 + np.count_nonzero(before > np.take_along_axis(before, follows, axis=-1), axis=-1)
@@ -77,11 +77,11 @@ class Lens(NamedTuple):
 
     ids: np.ndarray  # [rows, positions, k]
     probabilities: Float[np.ndarray, "rows positions k"]
-    next: Float[np.ndarray, "rows positions"]  # of the token that does follow; NaN where the text ends
+    next: Float[np.ndarray, "rows positions"]  # probability of the actual next token; NaN at the end of the text
 
 
 def lens(seen: Look, positions: Sequence[int], k: int) -> Lens:
-    """What the model would say at these positions if it stopped before the first block, after it, and so on."""
+    """The model's predictions at these positions if it stopped before the first block, after it, and so on."""
     like = seen.lm.weights.norm
     xp = array_namespace(like)
     blocks = [f"layers.{layer}.residual_after_feedforward" for layer in range(seen.lm.config.num_hidden_layers)]
@@ -106,16 +106,16 @@ def first_residual(seen: Look) -> str:
 
 
 class Norms(NamedTuple):
-    """Lengths of vectors, [layers, positions] each."""
+    """Euclidean norms of vectors, each [layers, positions]."""
 
     embedding: Float[np.ndarray, " T"]  # of the residual stream before the first block
-    attention: Float[np.ndarray, "L T"]  # of what the attention layer adds
+    attention: Float[np.ndarray, "L T"]  # of the attention layer's output
     feedforward: Float[np.ndarray, "L T"]
     residual: Float[np.ndarray, "L T"]  # of the residual stream after the block
 
 
 def norms(seen: Look) -> Norms:
-    """The length (Euclidean) of the residual stream at every position, and of what each layer adds to it."""
+    """The norm of the residual stream at every position, and of each layer's contribution to it."""
 
     def lengths(name: str) -> np.ndarray:
         return np.linalg.norm(seen.values[name].astype(np.float64), axis=-1).astype(np.float32)

@@ -1,6 +1,6 @@
 "use strict";
-// The page draws itself from the JSON that stands beside this script. What comes from there enters the page as text,
-// never as HTML: a prompt may hold anything.
+// This script draws the page from the JSON embedded next to it. Everything in the JSON is inserted as text, never as
+// HTML: a prompt may contain anything.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const T = data.ids.length, L = data.model.layers, N = data.model.heads, V = data.model.vocab_size;
@@ -9,7 +9,7 @@ const byId = (id) => document.getElementById(id);
 
 // Helpers
 
-/** An element with attributes and children; a text among the children becomes a text node. */
+/** An element with attributes and children; a string child becomes a text node. */
 function el(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -28,24 +28,24 @@ function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Numbers written as base64 of their bytes, the lowest first. */
+/** A typed array from base64, in little-endian order. */
 function numbers(Kind, base64) {
   return new Kind(Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0)).buffer);
 }
 
-/** A token's text: spaces drawn, what does not print escaped; or its id, where there is no text for it. */
+/** A token's text, with visible spaces and escaped unprintable characters; or its id, if it has no text. */
 const label = (id) => data.vocabulary[id] ?? `#${id}`;
 const quoted = (id) => `“${label(id)}”`;
 const token = (id) => el("bdi", { class: "token" }, label(id));
 
-/** A share as a percentage in three digits. */
+/** A probability as a percentage with three significant digits. */
 function percent(share) {
   if (!Number.isFinite(share)) return "NaN";
   if (share > 0 && share < 1e-6) return "<0.0001\u00a0%";
   return `${share === 0 ? "0" : String(Number((100 * share).toPrecision(15)).toPrecision(3))}\u00a0%`;
 }
 
-/** A large number for people: 1.35 G. */
+/** A large number with a unit prefix: 1.35 G. */
 function amount(count) {
   for (const [unit, size] of [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]]) {
     if (count >= size) return `${(count / size).toPrecision(3)}\u00a0${unit}`;
@@ -58,7 +58,7 @@ const flops = (count) => (count ? `${amount(count)}FLOP` : "–");
 const whole = (count) => count.toLocaleString("en");
 const between = (value, low, high) => Math.min(Math.max(value, low), high);
 
-/** Cells of tables: the head of a row and of a column of numbers, a number, and nothing. */
+/** Table cells: a row header, the header of a column of numbers, a number, and an empty one. */
 const rowHead = (...children) => el("th", { scope: "row" }, ...children);
 const columnHead = (...children) => el("th", { scope: "col", class: "number" }, ...children);
 const number = (...children) => el("td", { class: "number" }, ...children);
@@ -71,7 +71,7 @@ function filled(share) {
   return bar;
 }
 
-/** Shares as a list of bars. rows: [{id, share, is}]; `is` marks the one that the text has. */
+/** Probabilities as a list of bars. rows: [{id, share, is}]; `is` marks the token in the text. */
 function bars(list, rows) {
   list.replaceChildren(...rows.map(({ id, share, is }) => el("li", { class: is ? "is" : null }, token(id),
     el("div", { class: "track" }, filled(share)), el("span", { class: "share" }, percent(share)))));
@@ -79,8 +79,8 @@ function bars(list, rows) {
 }
 
 /**
- * Elements that share one stop of the Tab key: arrow keys move among them, in rows of so many columns. `look` is called
- * with the index of the one that has the focus or the pointer.
+ * Make elements share one tab stop: arrow keys move among them, in rows of `columns` elements. `look` is called with the
+ * index of the element that has the focus or the pointer.
  */
 function roving(items, columns, look) {
   const moves = { ArrowRight: 1, ArrowLeft: -1 };
@@ -101,7 +101,7 @@ function roving(items, columns, look) {
   stop(0);
 }
 
-/** Keys that move a number between bounds; returns the new number, or null for another key. */
+/** The number after a key press, kept between bounds; null for a key that does not move it. */
 function moved(event, value, low, high) {
   const next = { ArrowLeft: value - 1, ArrowRight: value + 1, Home: low, End: high }[event.key];
   if (next === undefined) return null;
@@ -110,9 +110,9 @@ function moved(event, value, low, high) {
 }
 
 
-// Colour: one scale for all shares, from the paper's colour to the ink's; darker, or lighter on dark, is more.
+// Colour: one scale for all probabilities, from the background's colour to the text's.
 
-const painters = []; // what has to be drawn again when the colours or the sizes change
+const painters = []; // what to redraw when colours or sizes change
 let heatColours = [];
 
 function readColours() {
@@ -132,20 +132,20 @@ const heat = (level) => heatColours[Math.round(255 * between(Number.isFinite(lev
 
 const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
 
-/** Black or white, whichever is read better on a colour: by its relative luminance, as WCAG defines contrast. */
+/** Black or white, whichever has more contrast on a colour, by relative luminance as in WCAG. */
 function inkOn(colour) {
   const [r, g, b] = colour.map((value) => value / 255)
     .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000000" : "#ffffff";
 }
 
-/** Paint an element in a level's colour, with a text colour that can be read on it. */
+/** Give an element a level's background colour, and a text colour with enough contrast. */
 function tint(element, level) {
   element.style.backgroundColor = css(heat(level));
   element.style.color = inkOn(heat(level));
 }
 
-/** Where a share stands on a logarithmic scale from `least` to 1. */
+/** A probability on a logarithmic scale from `least` to 1. */
 const logarithmic = (share, least) => (share > 0 ? 1 - Math.log(share) / Math.log(least) : 0);
 
 function paint() {
@@ -154,7 +154,7 @@ function paint() {
 }
 
 
-// The head of the page, and below each title its figures and its lines of the source
+// The header of the page, and the figures and source lines below each title
 
 function source({ path, line, name }) {
   const address = `${path}:${line}`;
@@ -169,7 +169,7 @@ function head() {
   byId("model").textContent = `· ${model.name}`;
   byId("text").textContent = data.text;
   byId("text").classList.toggle("long", data.text.length > 90);
-  if (byId("text").scrollHeight > byId("text").clientHeight) byId("text").tabIndex = 0; // to scroll it by keys
+  if (byId("text").scrollHeight > byId("text").clientHeight) byId("text").tabIndex = 0; // makes it scrollable by keyboard
   byId("facts").textContent = [
     `${whole(T)} ${T === 1 ? "token" : "tokens"}`, `${L} blocks`, `${N} heads`, `${model.kv_heads} key/value heads`,
     `vectors of ${whole(model.hidden_size)}`, `vocabulary of ${whole(V)}`, `context of ${whole(model.context)}`,
@@ -178,14 +178,14 @@ function head() {
     const parts = sources.flatMap((one) => ["  ·  ", ...source(one)]);
     byId(`${id}-title`).after(el("p", { class: "where" }, figure(figures), ...parts));
   }
-  byId("made-by").textContent = `Made by npllm ${data.version} from one forward pass; attention weights are kept in `
-    + "8 bits. This page loads nothing.";
+  byId("made-by").textContent = `Made by npllm ${data.version} from one forward pass; attention weights are stored in `
+    + "8 bits. This page loads nothing from the network.";
   const wrong = Object.entries(data.not_finite);
   if (wrong.length) {
     byId("not-finite").hidden = false;
     byId("not-finite").append(
       ...wrong.slice(0, 5).map(([name, count]) =>
-        el("p", {}, el("code", {}, name), `: ${whole(count)} numbers are NaN or infinite`)),
+        el("p", {}, el("code", {}, name), `: ${whole(count)} elements are NaN or infinite`)),
       ...(wrong.length > 5 ? [el("p", {}, `and ${wrong.length - 5} more values after these`)] : []));
   }
 }
@@ -198,7 +198,7 @@ const lensIds = numbers(Uint32Array, data.lens.ids); // [L + 1, T, k]
 const lensShares = numbers(Float32Array, data.lens.shares);
 const lensNext = numbers(Float32Array, data.lens.next); // [L + 1, T]
 
-/** The k likeliest tokens after a position in a row of the lens: 0 is the embedding, L the last block. */
+/** The k likeliest tokens after a position, in a row of the lens: 0 is the embedding, L the last block. */
 function alternatives(row, position) {
   const k = data.lens.k, start = (row * T + position) * k, follows = data.ids[position + 1];
   const best = Array.from({ length: k }, (_, i) =>
@@ -212,9 +212,9 @@ function alternatives(row, position) {
 function tokens() {
   const detail = byId("token-detail");
   const buttons = data.ids.map((id, position) => {
-    const told = position ? `${percent(given[position])}, rank ${whole(data.ranks[position])}` : "the first";
+    const odds = position ? `${percent(given[position])}, rank ${whole(data.ranks[position])}` : "the first";
     return el("button", {
-      type: "button", "aria-pressed": "false", "aria-label": `token ${position}, ${label(id)}, ${told}`,
+      type: "button", "aria-pressed": "false", "aria-label": `token ${position}, ${label(id)}, ${odds}`,
       class: [position ? "" : "unread", position >= data.prompt_length ? "new" : ""].join(" ").trim(),
     }, token(id), el("span", { class: "id" }, String(id)));
   });
@@ -230,11 +230,11 @@ function tokens() {
     const expected = el("div");
     if (position) {
       about.append(el("p", {}, `The model gave it ${percent(given[position])}: `
-        + `${data.ranks[position] === 1 ? "the likeliest" : `number ${whole(data.ranks[position])} of ${whole(V)}`}.`));
+        + `${data.ranks[position] === 1 ? "the likeliest" : `rank ${whole(data.ranks[position])} of ${whole(V)}`}.`));
       expected.append(el("h3", {}, "What it expected after ", token(data.ids[position - 1])),
         bars(el("ol", { class: "bars" }), alternatives(L, position - 1)));
     } else {
-      expected.append(el("p", {}, "Nothing stands before the first token: the model cannot expect it."));
+      expected.append(el("p", {}, "The first token has no predecessor, so the model cannot predict it."));
     }
     detail.replaceChildren(about, expected);
   }
@@ -260,10 +260,10 @@ function flow() {
   const list = (group) => el("ol", {}, ...data.flow.filter((value) => value.group === group).map(item));
   byId("flow-chart").append(
     el("div", { class: "outside" }, list("before")),
-    el("div", { class: "block" }, el("h3", {}, L === 1 ? "1 block" : `${L} blocks, one after the other, each:`),
+    el("div", { class: "block" }, el("h3", {}, L === 1 ? "1 block" : `${L} blocks in sequence, each:`),
       el("div", { class: "halves" },
-        el("div", {}, el("h3", {}, "Attention: what the tokens before it tell it"), list("attention")),
-        el("div", {}, el("h3", {}, "Feed-forward network: each token by itself"), list("feedforward")))),
+        el("div", {}, el("h3", {}, "Attention: information from other tokens"), list("attention")),
+        el("div", {}, el("h3", {}, "Feed-forward network: each token on its own"), list("feedforward")))),
     el("div", { class: "outside" }, list("after")));
   const letters = Object.entries(data.letters).map(([letter, words]) => `${letter} ${words}`);
   byId("letters").textContent = letters.join(" · ");
@@ -276,7 +276,7 @@ const packedWeights = numbers(Uint8Array, data.attention); // the square root of
 const TRIANGLE = T * (T + 1) / 2;
 let scale = "log";
 
-/** How much token `position` looks at each token up to itself: shares that sum to 1; all 0 where they are not known. */
+/** The attention weights of token `position` on the tokens up to itself; they sum to 1, or are all 0 if unknown. */
 function row(layer, head, position) {
   const start = (layer * N + head) * TRIANGLE + position * (position + 1) / 2;
   const shares = Float64Array.from(packedWeights.subarray(start, start + position + 1), (root) => root * root);
@@ -294,10 +294,10 @@ function drawThumb(canvas, layer, head) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** In words, where a head looks, on the average of all tokens but the first. */
+/** A sentence on where a head attends, averaged over all tokens but the first. */
 function habits(layer, head) {
   const name = `Layer ${layer}, head ${head}`;
-  if (T === 1) return `${name}: there is only one token, and it looks at itself.`;
+  if (T === 1) return `${name}: there is only one token, and it attends to itself.`;
   let first = 0, self = 0, before = 0;
   for (let position = 1; position < T; position++) {
     const shares = row(layer, head, position);
@@ -351,7 +351,7 @@ function openMap(layer, head) {
   Object.assign(map, { layer, head });
   byId("map").showModal();
   drawMap();
-  tellMap();
+  describeMap();
   byId("map-canvas").focus();
 }
 
@@ -414,15 +414,15 @@ function drawMap() {
   context.strokeRect(left - 1, top - 1, map.cell + 2, map.cell + 2);
 }
 
-/** Say what stands under the cursor, and the whole row that it is in. */
-function tellMap() {
+/** Show the weight under the cursor, and its whole row. */
+function describeMap() {
   const { layer, head, query, key } = map, shares = row(layer, head, query);
   const sum = shares.reduce((a, b) => a + b, 0);
   byId("map-title").textContent = `Layer ${layer}, head ${head}`;
   byId("map-canvas").setAttribute("aria-label",
-    `Attention map of layer ${layer}, head ${head}, ${T} tokens. Arrow keys move; ${quoted(data.ids[query])} looks at `
+    `Attention map of layer ${layer}, head ${head}, ${T} tokens. Arrow keys move; ${quoted(data.ids[query])} attends to `
     + `${quoted(data.ids[key])}: ${percent(shares[key])}`);
-  byId("map-reading").replaceChildren(token(data.ids[query]), ` (${query}) looks at `, token(data.ids[key]),
+  byId("map-reading").replaceChildren(token(data.ids[query]), ` (${query}) attends to `, token(data.ids[key]),
     ` (${key}): `, el("strong", {}, percent(shares[key])));
   const list = bars(byId("map-row"), Array.from(shares, (share, i) => ({ id: data.ids[i], share, is: i === key })));
   list.scrollTop = list.children[key].offsetTop - list.offsetTop - list.clientHeight / 2;
@@ -439,7 +439,7 @@ function point(query, key) {
   if (query === map.query && key === map.key) return;
   Object.assign(map, { query, key });
   drawMap();
-  tellMap();
+  describeMap();
 }
 
 function mapDialog(thumb) {
@@ -463,7 +463,7 @@ function mapDialog(thumb) {
     map.layer = between(map.layer + layer, 0, L - 1);
     map.head = between(map.head + head, 0, N - 1);
     drawMap();
-    tellMap();
+    describeMap();
   };
   byId("layer-before").addEventListener("click", go(-1, 0));
   byId("layer-after").addEventListener("click", go(1, 0));
@@ -507,12 +507,12 @@ function lens() {
     const about = el("div", {}, el("p", { class: "big" }, token(data.ids[position])),
       el("p", { class: "note" }, `token ${position}, ${where}`));
     if (position + 1 < T) {
-      about.append(el("p", {}, "What does follow, ", token(data.ids[position + 1]), ", has ",
+      about.append(el("p", {}, "The actual next token, ", token(data.ids[position + 1]), ", has ",
         percent(lensNext[at * T + position]), " here."));
     } else {
-      about.append(el("p", {}, "The text ends here: what follows is the model's to say."));
+      about.append(el("p", {}, "The text ends here; this is the model's prediction."));
     }
-    byId("lens-detail").replaceChildren(about, el("div", {}, el("h3", {}, "It would say"),
+    byId("lens-detail").replaceChildren(about, el("div", {}, el("h3", {}, "It would predict"),
       bars(el("ol", { class: "bars" }), alternatives(at, position))));
   }
 
@@ -532,7 +532,7 @@ function norms() {
   };
   const values = Object.fromEntries(Object.keys(added).map((name) => [name, numbers(Float32Array, data.norms[name])]));
   const chart = byId("norms-chart"), slider = byId("norms-token");
-  let at = L; // 0 is the embedding, which nothing was added to yet
+  let at = L; // 0 is the embedding, before anything is added
   slider.max = T - 1;
   slider.value = T - 1;
   const length = (name, place) => values[name][place * T + Number(slider.value)];
@@ -582,12 +582,12 @@ function norms() {
     chart.replaceChildren(drawing);
     const written = (name) => (Number.isFinite(length(name, at)) ? length(name, at).toPrecision(4) : "NaN");
     byId("norms-token-value").replaceChildren(`${position} `, token(data.ids[position]));
-    const told = at
-      ? `Block ${at - 1}: attention adds a vector of length ${written("attention")}, the feed-forward network one of `
-        + `${written("feedforward")}; the residual stream is then ${written("residual")} long.`
-      : `Embedding: the residual stream begins with a length of ${written("residual")}.`;
-    byId("norms-reading").textContent = told;
-    chart.setAttribute("aria-label", `Lengths at token ${position}, arrow keys move from block to block. ${told}`);
+    const reading = at
+      ? `Block ${at - 1}: attention adds a vector of norm ${written("attention")}, the feed-forward network one of `
+        + `${written("feedforward")}; the residual stream then has norm ${written("residual")}.`
+      : `Embedding: the residual stream begins with norm ${written("residual")}.`;
+    byId("norms-reading").textContent = reading;
+    chart.setAttribute("aria-label", `Norms at token ${position}, arrow keys move from block to block. ${reading}`);
   }
 
   chart.addEventListener("pointermove", (event) => {
@@ -604,8 +604,8 @@ function norms() {
 }
 
 
-// The next token: the steps of npllm's sampling.choose. All of them keep the likeliest tokens, so what a step leaves is
-// the beginning of the order from the likeliest on.
+// The next token: the steps of npllm's sampling.choose. Each keeps the likeliest tokens, so what remains is a prefix of
+// the tokens sorted by probability.
 
 const logits = numbers(Float32Array, data.logits);
 const order = Uint32Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a] || a - b);
@@ -613,20 +613,20 @@ const sorted = Float64Array.from(order, (id) => logits[id]);
 const rank = new Uint32Array(V);
 order.forEach((id, place) => { rank[id] = place; });
 
-/** The share of each of the `left` likeliest tokens, likeliest first. */
+/** The probabilities of the `left` likeliest tokens, likeliest first. */
 function shares(temperature, left) {
   const all = sorted.subarray(0, left).map((logit) => Math.exp((logit - sorted[0]) / temperature));
   const sum = all.reduce((a, b) => a + b, 0);
   return all.map((share) => share / sum);
 }
 
-/** Tokens that tie with the last one that stays, stay too. */
+/** `left`, extended to the tokens that tie with the last one kept. */
 function withTies(left) {
   while (left < V && sorted[left] === sorted[left - 1]) left++;
   return left;
 }
 
-/** What each step leaves: [{name, shares}], the shares of the likeliest tokens. Temperature 0 is greedy. */
+/** What remains after each step: [{name, shares}], the probabilities of the kept tokens. Temperature 0 is greedy. */
 function funnel({ temperature, top_k, top_p, min_p }) {
   const steps = [{ name: "logits", shares: shares(1, V) }];
   if (temperature === 0) return [...steps, { name: "greedy", shares: Float64Array.of(1) }];
@@ -656,7 +656,7 @@ function funnel({ temperature, top_k, top_p, min_p }) {
 /** The `left` likeliest tokens in the order of their ids. */
 const byOrderOfIds = (left) => order.slice(0, left).sort();
 
-/** The token at which the shares, cumulated in the order of the ids, pass `uniform`. */
+/** The token at which the cumulative probability, in the order of the ids, exceeds `uniform`. */
 function draw(shares, uniform) {
   let sum = 0;
   const ids = byOrderOfIds(shares.length);
@@ -699,7 +699,7 @@ function sampling() {
 
   function show() {
     if (!logits.every(Number.isFinite)) {
-      byId("drawn").textContent = "The scores of the last token are not all numbers: there is nothing to choose from.";
+      byId("drawn").textContent = "The logits of the last token are not all finite, so no token can be chosen.";
       return;
     }
     const steps = funnel(settings), last = steps.at(-1).shares;
@@ -724,7 +724,7 @@ function sampling() {
       `The range from 0 to 1, with a part for each token; ${quoted(drawn)} is drawn.`);
   }
 
-  /** The range from 0 to 1, in which each token that is left has its share, in the order of the ids. */
+  /** The range from 0 to 1, divided among the remaining tokens by probability, in the order of the ids. */
   function strip(last, drawn) {
     const parts = [];
     let from = 0;
@@ -811,7 +811,7 @@ function cost() {
   const pair = (words) => el("th", { scope: "colgroup", colspan: 2, class: "number" }, words);
   byId("cost-table").append(
     el("thead", {},
-      el("tr", {}, el("td"), pair(`the text at once, ${T} tokens`), pair("one more token, with the cache")),
+      el("tr", {}, el("td"), pair(`the text in one pass, ${T} tokens`), pair("one more token, with the cache")),
       el("tr", {}, el("th", { scope: "col" }, "part"), columnHead("arithmetic"), columnHead("reads"),
         columnHead("arithmetic"), columnHead("reads"))),
     el("tbody", {}, ...parts.map(([text, next]) => el("tr", { class: text === all ? "total" : null },
@@ -820,7 +820,7 @@ function cost() {
 }
 
 
-// The source, a line for each link to lead to; a file is shown when it is opened, or a link to one of its lines followed
+// The source: every line has an anchor. A file's lines are filled in when it is opened or a link leads to it
 
 function listings() {
   const files = {};
@@ -848,7 +848,7 @@ function listings() {
     line.scrollIntoView({ block: "center" });
   }
   window.addEventListener("hashchange", follow);
-  document.addEventListener("click", (event) => { // a second time, the address does not change
+  document.addEventListener("click", (event) => { // following a link again does not change the address
     if (location.hash && event.target.closest("a")?.hash === location.hash) follow();
   });
   follow();
@@ -867,7 +867,7 @@ cache();
 cost();
 listings();
 paint();
-for (const scroll of document.querySelectorAll(".scroll")) { // what scrolls must be reachable without a mouse
+for (const scroll of document.querySelectorAll(".scroll")) { // scrollable parts must be reachable by keyboard
   if (!scroll.querySelector("[tabindex], button, canvas")) scroll.tabIndex = 0;
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);

@@ -1,8 +1,8 @@
-"""Patches: change values on their way, and see what the model makes of it.
+"""Patches: replace values during a pass, and see the effect on the logits.
 
-To leave out a head or a neuron, to put in what was there in another run ("activation patching"), to move attention to
-another token: each is a change of a tapped value, after which the pass goes on with the new one. What then becomes of
-the logits tells what the value was for.
+Ablating a head or a neuron, inserting the value from another run ("activation patching"), moving attention to another
+token: each replaces a tapped value, and the pass continues with the new one. The change in the logits shows what the
+value was for.
 
 Source: "The attention layer at a glance", "The feedforward neural network at a glance" (Figures 3-13, 3-14); Meng et
 al. 2022, "Locating and editing factual associations in GPT" (causal tracing); Wang et al. 2022, "Interpretability in
@@ -24,19 +24,18 @@ Change = Callable[[Array], Array] | Array
 
 
 def patch(changes: Mapping[str, Change], tap: Tap = untapped) -> Tap:
-    """A tap that changes the values of these names.
+    """A tap that replaces the values of these names.
 
     Parameters
     ----------
-    changes : name, or pattern as in `record` -> what to put in its place: an array, or a function that makes it from a
-        copy of the value. Where several match a name, they follow each other
-    tap : sees every value after its change, such as `record(seen)`
+    changes : name, or pattern as in `record` -> the new value: an array, or a function that computes it from a copy of
+        the old value. If several match a name, they are applied in order
+    tap : receives every value after the change, such as `record(seen)`
 
     Raises
     ------
-    UsageError : during the pass, at the value, if the new one is no array of the same shape; at the end of the pass
-        ("norm", or "logits") if there is no value of a name. Attention without "scores" and "weights", as
-        `flash_attention` is, has none to patch
+    UsageError : during the pass, if a new value is not an array of the same shape; at the end of the pass ("norm", or
+        "logits"), if a name matched no value. `flash_attention` has no "scores" and "weights" to patch
 
     >>> import numpy as np, npllm
     >>> lm = npllm.load()
@@ -53,7 +52,7 @@ def patch(changes: Mapping[str, Change], tap: Tap = untapped) -> Tap:
         for pattern, change in changes.items():
             if matches(name, pattern):
                 value = changed(name, value, change)
-        if name in ("norm", "logits"):  # where transform and forward end, all the others have been seen
+        if name in ("norm", "logits"):  # the ends of transform and forward: all other names have been seen
             for pattern in changes:
                 check_patterns(pattern, [*seen, "logits"], "patch")
         return tap(name, value)
@@ -62,20 +61,20 @@ def patch(changes: Mapping[str, Change], tap: Tap = untapped) -> Tap:
 
 
 def changed(name: str, value: Array, change: Change) -> Array:
-    """The new value in place of the old one, in its dtype and on its device."""
+    """The new value, in the dtype and on the device of the old one."""
     xp = array_namespace(value)
     new = change(xp.asarray(value, copy=True)) if callable(change) else change
     shape = getattr(new, "shape", None)
     if shape is None or tuple(shape) != tuple(value.shape):
         got = type(new).__name__ if shape is None else f"one of shape {tuple(shape)}"
         raise UsageError(f"patch: {name}: expected an array of shape {tuple(value.shape)}, got {got}")
-    if type(new) is not type(value):  # from another library: a trace, on the host
+    if type(new) is not type(value):  # from another library, such as a trace on the host
         new = to_host(new)
     return xp.asarray(new, dtype=value.dtype, device=device(value))
 
 
 def zero_head(head: int) -> Callable[[Array], Array]:
-    """A change of a value with heads, such as "mixed" [..., N, T, H]: this head says nothing.
+    """A change for values with heads, such as "mixed" [..., N, T, H], that zeroes one head.
 
     >>> import numpy as np
     >>> zero_head(1)(np.ones((2, 1, 3)))
@@ -87,12 +86,12 @@ def zero_head(head: int) -> Callable[[Array], Array]:
 
 
 def zero_neuron(neuron: int) -> Callable[[Array], Array]:
-    """A change of "activation" [..., T, F], or of any vectors: this number is 0 at every token."""
+    """A change for "activation" [..., T, F], or other vectors, that zeroes one element at every token."""
     return lambda value: zeroed(value, -1, neuron, "neuron")
 
 
 def zeroed(value: Array, axis: int, index: int, what: str) -> Array:
-    """The value with zeros at one index of an axis, counted from the right."""
+    """The value with zeros at one index of an axis, given from the right."""
     if value.ndim < -axis:
         raise UsageError(f"{what}: expected a value with {-axis} axes, got one of shape {tuple(value.shape)}")
     count = value.shape[axis]

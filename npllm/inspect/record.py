@@ -1,4 +1,4 @@
-"""Keeping the values of a pass as they come by."""
+"""A tap that records the values of a pass."""
 
 from fnmatch import fnmatchcase
 
@@ -9,7 +9,7 @@ from ..tap import Tap
 
 
 def matches(name: str, patterns: str) -> bool:
-    """Whether the name is one that a pattern stands for: "*.weights", "layers.7.*", or several, separated by commas.
+    """Whether a name matches a pattern: "*.weights", "layers.7.*", or several patterns separated by commas.
 
     >>> matches("layers.7.attention.q", "norm,layers.*.[qk]"), matches("layers.7.attention.q", "layers.?.q")
     (True, False)
@@ -18,16 +18,16 @@ def matches(name: str, patterns: str) -> bool:
 
 
 def record(into: dict[str, Array], only: str = "*") -> Tap:
-    """A tap that keeps values in the dict `into`, under their full names.
+    """A tap that stores values in the dict `into`, under their full names.
 
     Parameters
     ----------
-    into : filled as the pass goes on, in the order of execution; take a fresh one for every text
-    only : the names to keep, as patterns for `matches`
+    into : filled during the pass, in the order of execution; use a new one for every text
+    only : the names to record, as patterns for `matches`
 
-    A name that comes again (a prompt computed in chunks) is joined along T. The keys that a chunk sees grow from
-    chunk to chunk: earlier rows of "scores" are filled up with -inf, of "weights" with 0. ("scores" are those before
-    the mask: within a chunk they are also there for tokens that the mask then hides.)
+    A repeated name (from a prompt computed in chunks) is concatenated along T. Later chunks see more keys, so earlier
+    rows of "scores" are padded with -inf, and those of "weights" with 0. ("scores" are recorded before the mask: within
+    a chunk they include masked tokens.)
 
     >>> import numpy as np
     >>> seen = {}
@@ -49,13 +49,11 @@ def record(into: dict[str, Array], only: str = "*") -> Tap:
 
 
 def join(name: str, earlier: Array, later: Array) -> Array:
-    """Two chunks of one tapped value as one, along T: the second axis from the right of every tap."""
+    """Two chunks of a tapped value concatenated along T, the second axis from the right."""
     xp = array_namespace(later)
     leaf = name.rsplit(".", 1)[-1]
     if leaf in ("scores", "weights") and later.shape[-1] < earlier.shape[-2] + later.shape[-2]:
-        raise ValueError(
-            f"{name}: expected the next chunk of the same text, got another text: record into a fresh dict"
-        )
+        raise ValueError(f"{name}: expected the next chunk of the same text, got another text: record into a new dict")
     if leaf in ("scores", "weights"):  # [..., N, T, S]: S has grown
         shape = (*earlier.shape[:-1], later.shape[-1] - earlier.shape[-1])
         unseen = xp.full(

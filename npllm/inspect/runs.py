@@ -1,7 +1,7 @@
-"""The two sides of a comparison: a trace file, or a model and a way to compute with it.
+"""The two sides of a comparison: a trace file, or a model and how to run it.
 
-Both sides see the same ids, and their values are aligned by position: what was computed in parts is joined, so row t of
-a value is token t on both sides.
+Both sides process the same ids, and their values are aligned by position: chunks are concatenated, so row t of a value
+is token t on both sides.
 """
 
 from collections.abc import Sequence
@@ -18,35 +18,35 @@ from .trace import parse_ids, read_trace, trace
 
 
 class Run(NamedTuple):
-    """A model, and a way to compute with it."""
+    """A model, and how to run it."""
 
     model: str | None = None  # a folder, a .gguf file or a Hub name; None: the default model
     device: str = "cpu"
     dtype: str = "auto"
-    use_cache: bool = True  # all but the last token, then one step with the KV cache, as `generate` does it
-    chunk: int | None = None  # so many tokens at a time, with the KV cache
+    use_cache: bool = True  # all but the last token, then one step with the KV cache, as in `generate`
+    chunk: int | None = None  # this many tokens at a time, with the KV cache
 
 
 class Side(NamedTuple):
-    """What is compared."""
+    """One side of a comparison."""
 
     values: dict[str, np.ndarray]
     metadata: dict[str, str]
 
     @property
     def ids(self) -> list[int] | None:
-        """The token ids; None where a trace file does not tell."""
+        """The token ids; None if a trace file does not have them."""
         return parse_ids(self.metadata["ids"], "ids") if "ids" in self.metadata else None
 
     @property
     def rounded_to(self) -> str:
-        """What the weights were rounded to: "auto" on the CPU takes them as they are."""
+        """The dtype that the weights were rounded to; "auto" does not round on the CPU."""
         dtype, place = self.metadata.get("dtype", "auto"), self.metadata.get("device", "cpu")
         return ("float32" if place == "cpu" else "float16") if dtype == "auto" else dtype
 
 
 def trace_metadata(ids: Sequence[int], model: str | None, dtype: str, device: str) -> dict[str, str]:
-    """What a trace file says of itself."""
+    """The metadata of a trace file."""
     return {
         "ids": ",".join(map(str, ids)),
         "model": "the default model" if model is None else model,
@@ -57,7 +57,7 @@ def trace_metadata(ids: Sequence[int], model: str | None, dtype: str, device: st
 
 
 def chunks(run: Run, tokens: int) -> list[int] | None:
-    """How many tokens each pass of a run computes; None for one pass without the cache.
+    """The number of tokens in each pass of a run; None for one pass without the cache.
 
     >>> chunks(Run(), 5), chunks(Run(chunk=2), 5), chunks(Run(use_cache=False), 5)
     ([4, 1], [2, 2, 1], None)
@@ -71,7 +71,7 @@ def chunks(run: Run, tokens: int) -> list[int] | None:
 
 
 def from_run(lm: LM, run: Run, ids: Sequence[int], only: str = "*") -> Side:
-    """The values that a model computes in this way."""
+    """The values that a model computes in this run."""
     values = trace(lm, ids, only, chunks=chunks(run, len(ids)))
     return Side(values, trace_metadata(ids, run.model, run.dtype, run.device))
 
@@ -82,10 +82,12 @@ def from_file(path: Path, only: str = "*") -> Side:
 
 
 def check_same_text(a: Side, b: Side) -> None:
-    """Refuse to compare traces of different texts."""
+    """Raise UsageError for traces of different texts."""
     lengths = [next(iter(side.values.values())).shape[-2] for side in (a, b)]
     if lengths[0] != lengths[1]:
-        raise UsageError(f"A and B: expected traces of one text, got {lengths[0]} tokens in A and {lengths[1]} in B")
+        raise UsageError(
+            f"A and B: expected traces of the same text, got {lengths[0]} tokens in A and {lengths[1]} in B"
+        )
     if a.ids is not None and b.ids is not None and a.ids != b.ids:
         first = next(i for i, (one, other) in enumerate(zip(a.ids, b.ids, strict=True)) if one != other)
         raise UsageError(
@@ -94,7 +96,7 @@ def check_same_text(a: Side, b: Side) -> None:
 
 
 def only_in(side: Side, other: Side, only: str) -> list[str]:
-    """The names that one side has and the other has not, of those that are compared; masks are no step of a pass."""
+    """The compared names that only one side has; masks are not a step of a pass, and are left out."""
     return [
         name
         for name in side.values

@@ -1,4 +1,4 @@
-"""What `npllm inspect` tells, as plain data: printed as JSON as it is, or as text by `terminal.report`."""
+"""The output of `npllm inspect` as plain data, printed as JSON, or as text by `terminal.report`."""
 
 import math
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from .tokens import token_bytes
 
 
 def check_choice(lm: LM, ids: Sequence[int], layer: int, head: int, token: int | None, top_k: int) -> None:
-    """Refuse a layer, head or token that is not there, before the work."""
+    """Raise UsageError for a layer, head or token that does not exist, before the pass runs."""
     for name, value, count, what in [
         ("layer", layer, lm.config.num_hidden_layers, "layers"),
         ("head", head, lm.config.num_attention_heads, "heads"),
         ("token", len(ids) - 1 if token is None else token, len(ids), "tokens"),
     ]:
         if not 0 <= value < count:
-            raise UsageError(f"--{name}: expected 0 to {count - 1}, as there are {count} {what}, got {value}")
+            raise UsageError(f"--{name}: expected 0 to {count - 1} (there are {count} {what}), got {value}")
     if not 1 <= top_k <= lm.config.vocab_size:
         raise UsageError(f"--top-k: expected 1 to {lm.config.vocab_size}, the size of the vocabulary, got {top_k}")
 
 
 def summary(seen: Look, layer: int, head: int, token: int, top_k: int) -> dict[str, Any]:
-    """All of it. `layer` and `head` choose the attention map, `token` whose next token, lens and norms are told.
+    """The whole output. `layer` and `head` select the attention map; `token` selects the predictions, lens and norms.
 
-    Numbers that are not finite are NaN or infinity here; `finite` makes None of them, for JSON.
+    Numbers that are not finite stay NaN or infinity here; `finite` turns them into None for JSON.
     """
     config = seen.lm.config
     probabilities, ranks = given(seen)
@@ -86,7 +86,7 @@ def summary(seen: Look, layer: int, head: int, token: int, top_k: int) -> dict[s
 
 
 def named(token: int, data: bytes | None) -> dict[str, Any]:
-    """A token: "bytes" in hexadecimal, "text" where they are whole characters; None where it has no piece."""
+    """A token: "bytes" in hexadecimal, and "text" if they are whole characters; both None for an id without a piece."""
     try:
         text = None if data is None else data.decode()
     except UnicodeDecodeError:
@@ -101,12 +101,12 @@ def alternatives(lm: LM, ids: Sequence[int], probabilities: Sequence[float]) -> 
 
 
 def cost_table(parts: list[Cost]) -> list[dict[str, Any]]:
-    """The parts, and the total as the last."""
+    """The parts, followed by their total."""
     return [part._asdict() for part in [*parts, total(parts)]]
 
 
 def finite(value: Any) -> Any:
-    """The same data with None in place of NaN and infinity, which JSON does not have; other floats in 6 digits."""
+    """The same data with None for NaN and infinity, which JSON lacks, and other floats rounded to 6 digits."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):

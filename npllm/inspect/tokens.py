@@ -1,4 +1,4 @@
-"""Tokens as one may see them: their bytes, and a text that shows what a terminal or a page would hide, or obey.
+"""The bytes of tokens, and text that shows the characters a terminal or a page would hide or interpret.
 
 Source: "The Components of the Forward Pass" (Figure 3-5).
 """
@@ -11,11 +11,11 @@ from ..tokenizer import Tokenizer
 
 
 def token_bytes(tokenizer: Tokenizer, ids: Sequence[int]) -> list[bytes | None]:
-    """The bytes that each token adds to a text; None for an id that is only a row of the embeddings matrix.
+    """The bytes that each token adds to a text; None for an id without a piece.
 
-    A token need not be a whole character: several make one together. How a vocabulary spells bytes as letters, its
-    decoder tells: byte-level ones (GPT-2, Llama 3) have a letter for each byte, those of Llama and Phi-3 write ▁ for a
-    space, and <0xE2> for the byte of a character that has no piece.
+    A token need not be a whole character: several may form one together. The decoder shows how a vocabulary spells
+    bytes: byte-level ones (GPT-2, Llama 3) have a letter for each byte; those of Llama and Phi-3 write ▁ for a space
+    and <0xE2> for a byte of a character without a piece.
     """
     decoder = tokenizer.backend.decoder
     byte_level = decoder is not None and b"ByteLevel" in decoder.__getstate__()
@@ -36,7 +36,7 @@ def token_bytes(tokenizer: Tokenizer, ids: Sequence[int]) -> list[bytes | None]:
 
 
 def byte_letters() -> dict[str, bytes]:
-    """GPT-2's letters for the bytes: printable ones stand for themselves, the others have those from 256 on."""
+    """GPT-2's letters for the bytes: a printable byte is its own letter, the others are mapped to U+0100 and up."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): bytes([byte]) for byte in printable}
@@ -47,8 +47,8 @@ BYTE_LETTERS = byte_letters()
 
 
 def visible(text: str | bytes) -> str:
-    r"""The text with every character that does not print written as an escape: nothing in it can move a cursor, change
-    a colour or turn the direction of writing. Bytes that are no whole character are written as such.
+    r"""The text with every unprintable character escaped: it cannot move the cursor, change a colour or reverse the
+    writing direction. Bytes of incomplete characters are escaped too.
 
     >>> visible("a\x1b[31m\u202eb"), visible("é".encode()), visible("é".encode()[:1])
     ('a\\x1b[31m\\u202eb', 'é', '\\xc3')
@@ -59,13 +59,13 @@ def visible(text: str | bytes) -> str:
 
 
 def columns(text: str) -> int:
-    """How many columns a visible text takes up on a terminal: 2 for a wide character, 0 for a mark upon another."""
+    """The width of a visible text on a terminal, in columns: 2 for a wide character, 0 for a combining mark."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in text)
 
 
 def padded(text: str, width: int) -> str:
-    """The visible text in exactly so many columns; what is too long ends in "..." (in ASCII, for any terminal).
+    """The visible text padded or truncated to `width` columns; truncated text ends in "..." (ASCII, for any terminal).
 
     >>> padded("Paris", 7), padded("archipelago", 7), padded("東京", 7)
     ('Paris  ', 'arch...', '東京   ')

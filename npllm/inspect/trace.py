@@ -1,13 +1,13 @@
-"""Traces: every value of a pass over a text, by its name, to look at or to keep in a file.
+"""Traces: every value of a pass over a text, by its name, to inspect or to store in a file.
 
 A trace file is a safetensors file. Each value is a tensor under its name (docs/taps.md lists them), without a batch
-axis; and there are metadata:
+axis. The metadata are:
 
-    names      a JSON list of the names in the order of execution, because a safetensors file has no order of its own
+    names      a JSON list of the names in the order of execution, because a safetensors file is unordered
     ids        the token ids of the text: 504,3575,282
     model, dtype, device, made_by    what computed the values
 
-Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6): what is on the way from the first to the last.
+Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6).
 """
 
 import difflib
@@ -38,18 +38,18 @@ DTYPES = ("F32", "F16", "BF16", "F64", "BOOL")  # of a tensor in a trace file; n
 def trace(
     lm: LM, ids: Sequence[int], only: str = "*", tap: Tap = untapped, chunks: Sequence[int] | None = None
 ) -> dict[str, np.ndarray]:
-    """The tapped values of the tokens, by name, in float32 on the host, in the order of execution; and the logits.
+    """The tapped values of the tokens, by name, and the logits: in float32 on the host, in the order of execution.
 
     Parameters
     ----------
-    only : the names to keep, as in `record`; the logits are always kept
-    tap : sees every value first, and what it returns is what is kept: `patch`
+    only : the names to record, as in `record`; the logits are always recorded
+    tap : applied to every value before it is recorded, such as `patch`
     chunks : how many tokens to compute at a time, with the KV cache: [4, 1] for 5 tokens is all but the last, then one
-        step. By default all in one pass, without a cache
+        step. By default, all in one pass without a cache
 
     Raises
     ------
-    UsageError : a pattern in `only` names nothing; the ids are too many, or have no row in the embeddings matrix
+    UsageError : a pattern in `only` matches nothing; there are too many ids, or one is outside the vocabulary
     NotEnoughMemoryError : the values do not fit
     """
     check_prompt(ids, lm.config, new=0)
@@ -59,7 +59,7 @@ def trace(
     xp = array_namespace(like)
     on_device = xp.asarray(list(ids), device=device(like))
 
-    # A pass over the first token alone tells the names, and how large the values of all tokens will be.
+    # A pass over only the first token gives the names, and the sizes that the values of all tokens will have.
     first: dict[str, Array] = {}
     forward(on_device[:1], lm, tap=record(first))
     check_patterns(only, first)
@@ -68,16 +68,16 @@ def trace(
         name: 4 * prod(value.shape) * len(ids) ** (2 if name.endswith((".scores", ".weights")) else 1)
         for name, value in first.items()
     }
-    scores = 3 * 4 * lm.config.num_attention_heads * len(ids) ** 2  # of one layer: as they are, masked, as weights
-    kept = sum(size for name, size in sizes.items() if matches(name, patterns))
-    check_memory({"traced values": kept, "attention scores": scores})
+    scores = 3 * 4 * lm.config.num_attention_heads * len(ids) ** 2  # of one layer: raw, masked, and as weights
+    recorded = sum(size for name, size in sizes.items() if matches(name, patterns))
+    check_memory({"traced values": recorded, "attention scores": scores})
 
     seen: dict[str, np.ndarray] = {}
     keep = record(seen, patterns)
 
     def recorder(name: str, value: Array) -> Array:
         value = tap(name, value)
-        if matches(name, patterns):  # a copy of what is only a view; what a GPU made does not stay there
+        if matches(name, patterns):  # copies views, and moves values off the GPU
             keep(name, np.ascontiguousarray(to_host(value), dtype=np.float32))
         return value
 
@@ -91,7 +91,7 @@ def trace(
 
 
 def check_patterns(only: str, names: Collection[str], where: str = "--only") -> None:
-    """Refuse a pattern that no name matches, and say which come near it.
+    """Raise UsageError for a pattern that matches no name, with similar names.
 
     >>> check_patterns("*.wieghts", ["layers.0.attention.weights", "norm"])
     Traceback (most recent call last):
@@ -107,12 +107,12 @@ def check_patterns(only: str, names: Collection[str], where: str = "--only") -> 
             elif near:
                 hint = f"did you mean {', '.join(near)}?"
             else:
-                hint = f"there are {', '.join(any_layer)}"
+                hint = f"the names are {', '.join(any_layer)}"
             raise UsageError(f"{where}: no value is named {pattern}; {hint}")
 
 
 def write_trace(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write the values into a trace file, in whole or not at all; an old file of that name is replaced.
+    """Write the values to a trace file, atomically; an existing file is replaced.
 
     The order of `arrays` becomes the order of execution. The same values and metadata give the same bytes.
 
@@ -127,12 +127,12 @@ def write_trace(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[
         begin, end = end, end + data[-1].nbytes
         entries[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [begin, end]}
     header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % 8)  # so that the numbers begin at a multiple of 8 bytes
+    header += b" " * (-len(header) % 8)  # so that the data begin at a multiple of 8 bytes
     write_whole(path, [len(header).to_bytes(8, "little"), header, *(array.data for array in data)])
 
 
 def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file in whole or not at all: beside its place first, then into it. Errors as in `write_trace`."""
+    """Write a file atomically: to a temporary file next to it, then renamed. Errors as in `write_trace`."""
     part_file = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         try:
@@ -149,16 +149,16 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 def read_trace(path: Path, only: str = "*") -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The values in a trace file, in float32 and in the order of execution, and its metadata.
 
-    only : the names to read, as in `record`; which scores the masks show ("visible") is always read
+    only : the names to read, as in `record`; the masks ("visible") are always read
 
     Raises
     ------
-    UsageError : the file cannot be read, or a pattern in `only` names nothing in it
-    ModelFileError : it is there, and is no trace
+    UsageError : the file cannot be read, or a pattern in `only` matches nothing in it
+    ModelFileError : the file is not a valid trace
     NotEnoughMemoryError : the values do not fit
     """
     try:
-        with path.open("rb"):  # the library's own errors do not say why not
+        with path.open("rb"):  # the library's own errors do not give the reason
             pass
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -170,7 +170,7 @@ def read_trace(path: Path, only: str = "*") -> tuple[dict[str, np.ndarray], dict
                 dtype, shape = tensor.get_dtype(), tensor.get_shape()
                 if dtype not in DTYPES or len(shape) < 2 or 0 in shape:
                     raise ModelFileError(
-                        f"{path}: {name}: expected numbers ({', '.join(DTYPES)}) with two axes or more, got {dtype}"
+                        f"{path}: {name}: expected a tensor ({', '.join(DTYPES)}) with two or more axes, got {dtype}"
                         f" {shape}"
                     )
                 tokens.add(shape[-2])
@@ -179,7 +179,7 @@ def read_trace(path: Path, only: str = "*") -> tuple[dict[str, np.ndarray], dict
                 tokens.add(len(parse_ids(metadata["ids"], f"{path}: ids", ModelFileError)))
             if len(tokens) != 1:
                 raise ModelFileError(
-                    f"{path}: expected all values of the same tokens, got {sorted(tokens)} tokens; write the file again"
+                    f"{path}: expected values of equally many tokens, got {sorted(tokens)}; write the file again"
                 )
             check_memory({str(path): size})
             arrays = {
@@ -192,8 +192,8 @@ def read_trace(path: Path, only: str = "*") -> tuple[dict[str, np.ndarray], dict
     return arrays, metadata
 
 
-def names_of(path: Path, metadata: Mapping[str, str], there: Collection[str]) -> list[str]:
-    """The names in a trace file, in the order of execution, and nothing that a terminal would obey."""
+def names_of(path: Path, metadata: Mapping[str, str], tensors: Collection[str]) -> list[str]:
+    """The names in a trace file, in the order of execution, checked to be printable."""
     try:
         names = json.loads(metadata.get("names", "null"))
     except (ValueError, RecursionError):
@@ -203,19 +203,19 @@ def names_of(path: Path, metadata: Mapping[str, str], there: Collection[str]) ->
             f'{path}: expected a trace, got a safetensors file without a list of "names" in its metadata;'
             " npllm trace and tools/hf_trace.py write one"
         )
-    if len(names) != len(set(names)) or set(names) != set(there):
-        odd = sorted(set(names) ^ set(there))
+    if len(names) != len(set(names)) or set(names) != set(tensors):
+        odd = sorted(set(names) ^ set(tensors))
         raise ModelFileError(
-            f'{path}: expected "names" to list each tensor once, got others: {", ".join(map(repr, odd[:3]))}'
+            f'{path}: expected "names" to list each tensor once; mismatched: {", ".join(map(repr, odd[:3]))}'
         )
-    wild = [name for name in names if not name.isprintable()]
-    if wild:
-        raise ModelFileError(f"{path}: expected names that can be printed, got {wild[0]!r}")
+    unprintable = [name for name in names if not name.isprintable()]
+    if unprintable:
+        raise ModelFileError(f"{path}: expected printable names, got {unprintable[0]!r}")
     return names
 
 
 def parse_ids(text: str, where: str, error: type[UsageError] | type[ModelFileError] = UsageError) -> list[int]:
-    """Token ids with commas between them, as a list."""
+    """The token ids in a comma-separated text."""
     if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text, re.ASCII):
-        raise error(f"{where}: expected token ids with commas between them, got {text[:80]!r}")
+        raise error(f"{where}: expected comma-separated token ids, got {text[:80]!r}")
     return [int(part) for part in text.split(",")]

@@ -1,1 +1,7 @@
-"""Text at its edges: the ids of a conversation, and the text of ids that come one by one."""
+"""Where text enters and leaves: the ids of a conversation, and the text of ids that arrive one at a time.
+
+utf8      the check that a text can be encoded as UTF-8
+chat_ids  the ids of a conversation, with no control token from a user
+stream    the text of ids that arrive one at a time, and stop strings
+end_ids   the tokens that end a text
+"""

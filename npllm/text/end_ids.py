@@ -1,22 +1,21 @@
 """The tokens that end a text."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..errors import ModelFileError
 
-if TYPE_CHECKING:
-    from ..lm import LM
 
-
-def end_ids(lm: "LM") -> frozenset[int]:
-    """The tokens that end a text: those of the config, of the generation config and of the tokenizer together."""
-    ids = {*lm.config.eos_token_id, *read_token_ids(lm.generation_config, "eos_token_id", "generation_config.json")}
-    return frozenset(ids if lm.tokenizer is None else ids | lm.tokenizer.end_ids)
+def end_ids(
+    config_ids: Iterable[int], generation_config: Mapping[str, Any], tokenizer_ids: Iterable[int] = ()
+) -> frozenset[int]:
+    """The ids that end a text: the union of those in the config, the generation config and the tokenizer."""
+    generation_ids = read_token_ids(generation_config, "eos_token_id", "generation_config.json")
+    return frozenset({*config_ids, *generation_ids, *tokenizer_ids})
 
 
 def read_token_ids(keys: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
-    """One id, a list of ids or nothing, as a tuple: config.json and generation_config.json have all three."""
+    """The ids under a key as a tuple: config.json and generation_config.json hold one id, a list of ids, or null."""
     value = keys.get(key)
     ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):

@@ -1,10 +1,10 @@
-"""Text that can be written as UTF-8."""
+"""The check that a text can be encoded as UTF-8."""
 
 from ..errors import UsageError
 
 
 def checked_text(text: str) -> str:
-    """The text, if UTF-8 can write it: half of a surrogate pair, which bytes of other encodings leave, it cannot."""
+    """The text. Raises UsageError for an unpaired surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

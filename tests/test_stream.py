@@ -1,0 +1,116 @@
+"""The text of ids that arrive one at a time: whole characters that join to the text."""
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tokenizer_cases import TEXTS, each_tokenizer, tokenizer
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders
+from tokenizers.models import BPE
+
+from npllm.text.stream import TextStream
+from npllm.tokenizer import Tokenizer
+
+
+def streamed(tokenizer, context, ids):
+    stream = TextStream(tokenizer.backend, context)
+    pieces = [stream.step(i) for i in ids]
+    return [*pieces, stream.flush()]
+
+
+@each_tokenizer
+@given(data=st.data())
+def test_streamed_pieces_join_to_what_decode_adds(name, data):
+    ids = st.integers(0, len(tokenizer(name)) - 1)
+    if name != "default-model":  # half of them bytes and control tokens, which are few in a large vocabulary
+        ids |= st.sampled_from([*range(300), *range(len(tokenizer(name)) - 8, len(tokenizer(name)))])
+    context, new = data.draw(st.lists(ids, max_size=8)), data.draw(st.lists(ids, max_size=12))
+    before = tokenizer(name).decode(context, skip_special_tokens=True)
+    after = tokenizer(name).decode(context + new, skip_special_tokens=True)
+    # Where the context ends within a character, or in bytes that the new ones belong to, they change its text.
+    assume(after.startswith(before))
+    assert "".join(streamed(tokenizer(name), context, new)) == after.removeprefix(before)
+
+
+@each_tokenizer
+@given(context=TEXTS, text=TEXTS)
+def test_streamed_text_is_the_text(name, context, text):
+    context_ids, ids = (tokenizer(name).backend.encode(part, add_special_tokens=False).ids for part in (context, text))
+    pieces = streamed(tokenizer(name), context_ids, ids)
+    before = tokenizer(name).decode(context_ids, skip_special_tokens=True)
+    after = tokenizer(name).decode(context_ids + ids, skip_special_tokens=True)
+    assert before + "".join(pieces) == after
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "text", "expected"),
+    [
+        ("bytes", "", "a🙂b", ["a", "🙂", "b"]),
+        ("llama", "A", " 🙂 b", [" ", " ", "🙂 b"]),  # the bytes end with the next piece
+        ("bytes", "", "\ufffd\ufffd.", ["\ufffd", "\ufffd."]),  # a U+FFFD of the text's own
+        ("bytes", "", "船<|im_end|>", ["船"]),
+        ("bytes", "", "<think>a", ["<think>", "a"]),  # a token that is not special has its text
+    ],
+)
+def test_a_piece_is_whole_characters(name, context, text, expected):
+    context_ids, ids = (tokenizer(name).backend.encode(part, add_special_tokens=False).ids for part in (context, text))
+    pieces = [piece for piece in streamed(tokenizer(name), context_ids, ids) if piece]
+    assert [piece.replace("▁", " ") for piece in pieces] == expected
+
+
+def test_the_first_space_of_a_continuation_is_kept():
+    llama = tokenizer("llama")
+    prompt, new = llama.encode("The capital of France is"), llama.backend.token_to_id("▁of")
+    assert llama.decode([new]) == "of"
+    assert TextStream(llama.backend, prompt).step(new) == " of"
+    assert TextStream(llama.backend).step(new) == "of"
+
+
+def test_ids_without_text_give_none():
+    stream = TextStream(tokenizer("bytes").backend)
+    assert [stream.step(i) for i in (10**6, tokenizer("bytes").backend.token_to_id("<|im_end|>"))] == ["", ""]
+    assert stream.flush() == ""
+
+
+def test_half_a_character_at_the_end_is_a_replacement_character():
+    first, *rest = tokenizer("bytes").backend.encode("🙂").ids
+    stream = TextStream(tokenizer("bytes").backend)
+    assert stream.step(first) == ""
+    assert stream.flush() == "\ufffd"
+    assert stream.flush() == ""
+    assert streamed(tokenizer("bytes"), [first], []) == [""]  # it is the context's
+    assert streamed(tokenizer("bytes"), [first], rest)[-2:] == ["🙂", ""]
+    a, first, *_ = tokenizer("llama").backend.encode("A🙂", add_special_tokens=False).ids[-5:]
+    stream = TextStream(tokenizer("llama").backend)
+    assert [stream.step(a), stream.step(first), stream.flush()] == ["A", "", "\ufffd"]
+
+
+class CountingBackend:
+    """A backend that counts the ids it is asked to decode."""
+
+    def __init__(self, backend):
+        self.backend, self.decoded = backend, 0
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def decode(self, ids, **options):
+        self.decoded += len(ids)
+        return self.backend.decode(ids, **options)
+
+
+@pytest.mark.parametrize(("name", "byte"), [("bytes", "ð"), ("bytes", "Ń"), ("llama", "<0xF0>"), ("llama", "▁the")])
+def test_the_work_for_each_id_does_not_grow(name, byte, monkeypatch):
+    stream = TextStream(tokenizer(name).backend, list(range(10)))
+    stream.backend = CountingBackend(stream.backend)
+    for _ in range(1000):
+        stream.step(tokenizer(name).backend.token_to_id(byte))
+    stream.flush()
+    assert stream.backend.decoded < 12 * 1000
+
+
+def test_a_tokenizer_without_decoder_streams_too():
+    backend = Backend(BPE({"a": 0, "b": 1}, []))
+    assert "".join(streamed(Tokenizer(backend), [0], [1, 0])) == " b a"
+    backend.decoder = decoders.Fuse()
+    assert "".join(streamed(Tokenizer(backend), [0], [1, 0])) == "ba"
