@@ -120,9 +120,7 @@ def test_load_for_people(npllm):
     assert re.fullmatch(rf"auto:     loaded after {TIME}", loaded)
     assert re.fullmatch(rf" {{10}}first token after {TIME}, with a prompt of 8", token)
     known = rf"({BYTES}|unknown)"
-    assert re.fullmatch(
-        rf" {{10}}resident {known}, peak {known}; before loading {known}, model file {BYTES}", memory
-    )
+    assert re.fullmatch(rf" {{10}}resident {known}, peak {known}; before loading {known}, model file {BYTES}", memory)
 
 
 @pytest.mark.parametrize(

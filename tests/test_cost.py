@@ -16,10 +16,9 @@ from models import (
 )
 
 from npllm.cache import empty_cache, kv_cache_bytes
+from npllm.families.gpt2 import gpt2_transform
 from npllm.inspect.cost import costs, total
 from npllm.lm import LM
-from npllm.families.gpt2 import gpt2_transform
-from npllm.model import forward
 
 
 def tiny_lm(**keys) -> LM:

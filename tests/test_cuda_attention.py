@@ -14,8 +14,8 @@ from npllm import attention as plain
 from npllm.cuda import attention as module
 from npllm.cuda.attention import cuda_attention, evenly_spaced, on_cuda
 from npllm.devices.device import to_host
-from npllm.flash import flash_attention
 from npllm.families.gpt2 import gpt2_transform
+from npllm.flash import flash_attention
 from npllm.model import transform
 
 

@@ -19,8 +19,8 @@ from npllm.cuda.fit import BLOCK_FIELDS, MODEL_FIELDS, why_not, why_not_block, w
 from npllm.cuda.gpu import on_gpu, why_no_kernels, with_kernels
 from npllm.cuda.step import replayed
 from npllm.errors import UsageError
-from npllm.lm import LM
 from npllm.families.gpt2 import gpt2_transform
+from npllm.lm import LM
 from npllm.model import transform
 from npllm.norm import rms_norm
 from npllm.shapes import BlockWeights, Weights

@@ -15,10 +15,10 @@ from tolerance import assert_close
 
 import npllm
 from npllm.devices.device import to_host
+from npllm.families.gpt2 import gpt2_transform
 from npllm.inspect.lens import likeliest, logit_lens, shares
 from npllm.inspect.record import record
 from npllm.lm import LM
-from npllm.families.gpt2 import gpt2_transform
 from npllm.sampling import softmax
 
 IDS = [3, 1, 4, 1, 5]
@@ -39,9 +39,7 @@ def test_the_lens_of_the_last_block_gives_the_logits(lm):
     seen = {}
     ids = np.asarray(IDS)
     logits, _ = npllm.forward(ids, lm, tap=record(seen))
-    np.testing.assert_array_equal(
-        logit_lens(seen["layers.1.residual_after_feedforward"], lm), logits
-    )
+    np.testing.assert_array_equal(logit_lens(seen["layers.1.residual_after_feedforward"], lm), logits)
     earlier = logit_lens(seen["layers.0.residual_after_feedforward"], lm)
     assert not np.allclose(earlier, logits)
 

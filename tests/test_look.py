@@ -14,12 +14,12 @@ from models import (
 from tolerance import assert_close
 
 import npllm
+from npllm.families.gpt2 import gpt2_transform
 from npllm.inspect import look as looking
 from npllm.inspect.lens import likeliest, shares
 from npllm.inspect.look import lens, look, norms
 from npllm.inspect.record import record
 from npllm.lm import LM
-from npllm.families.gpt2 import gpt2_transform
 from npllm.sampling import softmax
 
 IDS = [3, 1, 4, 1, 5]

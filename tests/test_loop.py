@@ -21,7 +21,6 @@ from npllm.loop import generate, steps, stream
 from npllm.model import transform
 from npllm.options import check_ids, check_options
 from npllm.shapes import Weights
-from npllm.text.end_ids import end_ids
 from npllm.text.stream import split_at_stop
 
 module = importlib.import_module("npllm.loop")
@@ -32,7 +31,7 @@ class Pieces:
     """A stand-in for the tokenizer: a list of the tokens' texts."""
 
     def __init__(self, pieces, ends=()):
-        self.pieces, self.end_ids = pieces, frozenset(ends)
+        self.pieces, self.end_ids, self.backend = pieces, frozenset(ends), self
 
     def encode(self, text):
         return [self.pieces.index(character) for character in text]
@@ -41,8 +40,8 @@ class Pieces:
 class PieceStream:
     """A stand-in for text.stream.TextStream. A piece in parentheses stays incomplete until the next one, or the end."""
 
-    def __init__(self, tokenizer, context_ids):
-        self.pieces, self.incomplete = tokenizer.pieces, ""
+    def __init__(self, backend, context_ids):
+        self.pieces, self.incomplete = backend.pieces, ""
 
     def step(self, token):
         text, self.incomplete = self.incomplete + self.pieces[token], ""
@@ -213,12 +212,6 @@ def test_an_end_token_of_any_of_the_three_places_ends_the_text(where):
         ends=[3] if where == "tokenizer" else [],
     )
     assert generate(lm, [0], max_new_tokens=6) == ("ab", [1, 2, 3], [0], "stop")
-
-
-def test_the_end_tokens_of_all_three_places_are_united():
-    lm = reciting_lm("abcdef", ends=[1], eos_token_id=[2, 3], generation_config={"eos_token_id": 4})
-    assert end_ids(lm) == {1, 2, 3, 4}
-    assert end_ids(lm._replace(tokenizer=None)) == {2, 3, 4}
 
 
 @given(count=st.integers(1, 6))

@@ -8,12 +8,11 @@ from models import (
     tiny_gpt2_config,
 )
 
-from npllm.inspect.look import look
-from npllm.families.gpt2 import GPT2_PARTS
+from npllm.families.gpt2 import GPT2_PARTS, gpt2_transform
 from npllm.families.llama import PARTS
+from npllm.inspect.look import look
 from npllm.inspect.parts import PACKAGE, part, source
 from npllm.lm import LM
-from npllm.families.gpt2 import gpt2_transform
 
 IDS = [3, 1, 4, 1, 5]
 

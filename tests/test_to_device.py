@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from npllm.checkpoint.plan import Part
 from safetensors.numpy import save_file
 from test_transfer import numpy_device
 from tqdm import tqdm
 
 from npllm.checkpoint.folder import read_folder
+from npllm.checkpoint.plan import Part
 from npllm.checkpoint.to_device import read_to_device
 from npllm.devices.transfer import Staging
 from npllm.errors import ModelFileError
