@@ -1,4 +1,4 @@
-"""The keys of config.json, changed one at a time: which there are, other values for them, and what transformers answers.
+"""The keys of config.json, changed one at a time: their names, other values for them, and transformers' answers.
 
 A checkpoint of a sweep is tiny, and built by transformers itself from its own config class, with weights so large that
 every norm, bias and angle counts. Nothing here knows what npllm does with a key.
@@ -182,7 +182,13 @@ VALUES = WIDTHS | {
     "n_ctx": [8],
     "temperature": [0.5],
 }
+READ_ANYWAY = (  # no class has these fields, or only some have; the base class or the model reads them
+    *("is_causal", "per_layer_config", "layer_types", "sliding_window", "use_sliding_window", "attention_chunk_size"),
+    *("attention_bias", "mlp_bias", "head_dim", "num_labels", "torch_dtype", "attn_implementation", "pruned_heads"),
+)
+OF_ROPE = ("rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 ALIASES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")  # GPT-2 reads them too
+OF_GPT2 = ("n_ctx", *ALIASES)
 OF_CLASSIFIERS = (
     *("pad_token_id", "id2label", "label2id", "num_labels", "problem_type", "is_causal"),
     *("classifier_dropout", "hidden_dropout", "token_classification_bias"),
@@ -203,15 +209,13 @@ ARCHITECTURES = {
     "smollm3": "SmolLM3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }
-CLASSIFIERS = {family: (SEQUENCE, TOKEN) for family in ("phi3", "llama", "mistral", "qwen2")}
+CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "qwen2"), (SEQUENCE, TOKEN))
 LABELS = {"0": "a", "1": "b", "2": "c"}
 
 
 # What transformers itself cannot load or compute: (key, value, families). There is nothing to compare with.
 WITH_ROPE = "phi3 llama mistral qwen2 qwen3 olmo2 granite smollm3"
-BY_LAYER = (
-    "qwen2 qwen3 smollm3"  # their classes have layer_types, so RoPE may be nested, and their models cannot read it
-)
+BY_LAYER = "qwen2 qwen3 smollm3"  # they accept nested RoPE in their config, and fail to compute it
 ROPE_FAILS = [
     (ROPES[5], "phi3"),
     (ROPES[6], "phi3"),
@@ -273,8 +277,8 @@ def recorded():
 def keys_of(family):
     """The keys to sweep: the fields of the family's config class, and what is read without being one."""
     fields = recorded()["families"][family]
-    others = [key for key in VALUES if key not in fields and (key not in WIDTHS or key in ("head_dim", *ALIASES))]
-    return [*fields, *others]
+    others = OF_GPT2 if family == "gpt2" else OF_ROPE
+    return [*fields, *(key for key in (*READ_ANYWAY, *others) if key not in fields)]
 
 
 def base(family, head=CAUSAL):
@@ -355,8 +359,8 @@ def npllm_logits(folder, text=TEXT, head=CAUSAL):
 
     lm = npllm.load(folder)
     if head == CAUSAL:
-        return npllm.forward(np.asarray(text), lm)
-    hidden = npllm.transform(np.asarray(text), lm)
+        return npllm.forward(np.asarray(text), lm)[0]
+    hidden = npllm.transform(np.asarray(text), lm)[0]
     if head == TOKEN:
         return token_classification_head(hidden, lm.weights)
     return sequence_classification_head(hidden, lm.weights, np.asarray(text), lm.config.pad_token_id)
