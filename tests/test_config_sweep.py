@@ -36,10 +36,13 @@ def name_of(case):
 
 @pytest.fixture(scope="module")
 def transformers():
-    pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[oracle]'")
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[oracle]'")
     module = pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[oracle]'")
     module.utils.logging.disable_progress_bar()
-    return module
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for models this small, threads only wait for each other
+    yield module
+    torch.set_num_threads(threads)
 
 
 def outcome(folder, family, head, keys, key):
