@@ -1,0 +1,370 @@
+"""The keys of config.json, changed one at a time: their names, other values for them, and transformers' answers.
+
+A checkpoint of a sweep is tiny, and built by transformers itself from its own config class, with weights so large that
+every norm, bias and angle counts. Nothing here knows what npllm does with a key.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+RECORD = Path(__file__).with_name("config_keys.json")
+CAUSAL, SEQUENCE, TOKEN = "CausalLM", "SequenceClassification", "TokenClassification"
+
+
+class Absent:
+    """The value of a key that is not in the file."""
+
+    def __repr__(self):
+        return "absent"
+
+
+ABSENT = Absent()
+VOCABULARY, WINDOW, LAYERS = 64, 6, 4
+# Longer than the window, and its last three tokens are padding.
+TEXT = [*(int(id) for id in np.random.default_rng(3).integers(2, VOCABULARY, 24)), 0, 0, 0]
+
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-3,  # large enough to be seen
+    "rope_theta": 1000.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+WINDOWS = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}
+BASES = {
+    "phi3": {"sliding_window": WINDOW},
+    "llama": {},
+    "mistral": {"sliding_window": WINDOW, "head_dim": 8},
+    "qwen2": WINDOWS,
+    "qwen3": WINDOWS | {"head_dim": 8},
+    "olmo2": {},
+    "granite": {
+        "embedding_multiplier": 2.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 3.0,
+    },
+    "smollm3": {"use_sliding_window": True, "sliding_window": WINDOW},
+}
+BASES = {family: COMMON | keys for family, keys in BASES.items()}
+BASES["gpt2"] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "n_positions": 64,
+    "layer_norm_epsilon": 1e-3,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+
+FULL, SLIDING = ["full_attention"] * LAYERS, ["sliding_attention"] * LAYERS
+MIXED = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0]}
+ROPES = [
+    None,
+    {},
+    {"rope_type": "default", "rope_theta": 50.0},
+    {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5},
+    {"rope_type": "default", "attention_factor": 2.0, "factor": 3.0},
+    {"rope_type": "linear", "factor": 2.0},
+    {"type": "linear", "factor": 2.0},
+    {"type": "linear", "rope_type": "default", "factor": 2.0},
+    {"rope_type": "linear", "factor": 1.0, "partial_rotary_factor": 0.5},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32},
+    {"rope_type": "proportional", "rope_theta": 1000.0, "partial_rotary_factor": 0.5},
+    LLAMA3,
+    LLAMA3 | {"original_max_position_embeddings": 16},
+    LONGROPE | {"original_max_position_embeddings": 16},
+    {"type": "su"} | {key: LONGROPE[key] for key in ("short_factor", "long_factor")},
+    {"rope_type": "unknown", "factor": 2.0},
+    {"full_attention": {"rope_type": "default", "rope_theta": 50.0}},
+    {kind: {"rope_type": "default", "rope_theta": 50.0} for kind in ("full_attention", "sliding_attention")},
+]
+ACTIVATIONS = ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "quick_gelu", "relu", "relu2", "unknown"]
+WIDTHS = {  # keys of which weights have the size
+    "vocab_size": [80],
+    "hidden_size": [64],
+    "intermediate_size": [40],
+    "num_hidden_layers": [2],
+    "num_attention_heads": [2],
+    "num_key_value_heads": [1, 4, None],
+    "head_dim": [16, None],
+    "n_embd": [64],
+    "n_layer": [2],
+    "n_head": [2],
+    "n_inner": [48, None],
+    "n_positions": [40],
+}
+VALUES = WIDTHS | {
+    "transformers_version": ["4.0.0"],
+    "architectures": [None],
+    "output_hidden_states": [True],
+    "return_dict": [True],
+    "dtype": ["float16", "bfloat16"],
+    "chunk_size_feed_forward": [4],
+    "is_encoder_decoder": [True],
+    "id2label": [{"0": "a"}, {"0": "a", "1": "b", "2": "c"}],
+    "label2id": [{"a": 0}],
+    "problem_type": ["regression", "multi_label_classification"],
+    "hidden_act": ACTIVATIONS,
+    "activation_function": ACTIVATIONS,
+    "max_position_embeddings": [8, 40],
+    "initializer_range": [0.5],
+    "rms_norm_eps": [0.1],
+    "layer_norm_epsilon": [0.1],
+    "use_cache": [False],
+    "pad_token_id": [5, None],
+    "bos_token_id": [5],
+    "eos_token_id": [5, [4, 5], None],
+    "pretraining_tp": [2],
+    "tie_word_embeddings": [True, False],
+    "rope_parameters": ROPES,
+    "rope_scaling": [*ROPES[2:6], LLAMA3 | {"original_max_position_embeddings": 16}, ROPES[-1]],
+    "rope_theta": [50.0, 50],
+    "partial_rotary_factor": [0.5, None],
+    "attention_bias": [True],
+    "mlp_bias": [True],
+    "attention_dropout": [0.5],
+    "resid_pdrop": [0.5],
+    "embd_pdrop": [0.5],
+    "attn_pdrop": [0.5],
+    "original_max_position_embeddings": [8],
+    "use_sliding_window": [True, False],
+    "sliding_window": [4, 0, -1, None],
+    "max_window_layers": [0, 3],
+    "layer_types": [FULL, SLIDING, MIXED, None, FULL[1:], ["chunked_attention"] * LAYERS],
+    "no_rope_layers": [[1, 0, 0, 1], [1] * LAYERS, [0] * (LAYERS + 1), [1]],
+    "no_rope_layer_interval": [2, 1],
+    "embedding_multiplier": [3.0, 1],
+    "attention_multiplier": [0.5, 1],
+    "residual_multiplier": [0.7, 1],
+    "logits_scaling": [2.0, 1],
+    "summary_type": ["mean"],
+    "summary_use_proj": [False],
+    "summary_activation": ["tanh"],
+    "summary_proj_to_labels": [False],
+    "summary_first_dropout": [0.5],
+    "scale_attn_weights": [False],
+    "scale_attn_by_inverse_layer_idx": [True],
+    "reorder_and_upcast_attn": [True],
+    "add_cross_attention": [True],
+    # What no class lists as a field, and its base class or its models read all the same.
+    "is_causal": [False, None, True],
+    "per_layer_config": [{"1": {"skip": ["attention"]}}, {"1": {"rms_norm_eps": 0.1}}, {}, None],
+    "attention_chunk_size": [4],
+    "num_labels": [3],
+    "torch_dtype": ["float16"],
+    "output_attentions": [True],
+    "attn_implementation": ["eager"],
+    "_attn_implementation": ["eager"],
+    "name_or_path": ["other"],
+    "tie_last_hidden_states": [False],
+    "classifier_dropout": [0.5],
+    "hidden_dropout": [0.5],
+    "token_classification_bias": [False],
+    "pruned_heads": [{"0": [1]}],
+    "is_decoder": [False],
+    "n_ctx": [8],
+    "temperature": [0.5],
+}
+READ_ANYWAY = (  # no class has these fields, or only some have; the base class or the model reads them
+    *("is_causal", "per_layer_config", "layer_types", "sliding_window", "use_sliding_window", "attention_chunk_size"),
+    *("attention_bias", "mlp_bias", "head_dim", "num_labels", "torch_dtype", "attn_implementation", "pruned_heads"),
+)
+OF_ROPE = ("rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+ALIASES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")  # GPT-2 reads them too
+OF_GPT2 = ("n_ctx", *ALIASES)
+OF_CLASSIFIERS = (
+    *("pad_token_id", "id2label", "label2id", "num_labels", "problem_type", "is_causal"),
+    *("classifier_dropout", "hidden_dropout", "token_classification_bias"),
+)
+# Required of the base, so that transformers' defaults (a vocabulary of 32,000, ...) would only make it large.
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+NOT_LEFT_OUT = (*SIZES, "n_embd", "n_layer", "n_head", "n_positions", "n_inner")
+
+
+ARCHITECTURES = {
+    "phi3": "Phi3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
+CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "qwen2"), (SEQUENCE, TOKEN))
+LABELS = {"0": "a", "1": "b", "2": "c"}
+
+
+# What transformers itself cannot load or compute: (key, value, families). There is nothing to compare with.
+WITH_ROPE = "phi3 llama mistral qwen2 qwen3 olmo2 granite smollm3"
+BY_LAYER = "qwen2 qwen3 smollm3"  # they accept nested RoPE in their config, and fail to compute it
+ROPE_FAILS = [
+    (ROPES[5], "phi3"),
+    (ROPES[6], "phi3"),
+    (ROPES[8], WITH_ROPE),
+    (ROPES[9], "phi3"),
+    (ROPES[10], "phi3"),
+    (ROPES[11], "phi3"),
+    (LLAMA3, "phi3 gpt2"),
+    (LLAMA3 | {"original_max_position_embeddings": 16}, "phi3 gpt2"),
+    (ROPES[15], WITH_ROPE),
+    (ROPES[16], WITH_ROPE),
+    (ROPES[17], BY_LAYER),
+    (ROPES[18], BY_LAYER),
+]
+FAILS = [
+    ("hidden_act", "unknown", WITH_ROPE),
+    ("activation_function", "unknown", "gpt2"),
+    ("pad_token_id", ABSENT, "phi3 smollm3"),  # their pad tokens are outside this small vocabulary
+    ("sliding_window", 0, "phi3 mistral qwen2 qwen3 smollm3"),
+    ("sliding_window", -1, "phi3 mistral qwen2 qwen3 smollm3"),
+    ("head_dim", None, "phi3 qwen2 qwen3 olmo2 granite smollm3"),
+    ("partial_rotary_factor", None, "phi3"),
+    ("layer_types", FULL[1:], " ".join(BASES)),
+    ("layer_types", ["chunked_attention"] * LAYERS, " ".join(BASES)),
+    ("layer_types", SLIDING, "llama olmo2 granite gpt2"),
+    ("layer_types", MIXED, "llama olmo2 granite gpt2"),
+    ("per_layer_config", {"1": {"rms_norm_eps": 0.1}}, " ".join(BASES)),
+    ("output_attentions", True, " ".join(BASES)),
+    ("num_key_value_heads", ABSENT, "mistral qwen2 qwen3"),  # more than there are heads
+    ("num_key_value_heads", None, "mistral"),
+    ("no_rope_layers", [1], "smollm3"),
+    ("max_position_embeddings", 8, "gpt2"),
+    *((key, value, whose) for key in ("rope_parameters", "rope_scaling") for value, whose in ROPE_FAILS),
+]
+
+
+def transformers_fails(family, key, value):
+    """Whether transformers itself raises an error for this value."""
+    return any(key == name and same(value, it) and family in whose.split() for name, it, whose in FAILS)
+
+
+def fields():
+    """The fields of transformers' config classes, in the form of the record."""
+    import dataclasses
+
+    import transformers
+
+    families = {
+        family: [field.name for field in dataclasses.fields(transformers.CONFIG_MAPPING[family])] for family in BASES
+    }
+    return {"transformers": transformers.__version__, "families": families}
+
+
+def recorded():
+    """The record that `python tests/sweep.py` wrote: {"transformers": version, "families": {name: [key, ...]}}."""
+    return json.loads(RECORD.read_text())
+
+
+def keys_of(family):
+    """The keys to sweep: the fields of the family's config class, and what is read without being one."""
+    fields = recorded()["families"][family]
+    others = OF_GPT2 if family == "gpt2" else OF_ROPE
+    return [*fields, *(key for key in (*READ_ANYWAY, *others) if key not in fields)]
+
+
+def base(family, head=CAUSAL):
+    """The keys of config.json that a sweep starts from."""
+    return BASES[family] | ({} if head == CAUSAL else {"id2label": LABELS})
+
+
+def same(a, b):
+    """Whether two values are the same to JSON: True is not 1, and 1 is not 1.0."""
+    return type(a) is type(b) and a == b
+
+
+def values_of(family, key, head=CAUSAL):
+    """Other values of a key: those of VALUES that are not the base's, and the key left out."""
+    now = base(family, head).get(key, ABSENT)
+    values = [] if now is ABSENT or key in NOT_LEFT_OUT else [ABSENT]
+    return [*values, *(value for value in VALUES[key] if not same(value, now))]
+
+
+def changed(keys, **changes):
+    """The keys with these changes, `ABSENT` taking one out."""
+    return {key: value for key, value in (keys | changes).items() if value is not ABSENT}
+
+
+def randomize(model, seed):
+    """Give every weight a value that counts: norms far from one, biases far from zero."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.from_numpy(rng.standard_normal(tuple(parameter.shape), dtype=np.float32))
+        if parameter.ndim == 1:
+            noise = 0.3 * noise + (1.0 if name.endswith("weight") else 0.0)
+        else:
+            noise = 1.5 * noise / parameter.shape[0 if ".c_" in name else -1] ** 0.5  # GPT-2's matrices are [in, out]
+        parameter.data.copy_(noise)
+
+
+def write_model(folder, family, keys, head=CAUSAL, seed=0, tensors=None):
+    """A checkpoint of transformers' own in a new folder, its config.json exactly these keys.
+
+    tensors : a function of the saved tensors {name: array}, which returns those that the file shall have
+    """
+    import torch
+    import transformers
+    from safetensors.numpy import load_file, save_file
+
+    folder.mkdir(parents=True)
+    keys = {"model_type": family} | keys
+    (folder / "config.json").write_text(json.dumps(keys))
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, f"AutoModelFor{head}").from_config(config, dtype=torch.float32)
+    randomize(model, seed)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    keys = {"architectures": [type(model).__name__.replace("Ministral", "Mistral")]} | keys
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in keys.items() if value is not ABSENT}))
+    if tensors is not None:
+        file = folder / "model.safetensors"
+        save_file(tensors(load_file(file)), file, metadata={"format": "pt"})
+
+
+def expected_logits(folder, text=TEXT, head=CAUSAL):
+    """What transformers answers to a text: [T, V], [labels] or [T, labels]."""
+    import torch
+    import transformers
+
+    loader = getattr(transformers, f"AutoModelFor{head}")
+    model = loader.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor([list(text)])).logits[0].numpy()
+
+
+def npllm_logits(folder, text=TEXT, head=CAUSAL):
+    """What npllm answers to the same text."""
+    import npllm
+    from npllm.heads import sequence_classification_head, token_classification_head
+
+    lm = npllm.load(folder)
+    if head == CAUSAL:
+        return npllm.forward(np.asarray(text), lm)[0]
+    hidden = npllm.transform(np.asarray(text), lm)[0]
+    if head == TOKEN:
+        return token_classification_head(hidden, lm.weights)
+    return sequence_classification_head(hidden, lm.weights, np.asarray(text), lm.config.pad_token_id)
+
+
+if __name__ == "__main__":
+    RECORD.write_text(json.dumps(fields(), indent=1) + "\n")

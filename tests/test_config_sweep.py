@@ -1,0 +1,159 @@
+"""Every key of a config.json that changes numbers is computed or refused: no key is passed over in silence.
+
+Each key of transformers' config classes, and those that their base reads without listing them, is changed on its own.
+npllm then has transformers' logits, or raises a ModelFileError that names the key.
+"""
+
+import importlib
+
+import pytest
+import sweep
+from tolerance import assert_close
+
+from npllm import families
+from npllm.errors import ModelFileError
+
+FAMILIES = sorted(getattr(families, "FAMILIES", ("phi3", "llama", "mistral", "qwen2", "gpt2")))
+CASES = [
+    (family, sweep.CAUSAL, key, value)
+    for family in FAMILIES
+    for key in sweep.keys_of(family)
+    for value in sweep.values_of(family, key)
+] + [
+    (family, head, key, value)
+    for family, heads in sweep.CLASSIFIERS.items()
+    if family in FAMILIES
+    for head in heads
+    for key in sweep.OF_CLASSIFIERS
+    for value in sweep.values_of(family, key, head)
+]
+
+
+def name_of(case):
+    family, head, key, value = case
+    return f"{family}-{head}-{key}={str(value)[:60]}"
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[oracle]'")
+    module = pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[oracle]'")
+    module.utils.logging.disable_progress_bar()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for models this small, threads only wait for each other
+    yield module
+    torch.set_num_threads(threads)
+
+
+def outcome(folder, family, head, keys, key):
+    """ "equal" or "refused": what npllm makes of a checkpoint that transformers answers."""
+    expected = sweep.expected_logits(folder, head=head)
+    refusal = None
+    try:
+        got = sweep.npllm_logits(folder, head=head)
+    except ModelFileError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert key in refusal, f"expected a refusal that names {key}, got: {refusal}"
+        return "refused"
+    assert_close(f"{family}, {key} = {keys.get(key, sweep.ABSENT)!r}: logits", got, expected)
+    return "equal"
+
+
+def transformers_answer(folder, family, keys, head):
+    sweep.write_model(folder, family, keys, head)
+    return sweep.expected_logits(folder, head=head)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.filterwarnings("default")
+@pytest.mark.oracle
+def test_a_changed_key_is_computed_or_refused(transformers, tmp_path, case, record_property):
+    family, head, key, value = case
+    keys = sweep.changed(sweep.base(family, head), **{key: value})
+    folder = tmp_path / "model"
+    if sweep.transformers_fails(family, key, value):
+        with pytest.raises(Exception):  # noqa: B017, PT011 (any error; the list must not go stale)
+            transformers_answer(folder, family, keys, head)
+        pytest.skip("transformers itself fails")
+    sweep.write_model(folder, family, keys, head)
+    result = outcome(folder, family, head, keys, key)
+    record_property("outcome", result)
+    print(f"{family} {head}: {key} = {value!r}: {result}")
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_checkpoint_that_the_sweep_starts_from_is_computed(transformers, tmp_path, family):
+    """If it were refused, so would every changed one be, and the sweep would prove nothing."""
+    for head in (sweep.CAUSAL, *sweep.CLASSIFIERS.get(family, ())):
+        keys = sweep.base(family, head)
+        sweep.write_model(tmp_path / head, family, keys, head)
+        assert outcome(tmp_path / head, family, head, keys, "config.json") == "equal"
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("default")
+def test_the_record_is_of_the_transformers_that_is_installed(transformers):
+    assert sweep.recorded() == sweep.fields(), "run python tests/sweep.py, and give the new keys values in sweep.VALUES"
+
+
+def test_every_key_has_values_to_try():
+    for family in FAMILIES:
+        missing = {*sweep.keys_of(family)} - {*sweep.VALUES}
+        assert not missing, f"{family}: sweep.VALUES has no values for {sorted(missing)}"
+
+
+# The same without transformers: whether a family has looked at a key at all
+
+
+class Reading(dict):
+    """A config.json that remembers which of its keys were asked for."""
+
+    def __init__(self, keys):
+        super().__init__(keys)
+        self.read = set()
+
+    def __getitem__(self, key):
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key):
+        self.read.add(key)
+        return super().__contains__(key)
+
+
+def reader_and_harmless(family):
+    """How a family reads a config.json, and the keys it says are harmless."""
+    module = getattr(families, "FAMILIES", {}).get(family)
+    common = getattr(families, "HARMLESS", frozenset())
+    if module is not None and hasattr(module, "read_config"):
+        return module.read_config, common | getattr(module, "HARMLESS", frozenset())
+    return importlib.import_module("npllm.checkpoint.config_json").read_config, common
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_key_of_transformers_is_read_or_listed_as_harmless(family):
+    """A key that is in neither set is one that nobody has thought about."""
+    read_config, harmless = reader_and_harmless(family)
+    keys = {"model_type": family, "architectures": [sweep.ARCHITECTURES[family]]} | sweep.base(family, sweep.CAUSAL)
+    reading = Reading(keys)
+    read_config(reading, "config.json")
+    forgotten = {*sweep.keys_of(family)} - reading.read - {*harmless}
+    assert not forgotten, f"{family}: neither read, refused nor harmless: {sorted(forgotten)}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_listed_as_harmless_is_not_read(family):
+    read_config, harmless = reader_and_harmless(family)
+    reading = Reading({"model_type": family, "architectures": [sweep.ARCHITECTURES[family]]} | sweep.base(family))
+    read_config(reading, "config.json")
+    both = {*harmless} & reading.read
+    assert not both, f"{family}: listed as harmless, and read: {sorted(both)}"
