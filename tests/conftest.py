@@ -1,9 +1,9 @@
-"""How hard hypothesis tries, and the fixture that runs a test on every array library."""
+"""The hypothesis profiles, and the fixture that runs a test on every array library."""
 
 import importlib.util
 import os
 
-# A process of tests for each core (`-n auto`; `pytest -n 0` has one): BLAS's threads would be in their way.
+# pytest starts a process for each core (`-n auto`), which BLAS's threads would slow down.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
@@ -13,18 +13,25 @@ from hypothesis import Phase, settings
 from kernel_models import counted  # noqa: F401
 from libraries import NAMES, Library, library
 
-# derandomize: the same examples in every run. `HYPOTHESIS_PROFILE=thorough pytest` looks for others.
+# derandomize: the same examples in every run. `HYPOTHESIS_PROFILE=thorough pytest` tries others.
 settings.register_profile("quick", max_examples=15, deadline=None, derandomize=True, database=None)
 settings.register_profile("ci", settings.get_profile("quick"), max_examples=25)
 settings.register_profile("thorough", max_examples=500, deadline=None)
-# JAX compiles each operation anew for each shape, so its tests have a marker and a profile of their own.
+# JAX compiles each operation again for each shape, so its tests have their own marker and profile.
 settings.register_profile("jax", settings.get_profile("quick"), max_examples=3)
-# tools/checks/mutate.py asks only whether a test fails, and not for the simplest example of it.
+# tools/checks/mutate.py only needs to know whether a test fails: no shrinking.
 settings.register_profile("mutants", settings.get_profile("quick"), phases=[Phase.explicit, Phase.generate])
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+settings.load_profile(PROFILE)
+FEWER_EXAMPLES = 5  # see pytest_runtest_call
 
 INSTALLED = [name for name in NAMES if importlib.util.find_spec(name)]
-MARKS = {"torch": pytest.mark.torch, "jax": pytest.mark.jax, "cupy": pytest.mark.cuda}
+MARKS = {
+    "array_api_strict": pytest.mark.strict,
+    "torch": pytest.mark.torch,
+    "jax": pytest.mark.jax,
+    "cupy": pytest.mark.cuda,
+}
 
 
 @pytest.fixture(
@@ -42,3 +49,16 @@ def writable_lib(lib) -> Library:
     if lib.xp.__name__ == "jax.numpy":
         pytest.skip("jax arrays cannot be written to; the KV cache is")
     return lib
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Try fewer examples in a quick run on a library other than NumPy: NumPy covers the math, and CI tries more."""
+    name = "_hypothesis_internal_use_settings"  # where @given stores them; all parameters of a test share the function
+    chosen = getattr(getattr(item, "obj", None), name, None)
+    others = hasattr(item, "callspec") and item.callspec.params.get("lib", "numpy") != "numpy"
+    if PROFILE != "quick" or chosen is None or not others:
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item.obj, name, settings(chosen, max_examples=min(chosen.max_examples, FEWER_EXAMPLES)))
+        return (yield)

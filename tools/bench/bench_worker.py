@@ -2,7 +2,7 @@
 
     python tools/bench/bench_worker.py npllm|transformers|llama.cpp|reader
 
-Each line of stdin is a request, {"do": NAME, ...}; the answer is a line of JSON. The sides are separate processes because
+Each line of stdin is a request, {"do": NAME, ...}; the answer is a line of JSON. Sides are separate processes because
 their thread pools and BLAS libraries would interfere; all stay alive, so that rounds can alternate. Anything that a
 library prints goes to stderr.
 

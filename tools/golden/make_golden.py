@@ -237,8 +237,8 @@ CLASSIFIERS = {
 def randomize(model: PreTrainedModel, seed: int) -> None:
     """Set all weights to random values large enough that every convention has an effect.
 
-    A freshly initialized model has norms of 1, biases of 0 and scores near 0, which would hide swapped matrices or wrong
-    angles.
+    A freshly initialized model has norms of 1, biases of 0 and scores near 0, which would hide swapped matrices or
+    wrong angles.
     """
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():

