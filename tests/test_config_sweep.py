@@ -4,16 +4,14 @@ Each key of transformers' config classes, and those that their base reads withou
 npllm then has transformers' logits, or raises a ModelFileError that names the key.
 """
 
-import importlib
-
 import pytest
 import sweep
 from tolerance import assert_close
 
-from npllm import families
 from npllm.errors import ModelFileError
+from npllm.families import FAMILIES, HARMLESS
+from npllm.families.keys import Keys
 
-FAMILIES = sorted(getattr(families, "FAMILIES", ("phi3", "llama", "mistral", "qwen2", "gpt2")))
 CASES = [
     (family, sweep.CAUSAL, key, value)
     for family in FAMILIES
@@ -110,50 +108,21 @@ def test_every_key_has_values_to_try():
 # The same without transformers: whether a family has looked at a key at all
 
 
-class Reading(dict):
-    """A config.json that remembers which of its keys were asked for."""
-
-    def __init__(self, keys):
-        super().__init__(keys)
-        self.read = set()
-
-    def __getitem__(self, key):
-        self.read.add(key)
-        return super().__getitem__(key)
-
-    def get(self, key, default=None):
-        self.read.add(key)
-        return super().get(key, default)
-
-    def __contains__(self, key):
-        self.read.add(key)
-        return super().__contains__(key)
-
-
-def reader_and_harmless(family):
-    """How a family reads a config.json, and the keys it says are harmless."""
-    module = getattr(families, "FAMILIES", {}).get(family)
-    common = getattr(families, "HARMLESS", frozenset())
-    if module is not None and hasattr(module, "read_config"):
-        return module.read_config, common | getattr(module, "HARMLESS", frozenset())
-    return importlib.import_module("npllm.checkpoint.config_json").read_config, common
+def keys_read(family):
+    """The keys of config.json that a family reads or refuses."""
+    keys = Keys({"model_type": family, "architectures": [sweep.ARCHITECTURES[family]]} | sweep.base(family, sweep.CAUSAL))
+    FAMILIES[family].read_config(keys)
+    return keys.read
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_key_of_transformers_is_read_or_listed_as_harmless(family):
-    """A key that is in neither set is one that nobody has thought about."""
-    read_config, harmless = reader_and_harmless(family)
-    keys = {"model_type": family, "architectures": [sweep.ARCHITECTURES[family]]} | sweep.base(family, sweep.CAUSAL)
-    reading = Reading(keys)
-    read_config(reading, "config.json")
-    forgotten = {*sweep.keys_of(family)} - reading.read - {*harmless}
+    """Fails for a key whose effect has not been considered."""
+    forgotten = {*sweep.keys_of(family)} - keys_read(family) - HARMLESS - {*FAMILIES[family].harmless}
     assert not forgotten, f"{family}: neither read, refused nor harmless: {sorted(forgotten)}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_listed_as_harmless_is_not_read(family):
-    read_config, harmless = reader_and_harmless(family)
-    reading = Reading({"model_type": family, "architectures": [sweep.ARCHITECTURES[family]]} | sweep.base(family))
-    read_config(reading, "config.json")
-    both = {*harmless} & reading.read
+    both = (HARMLESS | {*FAMILIES[family].harmless}) & keys_read(family)
     assert not both, f"{family}: listed as harmless, and read: {sorted(both)}"
