@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from checkpoints import (
     END,
-    GGUF_DTYPES,
     TOKENS,
     config_keys,
     dense,
@@ -24,21 +23,14 @@ from checkpoints import (
 from default_model import needs_default_model
 from hypothesis import given
 from hypothesis import strategies as st
+from stored_weights import read_all
 
 import npllm
 from npllm.checkpoint.gguf import read_gguf
 from npllm.checkpoint.hub import find
 from npllm.errors import ModelFileError
-from npllm.storage.stored import FORMATS, Stored, read_rows
 
 EXACT = ["F32", "F16", "BF16"]
-# Where in a block its float16 numbers are.
-SCALES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
-SCALES["Q6_K"] = [208]
-
-
-def read_all(stored: Stored) -> np.ndarray:
-    return np.concatenate(list(read_rows(stored))).reshape(stored.shape)
 
 
 def flat(weights):
@@ -56,36 +48,6 @@ def assert_same(weights, expected):
 # The numbers
 
 
-def blocks_of(dtype: str, seed: int = 0, rows: int = 7, blocks: int = 3) -> np.ndarray:
-    """Random bytes that are valid blocks: all bits at random but those of the float16 scales."""
-    rng = np.random.default_rng(seed)
-    storage = FORMATS[dtype]
-    raw = rng.integers(0, 256, (rows * blocks, storage.bytes), dtype=np.uint8)
-    for place in SCALES[dtype]:
-        raw[:, place : place + 2] = rng.standard_normal((rows * blocks, 1)).astype(np.float16).view(np.uint8)
-    return raw.reshape(rows, -1)
-
-
-def by_the_book(dtype: str, block: np.ndarray) -> list[float]:
-    """One block of 32 numbers, as ggml's documentation of the type says."""
-    raw = block.tobytes()
-    scale = struct.unpack("<e", raw[:2])[0]
-    if dtype == "Q8_0":
-        return [scale * number for number in struct.unpack("<32b", raw[2:])]
-    minimum = struct.unpack("<e", raw[2:4])[0] if dtype == "Q4_1" else -8 * scale
-    nibbles = [byte & 15 for byte in raw[-16:]] + [byte >> 4 for byte in raw[-16:]]
-    return [scale * nibble + minimum for nibble in nibbles]
-
-
-@pytest.mark.parametrize("dtype", ["Q8_0", "Q4_0", "Q4_1"])
-def test_quantized_blocks_by_the_book(tmp_path, dtype):
-    raw = blocks_of(dtype)
-    write_gguf_file(tmp_path / "x.gguf", {}, {"w": (GGUF_DTYPES[dtype], (7, 96), raw.tobytes())})
-    got = read_all(read_gguf(tmp_path / "x.gguf")[1]["w"])
-    expected = [by_the_book(dtype, block) for block in raw.reshape(-1, FORMATS[dtype].bytes)]
-    np.testing.assert_allclose(got.reshape(-1, 32), expected, rtol=3e-7, atol=1e-7)
-
-
 @pytest.mark.parametrize("dtype", ["Q8_0", "Q4_0", "Q4_1"])
 @pytest.mark.parametrize("scale", [np.nan, np.inf])
 def test_a_scale_that_is_not_finite(tmp_path, dtype, scale):
@@ -95,36 +57,6 @@ def test_a_scale_that_is_not_finite(tmp_path, dtype, scale):
         file.seek(stored.offset)
         file.write(np.float16(scale).tobytes())
     refuses(tmp_path / "m.gguf", "blk.1.ffn_down.weight: expected finite numbers, got a NaN or an infinity")
-
-
-@pytest.mark.parametrize("dtype", SCALES)
-def test_quantized_blocks_are_bit_equal_with_the_gguf_package(tmp_path, dtype):
-    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-    raw = blocks_of(dtype, rows=50, blocks=11)
-    shape = (50, 11 * FORMATS[dtype].numbers)
-    write_gguf_file(tmp_path / "x.gguf", {}, {"w": (GGUF_DTYPES[dtype], shape, raw.tobytes())})
-    expected = gguf.dequantize(raw, gguf.GGMLQuantizationType[dtype])
-    np.testing.assert_array_equal(read_all(read_gguf(tmp_path / "x.gguf")[1]["w"]).view("u4"), expected.view("u4"))
-
-
-@pytest.mark.parametrize("dtype", EXACT)
-def test_floats_are_bit_equal_with_the_gguf_package(tmp_path, dtype):
-    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-    values = np.random.default_rng(0).standard_normal((5, 33)).astype(np.float32) * 1000
-    raw = gguf.quantize(values, gguf.GGMLQuantizationType[dtype])
-    write_gguf_file(tmp_path / "x.gguf", {}, {"w": (GGUF_DTYPES[dtype], (5, 33), raw.tobytes())})
-    expected = gguf.dequantize(raw, gguf.GGMLQuantizationType[dtype])
-    np.testing.assert_array_equal(read_all(read_gguf(tmp_path / "x.gguf")[1]["w"]).view("u4"), expected.view("u4"))
-
-
-def test_all_values_that_16_bits_can_write(tmp_path):
-    """Every float16 and every bfloat16: also the smallest, which many conversions lose."""
-    every = np.arange(2**16, dtype=np.uint16)
-    tensors = {"half": (1, (2**16,), every.tobytes()), "brain": (30, (2**16,), every.tobytes())}
-    write_gguf_file(tmp_path / "x.gguf", {}, tensors)
-    stored = read_gguf(tmp_path / "x.gguf")[1]
-    np.testing.assert_array_equal(read_all(stored["half"]), every.view(np.float16).astype(np.float32))
-    np.testing.assert_array_equal(read_all(stored["brain"]), (every.astype(np.uint32) << 16).view(np.float32))
 
 
 @pytest.mark.slow

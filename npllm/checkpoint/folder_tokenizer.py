@@ -15,9 +15,9 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from ..errors import ModelFileError
+from ..storage.json_file import read_json
 from ..tokenizer import Tokenizer
 from .chat_template import chat_renderer
-from .folder import read_json
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

@@ -13,9 +13,10 @@ from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, Unavailab
 from ..families import family_of, read_config
 from ..lm import LM
 from ..shapes import Weights
+from ..storage.json_file import read_json
 from ..storage.stored import Stored
 from ..tokenizer import Tokenizer
-from .folder import read_folder, read_json
+from .folder import read_folder
 from .folder_tokenizer import tokenizer_from_folder
 from .gguf import read_gguf
 from .gguf_config import read_gguf_config

@@ -14,7 +14,7 @@ import numpy as np
 from ..config import Config
 from ..errors import ModelFileError
 from ..families.family import Family
-from ..storage.gguf_blocks import OWN_FORMATS
+from ..storage.own_format import OWN_FORMATS
 from ..storage.stored import FORMATS, Stored, read_rows
 
 

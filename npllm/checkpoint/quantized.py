@@ -1,77 +1,74 @@
-"""Matrices of 8 or 4 bits in a folder, as `npllm convert` writes them, so that loading need not quantize again.
-
-In place of X.weight [F, D] there are
-
-    X.weight.codes     8 bits: int8 [F, D]; 4 bits: uint8 [F, D / 2], of each 32 the first 16 in the lower four bits
-    X.weight.scale     8 bits: float32, 4 bits: bfloat16; [F, D / 32]
-    X.weight.minimum   bfloat16 [F, D / 32], for 4 bits only
-
-and W = scale · codes + minimum, for 32 numbers at a time. config.json says so, and with how many bits:
+"""Folders that `npllm convert` quantized: what config.json says, and each matrix from its tensors.
 
     "quantization_config": {"quant_method": "npllm", "bits": 4, "group": 32}
 
-The rows are those of the matrix, in their order: nothing of how storage/packed.py keeps them in memory is in the file.
+storage/own_format.py describes the tensors.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ModelFileError
-from ..storage.gguf_blocks import OWN_FORMATS
+from ..storage.own_format import CODES, DTYPE_OF_CODES, GROUP, OWN_FORMATS, own_format, tensors_of
 from ..storage.stored import Stored
 
-METHOD, GROUP = "npllm", 32
-CODES, SCALE, MINIMUM = ".codes", ".scale", ".minimum"
-DTYPE_OF_CODES = {8: "I8", 4: "U8"}
-DTYPE_OF_SCALES = {8: "F32", 4: "BF16"}
+METHOD = "npllm"
 
 
 def quantization_config(bits: int) -> dict[str, Any]:
-    """What config.json says of matrices of so many bits."""
+    """The entry of config.json for matrices in 8 or 4 bits."""
     return {"quant_method": METHOD, "bits": bits, "group": GROUP}
 
 
 def joined(keys: Mapping[str, Any], tensors: Mapping[str, Stored], where: str) -> dict[str, Stored]:
-    """The tensors of a folder with each quantized matrix as one; those of a folder that has none as they are.
+    """The tensors of a folder, with one entry for each quantized matrix.
+
+    keys : config.json; without a "quantization_config" the tensors stay as they are
 
     Raises
     ------
-    ModelFileError : config.json names another method; a part of a matrix is missing or of another dtype or shape
+    ModelFileError : config.json names another method; a part of a matrix is missing or has another dtype or shape
     """
     said = keys.get("quantization_config")
     if said is None:
         return dict(tensors)
-    known = [quantization_config(bits) for bits in DTYPE_OF_CODES]
+    known = [quantization_config(kind.bits) for kind in OWN_FORMATS.values()]
     if said not in known:
         raise ModelFileError(
             f"{where}: quantization_config: expected {' or '.join(str(one) for one in known)}, got {str(said)[:200]};"
             " npllm does not read it: take the model without, and quantize it with --dtype or npllm convert"
         )
-    bits = said["bits"]
-    dtype = f"int{bits}/{GROUP}"
     together = dict(tensors)
-    for name, codes in tensors.items():
-        if not name.endswith(CODES):
-            continue
-        weight = name.removesuffix(CODES)
-        check(codes, DTYPE_OF_CODES[bits], None, GROUP * bits // 8)
-        shape = (codes.shape[0], codes.shape[1] * 8 // bits)
-        beside = [SCALE, MINIMUM] if OWN_FORMATS[dtype].has_minimum else [SCALE]
-        for suffix in beside:
-            if weight + suffix not in tensors:
-                raise ModelFileError(f"{codes.path}: expected {weight}{suffix} beside {name}, there is none")
-            check(tensors[weight + suffix], DTYPE_OF_SCALES[bits], (shape[0], shape[1] // GROUP))
-        parts = [together.pop(weight + suffix) for suffix in (CODES, *beside)]
-        together[weight] = Stored(codes.path, weight, dtype, shape, codes.offset, *parts[1:])
+    for name in tensors:
+        if name.endswith(CODES):
+            weight = name.removesuffix(CODES)
+            together[weight] = joined_matrix(weight, together, own_format(said["bits"]))
     return together
 
 
-def check(stored: Stored, dtype: str, shape: tuple[int, ...] | None, times: int = 1) -> None:
-    """Refuse a part of a matrix that has another dtype, or shape; without one, rows not a multiple of so many bytes."""
-    fits = len(stored.shape) == 2 and stored.shape[1] % times == 0 if shape is None else stored.shape == shape
-    if stored.dtype != dtype or not fits:
-        expected = f"rows of a multiple of {times} bytes" if shape is None else list(shape)
-        raise ModelFileError(
-            f"{stored.path}: {stored.name}: expected {dtype} {expected}, got {stored.dtype} {list(stored.shape)};"
-            " get the file again"
-        )
+def joined_matrix(weight: str, tensors: dict[str, Stored], dtype: str) -> Stored:
+    """One quantized matrix. Its codes, scales and minima are removed from `tensors`."""
+    codes, kind = tensors[weight + CODES], OWN_FORMATS[dtype]
+    codes_dtype = DTYPE_OF_CODES[kind.bits]
+    if codes.dtype != codes_dtype or len(codes.shape) != 2 or codes.shape[1] % kind.bytes:
+        raise unexpected(codes, f"{codes_dtype} rows of a multiple of {kind.bytes} bytes")
+    shape = (codes.shape[0], codes.shape[1] * 8 // kind.bits)
+    expected = tensors_of(dtype, shape)
+    for suffix, (part_dtype, part_shape) in expected.items():
+        if weight + suffix not in tensors:
+            raise ModelFileError(
+                f"{codes.path}: expected {weight}{suffix} with {weight}{CODES}, there is none; get the file again"
+            )
+        part = tensors[weight + suffix]
+        if (part.dtype, part.shape) != (part_dtype, part_shape):
+            raise unexpected(part, f"{part_dtype} {list(part_shape)}")
+    parts = [tensors.pop(weight + suffix) for suffix in expected]
+    return Stored(codes.path, weight, dtype, shape, codes.offset, *parts[1:])
+
+
+def unexpected(stored: Stored, expected: str) -> ModelFileError:
+    """The error for a part of a matrix with another dtype or shape."""
+    return ModelFileError(
+        f"{stored.path}: {stored.name}: expected {expected}, got {stored.dtype} {list(stored.shape)};"
+        " get the file again"
+    )

@@ -28,6 +28,7 @@ from ..families import family_of
 from ..lm import LM
 from ..loop import steps
 from ..sampling import choose
+from ..storage.files import write_file
 from ..tokenizer import Tokenizer
 from ..version import __version__
 from .cost import costs, total
@@ -36,7 +37,6 @@ from .look import Look, given, lens, norms
 from .parts import PACKAGE, part, source
 from .summary import cost_table
 from .tokens import token_bytes, visible
-from .trace import write_whole
 
 ALTERNATIVES = 5  # for each position and layer
 LARGEST = 24_000_000  # bytes of attention weights: browsers take a page of some 40 MB
@@ -85,7 +85,7 @@ def page(seen: Look, prompt_length: int, name: str) -> str:
 
 def write_page(path: Path, text: str) -> None:
     """Write the page into a file, in whole or not at all; an old file of that name is replaced."""
-    write_whole(path, [text.encode()])
+    write_file(path, [text.encode()])
 
 
 def read(name: str) -> str:

@@ -12,9 +12,8 @@ Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6).
 
 import difflib
 import json
-import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from ..devices.memory import check_memory
 from ..errors import ModelFileError, UsageError
 from ..lm import LM, forward
 from ..options import check_prompt
+from ..storage.files import write_file
+from ..storage.safetensors_file import Entry, header
 from ..tap import Tap, untapped
 from .record import matches, record
 
@@ -120,30 +121,10 @@ def write_trace(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[
     ------
     UsageError : it cannot be written: no permission, no space
     """
-    entries: dict[str, object] = {"__metadata__": {"names": json.dumps(list(arrays)), **metadata}}
-    data, end = [], 0
-    for name, array in arrays.items():
-        data.append(np.ascontiguousarray(array, dtype="<f4"))
-        begin, end = end, end + data[-1].nbytes
-        entries[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [begin, end]}
-    header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % 8)  # so that the data begin at a multiple of 8 bytes
-    write_whole(path, [len(header).to_bytes(8, "little"), header, *(array.data for array in data)])
-
-
-def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file atomically: to a temporary file next to it, then renamed. Errors as in `write_trace`."""
-    part_file = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with part_file.open("wb") as file:
-                for part in parts:
-                    file.write(part)
-            part_file.replace(path)
-        finally:
-            part_file.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    data = {name: np.ascontiguousarray(array, dtype="<f4") for name, array in arrays.items()}
+    entries = [Entry(name, "F32", array.shape) for name, array in data.items()]
+    start = header(entries, {"names": json.dumps(list(arrays)), **metadata})
+    write_file(path, [start, *(array.data for array in data.values())])
 
 
 def read_trace(path: Path, only: str = "*") -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -1,1 +1,16 @@
-"""storage."""
+"""Weights in memory and in files: storage in few bits, file formats, and writing files safely.
+
+half              a matrix in float16 or bfloat16
+nibbles           two 4-bit codes in a byte
+groups            a matrix in 8 or 4 bits, with a scale for each group of a row
+rows              the same matrix row by row, for a GPU
+columns           a float32 matrix column by column; small matrices in one buffer
+blocks            what a file's blocks of codes and scales become
+gguf_blocks       the block formats of GGUF
+own_format        the codes, scales and minima that `npllm convert` writes
+stored            a tensor in a file: where it is, and reading it in pieces
+read_ahead        reading with several threads, in order
+json_file         JSON objects in files
+safetensors_file  the header of a safetensors file, read and written
+files             files and folders that are written completely or not at all
+"""

@@ -1,7 +1,7 @@
-"""Weights of 8 and 4 bits on a GPU.
+"""Matrices in 8 or 4 bits on a GPU.
 
-On the CPU `packed.Groups` has a block's rows running fastest, for NumPy's products. Here a row lies in one piece, as
-in a plain matrix: the warp that multiplies it reads neighbouring bytes. The numbers are the same.
+On the CPU, `Groups` lets the row index run fastest, which suits NumPy's products. Here each row is contiguous, as in a
+plain matrix, because the warp that multiplies it reads neighbouring bytes. Codes and scales are the same.
 """
 
 from typing import Any
@@ -10,18 +10,19 @@ import ml_dtypes
 import numpy as np
 
 from ..arrays import Array, Float, Int, array_namespace
-from .packed import Groups
+from . import nibbles
+from .groups import Groups
 
-WIDENED = 2**24  # numbers that are widened at once: 64 MB
+WIDENED = 2**24  # elements that are widened at once: 64 MB
 
 
 class RowGroups:
-    """A matrix of whole numbers, of which every few in a row share a scale: W = scale · (codes + offset) + minimum.
+    """A matrix of codes, W = scale · (codes + offset) + minimum, with a scale for each group of a row.
 
-    codes : [F, D], int8 or uint8; of 4 bits: [F, D / 2], uint8, a group's first half in the lower four bits
-    scale : [F, groups], float32, or the bits of bfloat16 as uint16, which CuPy has no arithmetic for
-    minimum : of that shape and dtype too, or None
-    offset : the same for all numbers
+    codes : [F, D], int8 or uint8; 4 bits: [F, D / 2], uint8, each group packed as in nibbles.py
+    scale : [F, groups], float32, or the bits of bfloat16 as uint16, because CuPy has no bfloat16 arithmetic
+    minimum : like scale, or None
+    offset : the same for all elements
     bits : 8 or 4
     """
 
@@ -34,7 +35,7 @@ class RowGroups:
         self.nbytes = codes.nbytes + scale.nbytes + (0 if minimum is None else minimum.nbytes)
 
     def matmul(self, x2d: Float[Array, "T D"]) -> Float[Array, "T F"]:
-        """x2d @ W.T, some of W's rows widened at a time."""
+        """x2d @ W.T, with W widened a few rows at a time."""
         xp = array_namespace(x2d)
         height, width = self.shape
         y = xp.empty((x2d.shape[0], height), dtype=xp.float32, device=x2d.device)
@@ -53,23 +54,22 @@ class RowGroups:
         codes, scale = self.codes[rows, :], widened_scale(self.scale[rows, :])[..., None]
         xp = array_namespace(codes)
         if self.bits == 4:
-            bytes_of_groups = xp.reshape(codes, (codes.shape[0], -1, self.group // 2))
-            codes = xp.concat([bytes_of_groups & 15, bytes_of_groups >> 4], axis=-1)
+            codes = nibbles.unpack(xp.reshape(codes, (codes.shape[0], -1, self.group // 2)))
         grouped = xp.reshape(xp.astype(codes, xp.float32), (codes.shape[0], -1, self.group))
-        numbers = (grouped + float(self.offset)) * scale
+        values = (grouped + float(self.offset)) * scale
         if self.minimum is not None:
-            numbers = numbers + widened_scale(self.minimum[rows, :])[..., None]
-        return xp.reshape(numbers, (codes.shape[0], self.shape[1]))
+            values = values + widened_scale(self.minimum[rows, :])[..., None]
+        return xp.reshape(values, (codes.shape[0], self.shape[1]))
 
 
 def widened_scale(scale: Array) -> Float[Array, "F groups"]:
-    """The same in float32: bfloat16 is its upper half."""
+    """Scales in float32, of which bfloat16 is the upper half."""
     xp = array_namespace(scale)
     return scale if scale.dtype == xp.float32 else (xp.astype(scale, xp.uint32) << 16).view(xp.float32)
 
 
 def row_groups(groups: Groups, xp: Any = np) -> RowGroups:
-    """The same matrix, row by row, as arrays of the library `xp`, which may be CuPy."""
+    """The same matrix row by row, in arrays of the library `xp`, which may be CuPy."""
     height = groups.shape[0]
 
     def by_rows(parts: np.ndarray) -> Array:  # [blocks, ..., rows] to [F, the rest]

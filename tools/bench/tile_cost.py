@@ -18,8 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from npllm.devices.threads import TILE, Workers
-from npllm.storage import packed
-from npllm.storage.packed import Groups, Half, empty_groups, fill_groups, quantize_groups
+from npllm.storage.groups import GroupLayout, Groups, fill_groups, quantize_groups
+from npllm.storage.half import Half, widen_half
 
 HEIGHT, WIDTH = 16384, 3072
 ROUNDS = 9
@@ -48,7 +48,7 @@ def half_parts(weight: Half, x: np.ndarray) -> tuple[Callable[[], object], Calla
 
         return lambda: weight.workers.share(HEIGHT, weight.codes.size, work)
 
-    return each(packed.widen_half), each(lambda _, tile: np.dot(x, tile.T))
+    return each(widen_half), each(lambda _, tile: np.dot(x, tile.T))
 
 
 def groups_parts(weight: Groups, x: np.ndarray) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -87,7 +87,8 @@ def main() -> None:
             if name.startswith("int"):
                 bits = int(name[3:])
                 codes, scale, minimum = quantize_groups(numbers, bits)
-                weight = empty_groups(HEIGHT, WIDTH, bits, 32, 0, minimum is not None, workers, scale.dtype.type)
+                layout = GroupLayout(bits, has_minimum=minimum is not None, scale_dtype=scale.dtype.type)
+                weight = layout.empty((HEIGHT, WIDTH), workers)
                 fill_groups(weight, 0, codes, scale, minimum)
                 widening, product = groups_parts(weight, x)
             else:

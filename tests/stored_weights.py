@@ -1,0 +1,55 @@
+"""Weights in the storages of npllm/storage/, for tests."""
+
+import ml_dtypes
+import numpy as np
+
+from npllm.devices import threads
+from npllm.devices.threads import Workers
+from npllm.storage import groups, half
+from npllm.storage.groups import GroupLayout, fill_groups, quantize_groups
+from npllm.storage.half import Half
+from npllm.storage.stored import FORMATS, Stored, read_rows
+
+WORKERS = [Workers(1), Workers(3)]
+HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+# Where a block of each format has its float16 scales.
+SCALES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
+SCALES["Q6_K"] = [208]
+
+
+def matrix(height, width, seed=0):
+    return np.random.default_rng(seed).standard_normal((height, width)).astype(np.float32)
+
+
+def pack(weight, kind, workers, group=32):
+    """A weight in that storage: "float16", "bfloat16", "int8" or "int4"."""
+    if kind in HALVES:
+        return Half(weight.astype(HALVES[kind]), workers)
+    bits = {"int8": 8, "int4": 4}[kind]
+    split = quantize_groups(weight, bits, group)
+    layout = GroupLayout(bits, group, has_minimum=split.minimum is not None, scale_dtype=ml_dtypes.bfloat16)
+    made = layout.empty(weight.shape, workers)
+    fill_groups(made, 0, *split)
+    return made
+
+
+def shrink_tiles(monkeypatch):
+    """Tiles and blocks of a few rows, and every product shared by threads, as with large weights."""
+    monkeypatch.setattr(half, "TILE", 1024)
+    monkeypatch.setattr(groups, "TILE", 1024)
+    monkeypatch.setattr(threads, "SHARED_FROM", 1)
+
+
+def blocks_of(dtype: str, seed: int = 0, rows: int = 7, blocks: int = 3) -> np.ndarray:
+    """Valid blocks: random bytes, except for the float16 scales."""
+    rng = np.random.default_rng(seed)
+    storage = FORMATS[dtype]
+    raw = rng.integers(0, 256, (rows * blocks, storage.bytes), dtype=np.uint8)
+    for place in SCALES[dtype]:
+        raw[:, place : place + 2] = rng.standard_normal((rows * blocks, 1)).astype(np.float16).view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def read_all(stored: Stored) -> np.ndarray:
+    """A whole tensor in float32."""
+    return np.concatenate(list(read_rows(stored))).reshape(stored.shape)

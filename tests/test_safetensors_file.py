@@ -1,0 +1,157 @@
+"""The header of a safetensors file: what is written, and every way in which one that is read can be wrong."""
+
+import json
+import struct
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from checkpoints import config_keys, random_weights, write_folder
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save
+
+from npllm.errors import ModelFileError
+from npllm.storage.safetensors_file import Entry, header, read_header
+
+NORM = "model.norm.weight"  # [64] float32: 256 bytes
+
+
+@pytest.fixture
+def path(tmp_path):
+    """The file of a Phi-3 folder, for a test to damage."""
+    write_folder(tmp_path / "model", tokenizer=False)
+    return tmp_path / "model" / "model.safetensors"
+
+
+def rewrite(path, change):
+    """Let `change` have the header and the data, and write what it returns."""
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    keys, data = change(json.loads(raw[8 : 8 + length]), raw[8 + length :])
+    text = json.dumps(keys).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def refuses(path, *parts):
+    """Reading the header must fail with ModelFileError, in one line that has all the parts."""
+    with pytest.raises(ModelFileError) as raised:
+        read_header(path)
+    assert "\n" not in str(raised.value)
+    for part in parts:
+        assert part in str(raised.value)
+
+
+def test_the_header_is_as_the_format_says():
+    raw = header([Entry("a", "F32", (2, 3)), Entry("b", "U8", (5,))], {"format": "pt"})
+    assert len(raw) % 8 == 0
+    assert int.from_bytes(raw[:8], "little") == len(raw) - 8
+    entries = json.loads(raw[8:])
+    assert entries["a"] == {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+    assert entries["b"]["data_offsets"] == [24, 29]
+    assert entries["__metadata__"] == {"format": "pt"}
+
+
+def test_what_is_written_is_read_again_here_and_by_the_library(tmp_path):
+    values = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(5, dtype=np.uint8)}
+    entries = [Entry("a", "F32", (2, 3)), Entry("b", "U8", (5,))]
+    raw = header(entries, {"note": "Grüße"}) + b"".join(value.tobytes() for value in values.values())
+    (tmp_path / "x.safetensors").write_bytes(raw)
+    found = read_header(tmp_path / "x.safetensors")
+    assert [(one.name, one.dtype, one.shape) for one in found.values()] == [tuple(entry) for entry in entries]
+    assert [one.offset - found["a"].offset for one in found.values()] == [0, 24]
+    for name, value in load_file(tmp_path / "x.safetensors").items():
+        np.testing.assert_array_equal(value, values[name])
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 100, 3000, -1])
+def test_a_file_cut_short(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    refuses(path, "model.safetensors: expected")
+
+
+def test_a_file_with_more_than_its_header_says(path):
+    with path.open("ab") as file:
+        file.write(b"more")
+    refuses(path, "model.safetensors: expected")
+
+
+def test_a_header_longer_than_the_file(path):
+    path.write_bytes(struct.pack("<Q", 2**63) + path.read_bytes()[8:])
+    refuses(path, "expected a header of 9223372036854775808 bytes")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [64], "data_offsets": [-256, 0]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [256, 0]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [0, 256, 512]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [0.0, 256.0]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [0, 2**62]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [0, 2**64]},
+        {"dtype": "F32", "shape": [63], "data_offsets": None},
+        {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": None},
+        {"dtype": "F32", "shape": [-64], "data_offsets": None},
+        {"dtype": "F32", "shape": [True], "data_offsets": None},
+        {"dtype": "F32", "shape": 64, "data_offsets": None},
+        {"dtype": 32, "shape": [64], "data_offsets": None},
+        {"shape": [64], "data_offsets": None},
+        [],
+        None,
+    ],
+)
+def test_a_header_that_lies(path, entry):
+    def change(header, numbers):
+        true_span = header[NORM]["data_offsets"]
+        if isinstance(entry, dict) and entry["data_offsets"] is None:
+            header[NORM] = entry | {"data_offsets": true_span}
+        else:
+            header[NORM] = entry
+        return header, numbers
+
+    rewrite(path, change)
+    refuses(path, "model.safetensors: ")
+
+
+def test_tensors_that_overlap(path):
+    def change(header, numbers):
+        other = "model.layers.0.input_layernorm.weight"
+        header[NORM]["data_offsets"] = header[other]["data_offsets"]
+        return header, numbers
+
+    rewrite(path, change)
+    refuses(path, "there is an overlap or a gap")
+
+
+def test_bytes_that_belong_to_no_tensor(path):
+    def change(header, numbers):
+        del header["model.layers.0.mlp.down_proj.weight"]
+        return header, numbers
+
+    rewrite(path, change)
+    refuses(path, "there is an overlap or a gap")
+
+
+@given(st.data())
+def test_no_damage_to_a_header_is_a_crash(tmp_path_factory, data):
+    """Some damage goes unnoticed (a letter of a name that is then unknown is noticed); none raises anything else."""
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    keys = config_keys(num_hidden_layers=1, hidden_size=8, intermediate_size=8, vocab_size=2)
+    raw = bytearray(save(random_weights(keys)))
+    header = 8 + int.from_bytes(raw[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
+    with suppress(ModelFileError):
+        read_header(path)
+
+
+@pytest.mark.parametrize("dtype", ["int8/32", "f32"])
+def test_a_dtype_of_several_tensors_cannot_be_claimed(path, dtype):
+    def change(keys, data):
+        keys[NORM]["dtype"] = dtype
+        return keys, data
+
+    rewrite(path, change)
+    refuses(path, "expected dtype, shape, data_offsets")
