@@ -14,7 +14,7 @@ from npllm.cuda.block import cuda_block
 from npllm.devices.device import to_host
 from npllm.devices.threads import Workers
 from npllm.lm import LM
-from npllm.storage.packed import empty_groups, fill_groups
+from npllm.storage.groups import GroupLayout, fill_groups
 
 TWIN_BLOCK = partial(cuda_block, functions=twins)
 
@@ -62,7 +62,7 @@ def counted(monkeypatch):
 def random_groups(bits, offset, group, has_minimum, height=20, width=96, seed=0):
     """A quantized matrix with random codes, scales and minimums."""
     random, shape = np.random.default_rng(seed), (height, width // group)
-    made = empty_groups(height, width, bits, group, offset, has_minimum, Workers(1))
+    made = GroupLayout(bits, group, offset, has_minimum).empty((height, width), Workers(1))
     low, high = (0, 2**bits) if bits == 4 or offset else (-127, 128)
     codes = random.integers(low, high, (*shape, group)).astype(made.codes.dtype)
     scale, minimum = (random.standard_normal(shape).astype(np.float32) for _ in range(2))

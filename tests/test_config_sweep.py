@@ -110,7 +110,9 @@ def test_every_key_has_values_to_try():
 
 def keys_read(family):
     """The keys of config.json that a family reads or refuses."""
-    keys = Keys({"model_type": family, "architectures": [sweep.ARCHITECTURES[family]]} | sweep.base(family, sweep.CAUSAL))
+    keys = Keys(
+        {"model_type": family, "architectures": [sweep.ARCHITECTURES[family]]} | sweep.base(family, sweep.CAUSAL)
+    )
     FAMILIES[family].read_config(keys)
     return keys.read
 

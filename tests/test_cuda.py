@@ -314,7 +314,7 @@ def test_a_16_bit_cache_gives_nearly_the_same(cupy):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernels", [[], ["--no-kernels"]], ids=["kernels", "no kernels"])
 def test_selftest(npllm, monkeypatch, dtype, kernels):
-    monkeypatch.setattr("npllm.apps.selftest.numbers_to_read", lambda like: like)
+    monkeypatch.setattr("npllm.apps.selftest.bandwidth_buffer", lambda like: like)
     done = npllm("selftest", "--device", "cuda", "--dtype", dtype, *kernels)
     assert done.code == 0, done
     assert done.out.endswith("\nPASSED\n")
@@ -323,7 +323,7 @@ def test_selftest(npllm, monkeypatch, dtype, kernels):
 
 
 def test_selftest_of_a_device_that_computes_something_else(npllm, monkeypatch):
-    monkeypatch.setattr("npllm.apps.selftest.numbers_to_read", lambda like: like)
+    monkeypatch.setattr("npllm.apps.selftest.bandwidth_buffer", lambda like: like)
     monkeypatch.setattr("npllm.cuda.attention.products", lambda *a, **o: 1.01 * products(*a, **o))
     done = npllm("selftest", "--device", "cuda", "--dtype", "float32", "--no-kernels")
     assert done.code == 1, done

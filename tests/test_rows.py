@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from checkpoints import dense
 from kernel_models import random_groups
-from test_packed import WORKERS, matrix, pack
+from stored_weights import WORKERS, matrix, pack
 from tolerance import assert_close
 
 from npllm.arrays import Packed

@@ -1,20 +1,18 @@
-"""From the files of a checkpoint to `LM`.
+"""From the files of a checkpoint to an `LM`, and back.
 
-hub               a name to a folder or a .gguf file
-stored            a tensor in a file, read in small pieces and widened to float32
-folder            Hugging Face layout: JSON files, safetensors
+hub               the folder or file that a model's name stands for
+folder            Hugging Face layout: config.json and safetensors files
 gguf              the .gguf file format
-config_json       config.json, checked
-gguf_config       a .gguf file's metadata as the keys of config.json
-quantized         matrices in few bits, each several tensors of a folder
-names             the names of the tensors in a file, and which rows of which weight they fill
-gpt2              GPT-2's own names, in config.json and of its tensors
+gguf_config       the configuration in a .gguf file
+quantized         the matrices of a folder that `npllm convert` quantized
+plan              which tensors of the files make which weight
+sandbox           a chat template's sandbox
 chat_template     a conversation as one text
-folder_tokenizer  a folder's tokenizer
-gguf_tokenizer    a .gguf file's tokenizer
-narrow            a matrix into its storage in memory
+folder_tokenizer  the tokenizer of a folder
+gguf_tokenizer    the tokenizer of a .gguf file
+narrow            a matrix from its file into few bits
 to_device         a weight from its file to a GPU
-to_device         a weight to a GPU, a few rows at a time
-load              all of it together
+weights           all weights into memory
+load              a model's name to an `LM`
 write             a model to a folder, in another dtype
 """

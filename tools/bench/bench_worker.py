@@ -90,7 +90,7 @@ class Reader:
     """Measures the memory bandwidth, and can keep the memory busy."""
 
     def load(self) -> dict[str, Any]:
-        self.numbers = speed.numbers_to_read(np.zeros(1))
+        self.numbers = speed.bandwidth_buffer(np.zeros(1))
         self.stop: threading.Event | None = None
         return {"bytes": self.numbers.nbytes}
 
