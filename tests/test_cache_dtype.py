@@ -160,7 +160,7 @@ def test_it_needs_half_the_memory(monkeypatch):
     lm = random_lm(max_position_embeddings=20000)
     available = 0.8 * kv_cache_bytes(lm.config, 10000)
     monkeypatch.setattr("npllm.devices.device.available_bytes", lambda: int(available))
-    monkeypatch.setattr("npllm.options.attention_bytes", lambda *_: 0)
+    monkeypatch.setattr("npllm.devices.memory.attention_bytes", lambda *_: 0)
     with pytest.raises(NotEnoughMemoryError, match="KV cache"):
         steps(lm, [1], max_new_tokens=9999)
     with pytest.raises(NotEnoughMemoryError, match=r"KV cache . .* a layer of it in float32"):

@@ -31,7 +31,10 @@ def matrix(rows, columns, seed=0):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_a_narrow_cache_is_written_in_its_width(dtype):
-    lm, ids = random_lm(NUMPY, sliding_window=3), random_ids(tiny_config(), 6)
+    lm, ids = (
+        random_lm(NUMPY, model_type="mistral", num_key_value_heads=2, sliding_window=3),
+        random_ids(tiny_config(), 6),
+    )
     caches = [empty_cache(lm.config, 8, like=lm.weights.norm, dtype=dtype) for _ in range(2)]
     expected, _ = pass_by_pass(lm, ids, transform, (2, 1, 1, 1, 1), caches[0])
     made, _ = pass_by_pass(lm, ids, REPLAYED, (2, 1, 1, 1, 1), caches[1])

@@ -81,21 +81,21 @@ def reciting_lm(pieces, ends=(), eos_token_id=None, generation_config=None):
 
 
 @pytest.fixture
-def passes(monkeypatch):
+def passes():
     """The passes that the loop makes of the model passes.of(lm): the ids, the attention of each, rows for the head."""
-    seen = SimpleNamespace(ids=[], attention=[], head_rows=[])
+    seen = SimpleNamespace(ids=[], attention=[], head_rows=[], total_lengths=[])
 
-    def looking_transform(ids, *arguments, attention):
+    def looking_transform(ids, *arguments, attention=attention, total_length=None, **options):
         seen.ids.append(np.asarray(ids).tolist())
         seen.attention.append(attention)
-        return transform(ids, *arguments, attention=attention)
+        seen.total_lengths.append(total_length)
+        return transform(ids, *arguments, attention=attention, **options)
 
-    def looking_head(hidden, weights):
+    def looking_head(hidden, weights, config):
         seen.head_rows.append(hidden.shape[0])
         return lm_head(hidden, weights, config)
 
-    monkeypatch.setattr(module, "lm_head", looking_head)
-    seen.of = lambda lm: lm._replace(transform=looking_transform)
+    seen.of = lambda lm: lm._replace(transform=looking_transform, lm_head=looking_head)
     return seen
 
 
@@ -149,6 +149,7 @@ def test_a_long_prompt_goes_through_in_chunks_of_256_tokens(passes):
     made = generate(lm, ids, max_new_tokens=2)
     assert [len(ids_of_pass) for ids_of_pass in passes.ids] == [256] * 4 + [76, 1]
     assert passes.attention == [flash_attention] * 5 + [attention]
+    assert passes.total_lengths == [1100] * 5 + [1101], "each chunk has the tables of the whole text"
     assert [token for ids_of_pass in passes.ids for token in ids_of_pass] == [*ids, made.ids[0]]
     assert passes.head_rows == [1, 1]
     best = np.argmax(npllm.forward(np.array(ids), lm)[0], axis=-1)
@@ -320,8 +321,8 @@ def test_the_repetition_penalty_counts_the_prompt_and_the_new_tokens():
     ("ids", "message"),
     [
         ([], "the prompt is empty"),
-        ([1] * 64, "too long: 64 tokens leave no room for a new one in the model's context of 64"),
-        ([1] * 70, "too long: 70 tokens leave no room for a new one in the model's context of 64"),
+        ([1] * 64, "too long: 64 tokens, where the model's context of 64 has room for 63"),
+        ([1] * 70, "too long: 70 tokens, where the model's context of 64 has room for 63"),
         ([1, 11], "token 1: expected an id from 0 to 10, got 11"),
         ([-1], "token 0: expected an id from 0 to 10, got -1"),
     ],

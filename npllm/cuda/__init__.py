@@ -6,5 +6,5 @@ twins       what each kernel computes, as an array function
 fit         which models the kernels compute; the reason where they stay out
 block       the Transformer block for one token, in kernels
 step        a whole decode step, captured as a CUDA graph
-lm          `on_gpu`: a loaded model with all of this in its place
+gpu         `on_gpu`: a loaded model with all of this in its place
 """

@@ -160,15 +160,9 @@ KEYS = {
 REFUSED = common.REFUSED | {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
 DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 # Keys of today's families, which GPT-2 does not read.
-OF_OTHERS: tuple[str, ...] = (
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "attention_bias",
-    "mlp_bias",
-    "rms_norm_eps",
-)
-OF_OTHERS += ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+OF_OTHERS: tuple[str, ...] = ("num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias")
+OF_OTHERS += ("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+OF_OTHERS += ("use_sliding_window",)
 SUMMARY = ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout")
 
 
@@ -177,7 +171,7 @@ def read_config(keys: Keys) -> GPT2Config:
 
     `reorder_and_upcast_attn` is harmless: it computes attention in float32, as is always done here.
     """
-    keys.read |= {*KEYS.values()}
+    keys.read |= {*KEYS, *KEYS.values()}
     keys.names.update({common: own for common, own in KEYS.items() if common not in keys.values})  # which wins
     keys.refuse(unless=REFUSED)
     common.refuse_window(keys, keys.integer("max_position_embeddings"))
