@@ -67,6 +67,10 @@ class Family(NamedTuple):
     norm_flops: Callable[[Config, int], int]  # of the final norm over T tokens
     traced: Mapping[str, str]  # a tapped value -> the module of transformers' model that computes it
     lm_head: Callable[..., Array] = heads.lm_head
+    added: tuple[str, str] = (
+        "attention.output",
+        "feedforward.output",
+    )  # the values that are added to the residual stream
     transposed: Collection[str] = ()  # weights that the files store as [in, out]
     not_needed: Sequence[str] = ()  # endings of tensors that some files have and no computation needs
     gguf: Gguf | None = None

@@ -12,12 +12,13 @@ from array_api_compat import device
 
 from ..arrays import Array, Float, array_namespace
 from ..devices.device import to_host
+from ..families import family_of
 from ..lm import LM
 from .lens import likeliest, logit_lens, shares
 from .tokens import token_bytes
 from .trace import trace
 
-RECORDED = "*embedding,layers.*.attention.output,layers.*.feedforward.output,layers.*.residual_after_feedforward"
+RECORDED = "*embedding,layers.*.residual_after_feedforward"
 
 
 class Look(NamedTuple):
@@ -57,7 +58,8 @@ def look(lm: LM, ids: Sequence[int], attention: str = "*") -> Look:
             not_finite[name] = count
         return value
 
-    values = trace(lm, ids, f"{RECORDED},layers.{attention}.attention.weights", note)
+    added = ",".join(f"layers.*.{name}" for name in family_of(lm.config).added)
+    values = trace(lm, ids, f"{RECORDED},{added},layers.{attention}.attention.weights", note)
     data = token_bytes(lm.tokenizer, ids) if lm.tokenizer is not None else list[bytes | None]([None] * len(ids))
     return Look(lm, list(ids), data, shapes, not_finite, values)
 
@@ -125,7 +127,6 @@ def norms(seen: Look) -> Norms:
 
     return Norms(
         lengths(first_residual(seen)),
-        of_layers("attention.output"),
-        of_layers("feedforward.output"),
+        *(of_layers(name) for name in family_of(seen.lm.config).added),
         of_layers("residual_after_feedforward"),
     )

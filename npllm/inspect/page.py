@@ -212,11 +212,13 @@ def flow(seen: Look) -> list[dict[str, Any]]:
     """The values of the pass in order, with those of one block for all blocks."""
     values, group = [], "before"
     for name, shape in seen.shapes.items():
-        short = re.sub(r"^layers\.0\.", "", name)
-        if short.startswith("layers."):
+        if name.startswith("layers.") and not name.startswith("layers.0."):
             continue
-        if short in ("input_layernorm", "norm"):
-            group = {"input_layernorm": "attention", "norm": "after"}[short]
+        short = name.removeprefix("layers.0.")
+        if group == "before" and name != short:
+            group = "attention"
+        if group == "feedforward" and name == short:
+            group = "after"
         what = part(seen.lm.config, name)
         values.append(
             {

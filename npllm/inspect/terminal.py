@@ -144,10 +144,11 @@ def tokens(data: dict[str, Any]) -> list[Line]:
 def shapes(data: dict[str, Any], lm: LM) -> list[Line]:
     """The values of the pass in order, with those of one block for all blocks."""
     rows = []
+    first = next(name for name in data["shapes"] if name.startswith("layers."))
     for name, shape in data["shapes"].items():
         if name.startswith("layers.") and not name.startswith("layers.0."):
             continue
-        if name == "layers.0.input_layernorm":
+        if name == first:
             rows.append([f"{data['model']['layers']} blocks, each:", "", "", ""])
         what = part(lm.config, name)
         short = name.replace("layers.0.", "  ")
