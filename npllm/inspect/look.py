@@ -125,8 +125,5 @@ def norms(seen: Look) -> Norms:
     def of_layers(leaf: str) -> np.ndarray:
         return np.stack([lengths(f"layers.{i}.{leaf}") for i in range(seen.lm.config.num_hidden_layers)])
 
-    return Norms(
-        lengths(first_residual(seen)),
-        *(of_layers(name) for name in family_of(seen.lm.config).added),
-        of_layers("residual_after_feedforward"),
-    )
+    attention, feedforward = (of_layers(name) for name in family_of(seen.lm.config).added)
+    return Norms(lengths(first_residual(seen)), attention, feedforward, of_layers("residual_after_feedforward"))
