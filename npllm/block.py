@@ -50,8 +50,8 @@ def block(
     x: Float[Array, "... T D"],
     weights: BlockWeights,
     config: Config,
-    cos: Float[Array, "... T R"],
-    sin: Float[Array, "... T R"],
+    cos: Float[Array, "... T R"] | None,
+    sin: Float[Array, "... T R"] | None,
     visible: Bool[Array, "... T S"] | None,
     cache: Cache | None = None,
     layer: int = 0,
@@ -66,7 +66,7 @@ def block(
 
     Parameters
     ----------
-    cos, sin : from `rope_tables`, for the positions of the T new tokens
+    cos, sin : from `rope_tables`, for the positions of the T new tokens; None rotates nothing
     visible : which of the S tokens, cached and new, each new token may see; None for all
     cache, layer : the KV cache, and which of its layers belongs to this block
     attention : another way to compute the same, such as tile by tile

@@ -63,7 +63,7 @@ class Family(NamedTuple):
     structure: Callable[[Any, int], Sequence[tuple[str, str]]]  # the lines of a block for `npllm show`, see there
     norm_text: Callable[[Config], str]  # the final norm for `npllm show`
     parts: Mapping[str, Part]  # every tapped value, by its name within a block or outside of the blocks
-    work: Callable[[Any, Any, int, int], Sequence[Work]]  # of a block: (config, its weights, T, S)
+    work: Callable[[Any, int, Any, int, int], Sequence[Work]]  # of a block: (config, layer, its weights, T, S)
     norm_flops: Callable[[Config, int], int]  # of the final norm over T tokens
     traced: Mapping[str, str]  # a tapped value -> the module of transformers' model that computes it
     lm_head: Callable[..., Array] = heads.lm_head

@@ -244,7 +244,7 @@ def structure(config: GPT2Config, layer: int) -> list[tuple[str, str]]:
 ACTIVATION_FLOPS: dict[Callable[[Array], Array], int] = {gelu: 9, exact_gelu: 21, relu: 0, silu: 3}
 
 
-def work(config: GPT2Config, weights: GPT2BlockWeights, T: int, S: int) -> list[Work]:
+def work(config: GPT2Config, layer: int, weights: GPT2BlockWeights, T: int, S: int) -> list[Work]:
     """What the parts of a block cost, in the order of execution."""
     norm, activation = norm_flops(config, T), ACTIVATIONS[config.activation_function]
     return [

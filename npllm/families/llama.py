@@ -156,7 +156,7 @@ def structure(config: Config, layer: int) -> list[tuple[str, str]]:
     ]
 
 
-def work(config: Config, weights: BlockWeights, T: int, S: int) -> list[Work]:
+def work(config: Config, layer: int, weights: BlockWeights, T: int, S: int) -> list[Work]:
     """What the parts of a block cost, in the order of execution."""
     norm = rms_norm_flops(T, config.hidden_size)
     return [

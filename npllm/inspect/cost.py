@@ -67,7 +67,9 @@ def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int
     parts = [Cost("embedding", 0, row_bytes(weights.embed_tokens), 0)]
     if weights.embed_positions is not None:
         parts.append(Cost("position embedding", T * config.hidden_size, row_bytes(weights.embed_positions), 0))
-    for same in zip(*(family.work(config, block, T, S) for block in weights.layers), strict=True):
+    for same in zip(
+        *(family.work(config, layer, block, T, S) for layer, block in enumerate(weights.layers)), strict=True
+    ):
         read = sum(
             size(*(getattr(block, name, None) for name in one.weights))
             for one, block in zip(same, weights.layers, strict=True)
