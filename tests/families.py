@@ -1,0 +1,67 @@
+"""Tiny models of every family, with random weights: what tests/test_families.py runs over."""
+
+import math
+
+import numpy as np
+
+from npllm.families import FAMILIES, family_of, read_config
+from npllm.lm import LM
+from npllm.shapes import Weights
+
+SMALL = {
+    "vocab_size": 23,
+    "hidden_size": 16,
+    "intermediate_size": 12,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "rope_theta": 100.0,
+}
+# The keys with which each family shows what is special about it.
+KEYS = {
+    "phi3": SMALL | {"sliding_window": 3, "partial_rotary_factor": 0.5},
+    "llama": SMALL | {"attention_bias": True, "mlp_bias": True},
+    "mistral": SMALL | {"sliding_window": 3},
+    "ministral": SMALL | {"sliding_window": 3, "layer_types": ["full_attention", "sliding_attention"] * 2},
+    "qwen2": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
+    "gpt2": {
+        "vocab_size": 23,
+        "n_embd": 16,
+        "n_inner": 12,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_positions": 64,
+        "activation_function": "gelu",
+    },
+}
+
+
+def random_lm(name: str, seed: int = 0, **keys) -> LM:
+    """A tiny model of that model_type. Its weights are so large that every part of it shows in the result."""
+    config = read_config({"model_type": name} | KEYS[name] | keys)
+    family, random = family_of(config), np.random.default_rng(seed)
+
+    def weight(rows, columns):
+        if columns is None:  # a norm
+            return random.uniform(0.5, 1.5, sum(rows)).astype(np.float32)
+        return (random.standard_normal((sum(rows), columns)) / math.sqrt(columns)).astype(np.float32)
+
+    shapes, biased = family.shapes(config), family.biases(config)
+    in_blocks = {ours for ours in shapes if "*" in family.names[ours]}
+
+    def some(names):
+        weights = {ours: weight(*shapes[ours]) for ours in names}
+        return weights | {f"{ours}_bias": 0.3 * weight(shapes[ours][0], 1)[:, 0] for ours in names if ours in biased}
+
+    layers = tuple(family.block_weights(**some(sorted(in_blocks))) for _ in range(config.num_hidden_layers))
+    outside = some(sorted(shapes.keys() - in_blocks))
+    outside["embed_tokens"] *= np.float32(math.sqrt(config.hidden_size))
+    if config.tie_word_embeddings:
+        outside["lm_head"] = outside["embed_tokens"]
+    weights = Weights(**{name: outside.get(name) for name in Weights._fields} | {"layers": layers})
+    return LM(config, weights, None, {}, family.transform, family.lm_head)
+
+
+NAMES = sorted(FAMILIES)
