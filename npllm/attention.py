@@ -16,7 +16,7 @@ import math
 from .arrays import Array, Bool, Float, array_namespace
 from .config import Config
 from .linear import linear
-from .shapes import BlockWeights, GPT2BlockWeights
+from .shapes import BlockLike
 from .tap import Tap, untapped
 
 
@@ -34,7 +34,7 @@ def merge_heads(x: Float[Array, "... N T H"]) -> Float[Array, "... T NH"]:
 
 
 def queries_keys_values(
-    x: Float[Array, "... T D"], weights: BlockWeights | GPT2BlockWeights, config: Config
+    x: Float[Array, "... T D"], weights: BlockLike, config: Config
 ) -> tuple[Float[Array, "... N T H"], Float[Array, "... K T H"], Float[Array, "... K T H"]]:
     """Three projections of the same vectors, in one product: the rows of `qkv_proj` make queries, keys, then values."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads

@@ -14,13 +14,13 @@ from .feedforward import feedforward, plain_feedforward, relu
 from .linear import linear
 from .norm import layer_norm, rms_norm
 from .rope import apply_rope
-from .shapes import BlockWeights, GPT2BlockWeights
+from .shapes import BlockLike, BlockWeights, GPT2BlockWeights
 from .tap import Tap, under, untapped
 
 
 def self_attention(
     x: Float[Array, "... T D"],
-    weights: BlockWeights | GPT2BlockWeights,
+    weights: BlockLike,
     config: Config,
     cos: Float[Array, "... T R"] | None,
     sin: Float[Array, "... T R"] | None,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from .arrays import Array, Float, array_namespace
 from .linear import linear
-from .shapes import BlockWeights, GPT2BlockWeights
+from .shapes import BlockLike
 from .tap import Tap, untapped
 
 
@@ -24,7 +24,7 @@ def swiglu(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Arra
     return silu(gate) * up
 
 
-def feedforward(x: Float[Array, "... T D"], weights: BlockWeights, *, tap: Tap = untapped) -> Float[Array, "... T D"]:
+def feedforward(x: Float[Array, "... T D"], weights: BlockLike, *, tap: Tap = untapped) -> Float[Array, "... T D"]:
     """Out to F dimensions twice, as gate and as up; gated; and back to D.
 
     Both ways out are one product: the rows of `gate_up_proj` are gate first, then up.
@@ -48,7 +48,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def plain_feedforward(
-    x: Float[Array, "... T D"], weights: GPT2BlockWeights, activation: Callable[[Array], Array], *, tap: Tap = untapped
+    x: Float[Array, "... T D"], weights: BlockLike, activation: Callable[[Array], Array], *, tap: Tap = untapped
 ) -> Float[Array, "... T D"]:
     """The network without a gate: out to F dimensions, through `relu` (the original) or `gelu` (GPT-2), back to D."""
     up = tap("up", linear(x, weights.c_fc, weights.c_fc_bias))

@@ -14,7 +14,7 @@ Logits are the chapter's scores for the next token, before the softmax that make
 stream is the vector of a token on its way through the blocks, to which each layer adds.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from .arrays import Array, Float, Weight
 
@@ -58,11 +58,15 @@ class GPT2BlockWeights(NamedTuple):
     c_proj_bias: Float[Array, " D"] | None = None
 
 
+# The weights of a block: one of these tuples, or that of a family whose block has the same parts under the same names.
+BlockLike: TypeAlias = Any
+
+
 class Weights(NamedTuple):
     """The weights of the whole model. With tied embeddings `lm_head` is `embed_tokens`, the same object."""
 
     embed_tokens: Weight  # [V, D]
-    layers: tuple[BlockWeights, ...] | tuple[GPT2BlockWeights, ...]  # L of them
+    layers: tuple[BlockLike, ...]  # L of them
     norm: Float[Array, " D"]
     lm_head: Weight | None  # [V, D]; None in a model that classifies, which has `score`
     score: Weight | None = None  # [labels, D]

@@ -19,7 +19,7 @@ from ..heads import lm_head
 from ..model import transform
 from ..norm import rms_norm
 from ..rope import apply_rope
-from ..shapes import BlockWeights, Weights
+from ..shapes import BlockLike, BlockWeights, Weights
 from . import common, metadata
 from .family import Family, Gguf, Part, Rows, Work
 from .keys import Keys
@@ -156,7 +156,7 @@ def structure(config: Config, layer: int) -> list[tuple[str, str]]:
     ]
 
 
-def work(config: Config, layer: int, weights: BlockWeights, T: int, S: int) -> list[Work]:
+def work(config: Config, layer: int, weights: BlockLike, T: int, S: int) -> list[Work]:
     """What the parts of a block cost, in the order of execution."""
     norm = rms_norm_flops(T, config.hidden_size)
     return [
