@@ -37,6 +37,7 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     """
     model.set_attn_implementation("eager")
     config = model.config
+    rotates = "attention.q_rotated" in FAMILIES[config.model_type].parts
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -73,10 +74,9 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
         # The model's function does not return its scores: recompute them and check them against its weights.
         torch.testing.assert_close(torch.softmax(scores + attention_mask, dim=-1), weights)
         attention = f"layers.{module.layer_idx}.attention"
-        for leaf, rotated in (("q", query), ("k", key)):
-            before = seen.get(f"{attention}.{leaf}_normed", seen[f"{attention}.{leaf}"])
-            if not np.array_equal(before, rotated[0].float().numpy()):  # a layer with RoPE
-                keep(f"{attention}.{leaf}_rotated", rotated)
+        if rotates and getattr(module, "use_rope", True):  # not in all layers of SmolLM3
+            keep(f"{attention}.q_rotated", query)
+            keep(f"{attention}.k_rotated", key)
         keep(f"{attention}.visible", attention_mask[:, 0] == 0)
         keep(f"{attention}.scores", scores)
         keep(f"{attention}.weights", weights)
