@@ -219,3 +219,9 @@ def test_token_ids_are_one_a_list_or_none(value, ids):
 def test_what_is_not_a_token_id_is_refused(value):
     with pytest.raises(ModelFileError, match=r"^generation_config\.json: eos_token_id: expected a token id"):
         read_token_ids({"eos_token_id": value}, "eos_token_id", "generation_config.json")
+
+
+def test_qwen3_has_its_defaults():
+    read = config(model_type="qwen3")
+    assert (read.head_dim, read.num_key_value_heads, read.attention_bias) == (128, 32, False)
+    assert config(model_type="qwen3", head_dim=64).head_dim == 64

@@ -16,7 +16,7 @@ from npllm import sampling
 from npllm.cache import empty_cache
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers warns of its own matters
-CLASSES = {"phi3": "Phi3Config", "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config"}
+CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3"]
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +67,13 @@ def random_config_keys(model_type, rng):
         llama3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 2.5}
         linear = {"rope_type": "linear", "factor": rng.uniform(1, 8)}
         rope |= pick({}, linear, {"rope_type": "llama3", "original_max_position_embeddings": original} | llama3)
+    if model_type == "qwen3":
+        keys["attention_bias"] = pick(True, False)
     if model_type == "llama":
         keys |= {"attention_bias": pick(True, False), "mlp_bias": pick(True, False)}
     if model_type == "mistral":
         keys["sliding_window"] = pick(None, window)
-    if model_type == "qwen2":
+    if model_type in ("qwen2", "qwen3"):
         first = int(rng.integers(0, 4))
         keys |= {"use_sliding_window": pick(True, False), "sliding_window": window, "max_window_layers": first}
     return keys
@@ -80,9 +82,9 @@ def random_config_keys(model_type, rng):
 @pytest.mark.parametrize("seed", range(30))
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_random_model_agrees_with_transformers(transformers, golden, tmp_path, model_type, seed):
-    rng = np.random.default_rng([list(CLASSES).index(model_type), seed])
+    rng = np.random.default_rng([CLASSES.index(model_type), seed])
     torch = golden.torch
-    config = getattr(transformers, CLASSES[model_type])(**random_config_keys(model_type, rng))
+    config = transformers.AutoConfig.for_model(model_type, **random_config_keys(model_type, rng))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     golden.randomize(model, seed)
     dtype = [torch.float32, torch.float16, torch.bfloat16][seed % 3]

@@ -9,6 +9,7 @@ llama      Llama, and what its descendants share
 phi3       Phi-3, the chapter's model
 mistral    a sliding window
 qwen2      biases on queries, keys and values
+qwen3      a norm on each head's queries and keys
 gpt2       absolute positions, LayerNorm, GELU
 """
 
@@ -26,8 +27,9 @@ from .metadata import Metadata
 from .mistral import MISTRAL
 from .phi3 import PHI3
 from .qwen2 import QWEN2
+from .qwen3 import QWEN3
 
-ALL = (PHI3, LLAMA, MISTRAL, QWEN2, GPT2)
+ALL = (PHI3, LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
 # The only table by config.json's model_type, and by a .gguf file's architecture (of which Llama's is Mistral's too).
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}
 ARCHITECTURES = {family.gguf.architecture: family for family in reversed(ALL) if family.gguf is not None}

@@ -49,17 +49,18 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def sizes(keys: Keys, kv_heads: int | None = None) -> dict[str, Any]:
+def sizes(keys: Keys, kv_heads: int | None = None, head_dim: int | None = None) -> dict[str, Any]:
     """The widths and counts of a model.
 
     kv_heads : what a file without `num_key_value_heads` means; by default as many as query heads
+    head_dim : what a file without `head_dim` means; by default the model width, divided among the heads
     """
     layers, heads, hidden = (keys.integer(name) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     absent = heads if kv_heads is None or keys.has("num_key_value_heads") else kv_heads
     shared = keys.integer("num_key_value_heads", default=absent)
     if heads % shared:
         raise keys.refusal("num_key_value_heads", f"a divisor of num_attention_heads, {heads}", got=shared)
-    if keys.get("head_dim") is None and hidden % heads:
+    if keys.get("head_dim", head_dim) is None and hidden % heads:
         raise keys.refusal("hidden_size", f"a multiple of num_attention_heads, {heads}, where there is no head_dim")
     return {
         "vocab_size": keys.integer("vocab_size"),
@@ -68,7 +69,7 @@ def sizes(keys: Keys, kv_heads: int | None = None) -> dict[str, Any]:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": shared,
-        "head_dim": keys.integer("head_dim", default=hidden // heads),
+        "head_dim": keys.integer("head_dim", default=head_dim or hidden // heads),
         "max_position_embeddings": keys.integer("max_position_embeddings"),
     }
 

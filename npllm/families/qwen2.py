@@ -3,6 +3,8 @@
 Source: Yang et al. 2024, "Qwen2 technical report"; https://huggingface.co/docs/transformers/model_doc/qwen2
 """
 
+from typing import Any
+
 from ..config import Config
 from . import common
 from .keys import Keys
@@ -13,23 +15,26 @@ def read_config(keys: Keys) -> Config:
     """Qwen2's config.json. Without `use_sliding_window` the window is off, whatever `sliding_window` says."""
     keys.refuse(unless=REFUSED)
     sizes = common.sizes(keys, kv_heads=32)
-    layers = sizes["num_hidden_layers"]
+    return Config(
+        family="qwen2",
+        **sizes,
+        **common.rope(keys, sizes["head_dim"]),
+        **common.head(keys),
+        **windowed(keys, sizes["num_hidden_layers"]),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
+        attention_bias=True,
+    )
+
+
+def windowed(keys: Keys, layers: int) -> dict[str, Any]:
+    """The fields of the sliding window: which layers have it, and how long it is."""
     keys.read.add("sliding_window")  # which counts only where it is used
     window = keys.optional("sliding_window", absent=4096) if keys.boolean("use_sliding_window") else None
     first = keys.integer("max_window_layers", 28, least=0)
     kinds = common.layer_types(keys, layers, default=common.windows(layers, window, first))
     if window is None and "sliding_attention" in kinds:
         raise keys.refusal("layer_types", "full_attention alone, since there is no sliding window")
-    return Config(
-        family="qwen2",
-        **sizes,
-        **common.rope(keys, sizes["head_dim"]),
-        **common.head(keys),
-        rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
-        sliding_window=window,
-        layer_types=kinds,
-        attention_bias=True,
-    )
+    return {"sliding_window": window, "layer_types": kinds}
 
 
 def biases(config: Config) -> set[str]:

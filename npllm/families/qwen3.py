@@ -1,0 +1,174 @@
+"""Qwen3: Qwen2 without its biases, and with a norm on each head's queries and keys before RoPE (QK-norm).
+
+The scores are then products of vectors of one length, times learned weights: they cannot grow without limit.
+
+Source: Yang et al. 2025, "Qwen3 technical report"; Henry et al. 2020, "Query-key normalization for transformers";
+https://huggingface.co/docs/transformers/model_doc/qwen3
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .. import model
+from ..arrays import Array, Bool, Float, Int, Weight
+from ..attention import attention, merge_heads, queries_keys_values
+from ..cache import Cache, append
+from ..config import Config
+from ..feedforward import feedforward
+from ..linear import linear
+from ..norm import rms_norm
+from ..rope import apply_rope
+from ..shapes import Weights
+from ..tap import Tap, under, untapped
+from . import common, llama
+from .family import Part, Rows, Work
+from .keys import Keys
+from .llama import LLAMA
+from .qwen2 import windowed
+from .work import rms_norm_flops
+
+
+class Qwen3BlockWeights(NamedTuple):
+    """The weights of one block: Llama's, and the weights of the two norms."""
+
+    input_layernorm: Float[Array, " D"]
+    qkv_proj: Weight  # [(N + 2K)·H, D]
+    q_norm: Float[Array, " H"]  # the same for all heads
+    k_norm: Float[Array, " H"]
+    o_proj: Weight  # [D, N·H]
+    post_attention_layernorm: Float[Array, " D"]
+    gate_up_proj: Weight  # [2F, D]
+    down_proj: Weight  # [D, F]
+    qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None
+    o_proj_bias: Float[Array, " D"] | None = None
+    gate_up_proj_bias: None = None  # `feedforward` adds them where a family has them
+    down_proj_bias: None = None
+
+
+def self_attention(
+    x: Float[Array, "... T D"],
+    weights: Qwen3BlockWeights,
+    config: Config,
+    cos: Float[Array, "... T R"],
+    sin: Float[Array, "... T R"],
+    visible: Bool[Array, "... T S"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> Float[Array, "... T D"]:
+    """The attention layer: project, normalize queries and keys head by head, rotate, remember, attend, project back."""
+    q, k, v = queries_keys_values(x, weights, config)
+    q, k, v = tap("q", q), tap("k", k), tap("v", v)
+    q = tap("q_normed", rms_norm(q, weights.q_norm, config.rms_norm_eps))
+    k = tap("k_normed", rms_norm(k, weights.k_norm, config.rms_norm_eps))
+    q, k = tap("q_rotated", apply_rope(q, cos, sin)), tap("k_rotated", apply_rope(k, cos, sin))
+    if cache is not None:
+        k, v = append(cache, layer, k, v)
+    mixed = attention(q, k, v, visible, tap=tap)
+    return tap("output", linear(merge_heads(mixed), weights.o_proj, weights.o_proj_bias))
+
+
+def block(
+    x: Float[Array, "... T D"],
+    weights: Qwen3BlockWeights,
+    config: Config,
+    cos: Float[Array, "... T R"],
+    sin: Float[Array, "... T R"],
+    visible: Bool[Array, "... T S"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> Float[Array, "... T D"]:
+    """The pre-norm block with this attention layer. Parameters as in `npllm.block.block`."""
+    normed = tap("input_layernorm", rms_norm(x, weights.input_layernorm, config.rms_norm_eps))
+    x = x + self_attention(
+        normed, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=under(tap, "attention")
+    )
+    x = tap("residual_after_attention", x)
+    normed = tap("post_attention_layernorm", rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
+    x = x + feedforward(normed, weights, tap=under(tap, "feedforward"))
+    return tap("residual_after_feedforward", x)
+
+
+def transform(
+    ids: Int[Array, "... T"],
+    weights: Weights,
+    config: Config,
+    cache: Cache | None = None,
+    *,
+    block: Callable[..., Float[Array, "... T D"]] = block,
+    **options: Any,
+) -> tuple[Float[Array, "... T D"], Cache | None]:
+    """The chapter's pass with this block. Parameters as in `npllm.model.transform`."""
+    return model.transform(ids, weights, config, cache, block=block, **options)
+
+
+def read_config(keys: Keys) -> Config:
+    """Qwen3's config.json: windows as in Qwen2; a head is 128 wide where the file does not say."""
+    keys.refuse(unless=llama.REFUSED)
+    sizes = common.sizes(keys, kv_heads=32, head_dim=128)
+    return Config(
+        family="qwen3",
+        **sizes,
+        **common.rope(keys, sizes["head_dim"]),
+        **common.head(keys),
+        **windowed(keys, sizes["num_hidden_layers"]),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
+        attention_bias=keys.boolean("attention_bias"),
+    )
+
+
+def shapes(config: Config) -> dict[str, Rows]:
+    """The rows of each tensor that a weight may be split into, and its columns."""
+    return llama.shapes(config) | {"q_norm": ([config.head_dim], None), "k_norm": ([config.head_dim], None)}
+
+
+def structure(config: Config, layer: int) -> list[tuple[str, str]]:
+    """The lines of a block for `npllm show`."""
+    norm = f"RMSNorm({config.head_dim}, eps={config.rms_norm_eps:g})"
+    rows = llama.structure(config, layer)
+    at = 1 + [name for _, name in rows].index("qkv_proj")
+    return [*rows[:at], (f"  (q_norm): {norm}", "q_norm"), (f"  (k_norm): {norm}", "k_norm"), *rows[at:]]
+
+
+def work(config: Config, layer: int, weights: Qwen3BlockWeights, T: int, S: int) -> list[Work]:
+    """What the parts of a block cost."""
+    parts = llama.work(config, layer, weights, T, S)
+    at = 1 + [part.part for part in parts].index("qkv_proj")
+    q_norm = Work("q_norm", rms_norm_flops(T * config.num_attention_heads, config.head_dim), ["q_norm"])
+    k_norm = Work("k_norm", rms_norm_flops(T * config.num_key_value_heads, config.head_dim), ["k_norm"])
+    return [*parts[:at], q_norm, k_norm, *parts[at:]]
+
+
+NORMED = 'tap("q_normed"', 'tap("k_normed"'
+PARTS = llama.PARTS | {
+    "attention.q_normed": Part("each query scaled to the same length", "N T H", self_attention, NORMED[0], "3-30"),
+    "attention.k_normed": Part("each key scaled to the same length", "K T H", self_attention, NORMED[1], "3-30"),
+    **{
+        name: llama.PARTS[name]._replace(function=block)
+        for name in ("residual_after_attention", "residual_after_feedforward")
+    },
+    "attention.output": llama.PARTS["attention.output"]._replace(function=self_attention),
+}
+
+QWEN3 = LLAMA._replace(
+    title="Qwen3",
+    model_types=["qwen3"],
+    causal_lm="Qwen3ForCausalLM",
+    read_config=read_config,
+    harmless=["mlp_bias"],  # transformers' Qwen3 has none, whatever it says
+    names=llama.NAMES | {"q_norm": "model.layers.*.self_attn.q_norm", "k_norm": "model.layers.*.self_attn.k_norm"},
+    shapes=shapes,
+    block_weights=Qwen3BlockWeights,
+    transform=transform,
+    block=block,
+    structure=structure,
+    parts=PARTS,
+    work=work,
+    traced=llama.TRACED | {f"layers.*.attention.{one}_normed": f"model.layers.*.self_attn.{one}_norm" for one in "qk"},
+    gguf=None,
+)
