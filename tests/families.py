@@ -27,6 +27,7 @@ KEYS = {
     "ministral": SMALL | {"sliding_window": 3, "layer_types": ["full_attention", "sliding_attention"] * 2},
     "qwen2": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
     "qwen3": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "attention_bias": True},
+    "olmo2": SMALL | {"attention_bias": True},
     "gpt2": {
         "vocab_size": 23,
         "n_embd": 16,

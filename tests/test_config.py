@@ -225,3 +225,8 @@ def test_qwen3_has_its_defaults():
     read = config(model_type="qwen3")
     assert (read.head_dim, read.num_key_value_heads, read.attention_bias) == (128, 32, False)
     assert config(model_type="qwen3", head_dim=64).head_dim == 64
+
+
+def test_olmo2_has_its_defaults():
+    read = config(model_type="olmo2", rms_norm_eps=..., architectures=["Olmo2ForSequenceClassification"])
+    assert (read.rms_norm_eps, read.pad_token_id, read.num_key_value_heads) == (1e-5, 1, 32)

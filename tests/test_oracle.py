@@ -16,7 +16,7 @@ from npllm import sampling
 from npllm.cache import empty_cache
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers warns of its own matters
-CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3"]
+CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def random_config_keys(model_type, rng):
         llama3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 2.5}
         linear = {"rope_type": "linear", "factor": rng.uniform(1, 8)}
         rope |= pick({}, linear, {"rope_type": "llama3", "original_max_position_embeddings": original} | llama3)
-    if model_type == "qwen3":
+    if model_type in ("qwen3", "olmo2"):
         keys["attention_bias"] = pick(True, False)
     if model_type == "llama":
         keys |= {"attention_bias": pick(True, False), "mlp_bias": pick(True, False)}

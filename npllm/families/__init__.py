@@ -10,6 +10,7 @@ phi3       Phi-3, the chapter's model
 mistral    a sliding window
 qwen2      biases on queries, keys and values
 qwen3      a norm on each head's queries and keys
+olmo2      norms after the layers; a norm on all queries and all keys
 gpt2       absolute positions, LayerNorm, GELU
 """
 
@@ -25,11 +26,12 @@ from .keys import Keys
 from .llama import LLAMA
 from .metadata import Metadata
 from .mistral import MISTRAL
+from .olmo2 import OLMO2
 from .phi3 import PHI3
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 
-ALL = (PHI3, LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
+ALL = (PHI3, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GPT2)
 # The only table by config.json's model_type, and by a .gguf file's architecture (of which Llama's is Mistral's too).
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}
 ARCHITECTURES = {family.gguf.architecture: family for family in reversed(ALL) if family.gguf is not None}

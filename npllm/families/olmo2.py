@@ -1,0 +1,225 @@
+"""OLMo 2: norms after the layers and not before them, and a norm on all queries and on all keys of a token.
+
+Each layer reads the residual stream as it is; what it makes of it is normalized, then added. The norms of queries and
+keys go over the whole width, before the heads are split.
+
+Source: OLMo Team 2024, "2 OLMo 2 Furious"; Liu et al. 2022, "Swin transformer V2" (norms after the layers);
+https://huggingface.co/docs/transformers/model_doc/olmo2
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .. import model
+from ..arrays import Array, Bool, Float, Int, Weight
+from ..attention import attention, merge_heads, split_heads
+from ..cache import Cache, append
+from ..config import Config
+from ..feedforward import feedforward
+from ..linear import linear
+from ..norm import rms_norm
+from ..rope import apply_rope
+from ..shapes import Weights
+from ..tap import Tap, under, untapped
+from . import common, llama
+from .family import Part, Rows, Work
+from .keys import Keys
+from .llama import LLAMA
+from .work import attention_work, linear_work, rms_norm_flops
+
+
+class Olmo2BlockWeights(NamedTuple):
+    """The weights of one block, in the order in which it uses them."""
+
+    qkv_proj: Weight  # [(N + 2K)·H, D]
+    q_norm: Float[Array, " N*H"]
+    k_norm: Float[Array, " K*H"]
+    o_proj: Weight  # [D, N·H]
+    post_attention_layernorm: Float[Array, " D"]  # here it does come after attention
+    gate_up_proj: Weight  # [2F, D]
+    down_proj: Weight  # [D, F]
+    post_feedforward_layernorm: Float[Array, " D"]
+    qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None
+    o_proj_bias: Float[Array, " D"] | None = None
+    gate_up_proj_bias: None = None  # `feedforward` adds them where a family has them
+    down_proj_bias: None = None
+
+
+def self_attention(
+    x: Float[Array, "... T D"],
+    weights: Olmo2BlockWeights,
+    config: Config,
+    cos: Float[Array, "... T R"],
+    sin: Float[Array, "... T R"],
+    visible: Bool[Array, "... T S"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> Float[Array, "... T D"]:
+    """The attention layer: project, normalize queries and keys, split heads, rotate, remember, attend, project back."""
+    heads, kv_heads, eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
+    wide, narrow = heads * config.head_dim, kv_heads * config.head_dim
+    qkv = linear(x, weights.qkv_proj, weights.qkv_proj_bias)
+    q, k, v = qkv[..., :wide], qkv[..., wide : wide + narrow], qkv[..., wide + narrow :]
+    q, k = tap("q", split_heads(q, heads)), tap("k", split_heads(k, kv_heads))
+    v = tap("v", split_heads(v, kv_heads))
+    q = tap("q_normed", split_heads(rms_norm(merge_heads(q), weights.q_norm, eps), heads))
+    k = tap("k_normed", split_heads(rms_norm(merge_heads(k), weights.k_norm, eps), kv_heads))
+    q, k = tap("q_rotated", apply_rope(q, cos, sin)), tap("k_rotated", apply_rope(k, cos, sin))
+    if cache is not None:
+        k, v = append(cache, layer, k, v)
+    mixed = attention(q, k, v, visible, tap=tap)
+    return tap("output", linear(merge_heads(mixed), weights.o_proj, weights.o_proj_bias))
+
+
+def block(
+    x: Float[Array, "... T D"],
+    weights: Olmo2BlockWeights,
+    config: Config,
+    cos: Float[Array, "... T R"],
+    sin: Float[Array, "... T R"],
+    visible: Bool[Array, "... T S"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> Float[Array, "... T D"]:
+    """x + norm(attention(x)), then x + norm(feedforward(x)). Parameters as in `npllm.block.block`.
+
+    Unlike in the original post-norm block, the residual stream itself is never normalized.
+    """
+    eps = config.rms_norm_eps
+    y = self_attention(
+        x, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=under(tap, "attention")
+    )
+    x = x + tap("post_attention_layernorm", rms_norm(y, weights.post_attention_layernorm, eps))
+    x = tap("residual_after_attention", x)
+    y = feedforward(x, weights, tap=under(tap, "feedforward"))
+    x = x + tap("post_feedforward_layernorm", rms_norm(y, weights.post_feedforward_layernorm, eps))
+    return tap("residual_after_feedforward", x)
+
+
+def transform(
+    ids: Int[Array, "... T"],
+    weights: Weights,
+    config: Config,
+    cache: Cache | None = None,
+    *,
+    block: Callable[..., Float[Array, "... T D"]] = block,
+    **options: Any,
+) -> tuple[Float[Array, "... T D"], Cache | None]:
+    """The chapter's pass with this block. Parameters as in `npllm.model.transform`."""
+    return model.transform(ids, weights, config, cache, block=block, **options)
+
+
+def read_config(keys: Keys) -> Config:
+    """OLMo 2's config.json."""
+    keys.refuse(unless=llama.REFUSED)
+    sizes = common.sizes(keys)
+    common.refuse_window(keys, sizes["max_position_embeddings"])
+    return Config(
+        family="olmo2",
+        **sizes,
+        **common.rope(keys, sizes["head_dim"]),
+        **common.head(keys, pad_token_id=1),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-5),
+        layer_types=common.all_full(sizes["num_hidden_layers"]),
+        attention_bias=keys.boolean("attention_bias"),
+    )
+
+
+def shapes(config: Config) -> dict[str, Rows]:
+    """The rows of each tensor that a weight may be split into, and its columns."""
+    N, K, H, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.hidden_size
+    own: dict[str, Rows] = {"q_norm": ([N * H], None), "k_norm": ([K * H], None)}
+    own["post_feedforward_layernorm"] = ([D], None)
+    return {name: rows for name, rows in llama.shapes(config).items() if name != "input_layernorm"} | own
+
+
+def structure(config: Config, layer: int) -> list[tuple[str, str]]:
+    """The lines of a block for `npllm show`."""
+    q_norm, k_norm = (
+        f"RMSNorm({heads * config.head_dim}, eps={config.rms_norm_eps:g})"
+        for heads in (config.num_attention_heads, config.num_key_value_heads)
+    )
+    return [
+        (f"(self_attn): {llama.attention_text(config, layer)}", ""),
+        ("  (qkv_proj): Linear", "qkv_proj"),
+        (f"  (q_norm): {q_norm}", "q_norm"),
+        (f"  (k_norm): {k_norm}", "k_norm"),
+        (f"  (rotary_emb): {llama.rope_text(config)}", ""),
+        ("  (o_proj): Linear", "o_proj"),
+        (f"(post_attention_layernorm): {llama.rms_norm_text(config)}", "post_attention_layernorm"),
+        ("(mlp): SwiGLU", ""),
+        ("  (gate_up_proj): Linear", "gate_up_proj"),
+        ("  (activation_fn): SiLU()", ""),
+        ("  (down_proj): Linear", "down_proj"),
+        (f"(post_feedforward_layernorm): {llama.rms_norm_text(config)}", "post_feedforward_layernorm"),
+    ]
+
+
+def work(config: Config, layer: int, weights: Olmo2BlockWeights, T: int, S: int) -> list[Work]:
+    """What the parts of a block cost, in the order of execution."""
+    N, K, H, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.hidden_size
+    qkv, *attention = attention_work(config, weights, T, S)
+    return [
+        qkv,
+        Work("q_norm", rms_norm_flops(T, N * H), ["q_norm"]),
+        Work("k_norm", rms_norm_flops(T, K * H), ["k_norm"]),
+        *attention,
+        Work("post_attention_layernorm", rms_norm_flops(T, D), ["post_attention_layernorm"]),
+        linear_work("gate_up_proj", weights, T),
+        Work("SwiGLU", 4 * T * config.intermediate_size),
+        linear_work("down_proj", weights, T),
+        Work("post_feedforward_layernorm", rms_norm_flops(T, D), ["post_feedforward_layernorm"]),
+        Work("residual", 2 * T * D),
+    ]
+
+
+SAME_LENGTH = "each vector scaled to the same length"
+PARTS = {name: part for name, part in llama.PARTS.items() if name != "input_layernorm"} | {
+    "attention.q": llama.PARTS["attention.q"]._replace(function=self_attention, line='tap("q"'),
+    "attention.k": llama.PARTS["attention.k"]._replace(function=self_attention, line='tap("k"'),
+    "attention.v": llama.PARTS["attention.v"]._replace(function=self_attention, line='tap("v"'),
+    "attention.q_normed": Part(SAME_LENGTH, "N T H", self_attention, 'tap("q_normed"', "3-30"),
+    "attention.k_normed": Part(SAME_LENGTH, "K T H", self_attention, 'tap("k_normed"', "3-30"),
+    "attention.output": llama.PARTS["attention.output"]._replace(function=self_attention),
+    "post_feedforward_layernorm": Part(SAME_LENGTH, "T D", rms_norm, "", "3-30"),
+    **{
+        name: llama.PARTS[name]._replace(function=block)
+        for name in ("residual_after_attention", "residual_after_feedforward")
+    },
+}
+TRACED = {name: path for name, path in llama.TRACED.items() if name != "layers.*.input_layernorm"} | {
+    "layers.*.attention.q_normed": "model.layers.*.self_attn.q_norm",
+    "layers.*.attention.k_normed": "model.layers.*.self_attn.k_norm",
+    "layers.*.residual_after_attention": ">model.layers.*.mlp",
+    "layers.*.post_feedforward_layernorm": "model.layers.*.post_feedforward_layernorm",
+}
+
+OLMO2 = LLAMA._replace(
+    title="OLMo 2",
+    model_types=["olmo2"],
+    causal_lm="Olmo2ForCausalLM",
+    read_config=read_config,
+    harmless=["mlp_bias", "clip_qkv", "use_sliding_window", "max_window_layers"],
+    names={name: theirs for name, theirs in llama.NAMES.items() if name != "input_layernorm"}
+    | {
+        "q_norm": "model.layers.*.self_attn.q_norm",
+        "k_norm": "model.layers.*.self_attn.k_norm",
+        "post_feedforward_layernorm": "model.layers.*.post_feedforward_layernorm",
+    },
+    shapes=shapes,
+    block_weights=Olmo2BlockWeights,
+    transform=transform,
+    block=block,
+    structure=structure,
+    parts=PARTS,
+    work=work,
+    traced=TRACED,
+    added=("post_attention_layernorm", "post_feedforward_layernorm"),
+    gguf=None,
+)
