@@ -1,6 +1,6 @@
 """Arrays of any library, and the interface of a packed weight.
 
-`Float[Array, "... T D"]` reads: a floating-point array whose last two axes are T and D. The tests enforce these
+`Float[Array, "... T D"]` reads: a floating-point array with T and D as its last two axes. The tests enforce these
 annotations (jaxtyping); in normal use they are ignored. shapes.py defines the letters.
 """
 

@@ -7,7 +7,7 @@ A cache is a plain dict:
      "length": number of cached tokens,     slots 0..length-1 of C are filled
      "step":   a DecodeStep}                only with our GPU kernels: the captured decode step, see cuda/step.py
 
-"step" holds the addresses of the arrays above and buffers, but no result that a later pass reads: it may be deleted at
+"step" holds buffers and the addresses of the arrays above, but no result that a later pass reads: it may be deleted at
 any time. The next decode step replaces it if the arrays (after `grow`) or the model have changed.
 
 The blocks write slots length..length+T-1. `transform` advances `length` only after the last block, so an interrupted

@@ -21,7 +21,7 @@ def lm_head(hidden: Float[Array, "... T D"], weights: Weights, config: Config) -
     then the same array as `weights.embed_tokens`. `config` is for families that scale or cap the logits; unused here.
     """
     if weights.lm_head is None:
-        raise UsageError("the model has no LM head: expected one, got a model that classifies; see npllm.apps.classify")
+        raise UsageError("the model has no LM head: expected one, got a classifier; see npllm.apps.classify")
     return linear(hidden, weights.lm_head)
 
 

@@ -95,7 +95,7 @@ def same_document(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bo
 
 
 def alternating(layers: int, *masks: Bool[Array, "... T S"] | None) -> list[Bool[Array, "... T S"] | None]:
-    """One mask per layer, in rotation: `full, sparse` as in GPT-3, `sparse, full` as in Phi-3-small."""
+    """One mask per layer, cycling through `masks`: `full, sparse` as in GPT-3, `sparse, full` as in Phi-3-small."""
     return [masks[layer % len(masks)] for layer in range(layers)]
 
 

@@ -46,7 +46,7 @@ def transform(
     cache : the earlier tokens (start with `empty_cache`); the new ones are added to it. None: no earlier tokens
     positions : the position of each token, for RoPE; by default they continue from the cache
     visible : which of the S cached and new tokens each new token sees: one mask for all layers, or a list with one per
-        layer. By default causal, within the layer's sliding window, by slot in the cache, not by `positions`
+        layer. By default causal within the layer's sliding window, by order in the cache, not by `positions`
     total_length : the length of the whole text, for scalings of positions that depend on it: a chunk of a long prompt
         needs the tables of the whole prompt. By default the cached and new tokens
     block, attention : other implementations

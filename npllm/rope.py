@@ -14,7 +14,7 @@ from .config import Config
 def rope_frequencies(config: Config, like: Array) -> Float[Array, " R"]:
     """The angle per position of each pair of dimensions, in radians: theta^(-2i / 2R) for pair i.
 
-    Pair 0 turns by 1 radian per token and resolves neighbours; the last pair hardly turns and tells near from far.
+    Pair 0 turns by 1 radian per token and separates neighbours; the last pair hardly turns and separates near from far.
     If the context was extended after training, `rope_scaling` slows pairs down: "linear" all of them by one factor;
     "llama3" those with long wavelengths, with a smooth transition; "factors" (GGUF files) each by its own factor.
     """

@@ -32,14 +32,14 @@ def scale_by_temperature(logits: Float[Array, " V"], temperature: float) -> Floa
 
 
 def keep_top_k(logits: Float[Array, " V"], k: int) -> Float[Array, " V"]:
-    """Keep the k most likely tokens, and any that tie with the last of them."""
+    """Logits of only the k most likely tokens, and any that tie with the last of them."""
     xp = array_namespace(logits)
     least = xp.sort(logits, descending=True, stable=False)[min(k, logits.shape[-1]) - 1]
     return xp.where(logits < least, -math.inf, logits)
 
 
 def keep_top_p(logits: Float[Array, " V"], p: float) -> Float[Array, " V"]:
-    """Nucleus sampling: keep the smallest set of most likely tokens with a total probability of at least p.
+    """Nucleus sampling: logits of only the smallest set of top tokens with a total probability of at least p.
 
     A token stays if those before it sum to less than p, so the most likely one always stays. Ties stay together.
     """
@@ -52,7 +52,7 @@ def keep_top_p(logits: Float[Array, " V"], p: float) -> Float[Array, " V"]:
 
 
 def keep_min_p(logits: Float[Array, " V"], p: float) -> Float[Array, " V"]:
-    """Keep the tokens that are at least p times as likely as the most likely one."""
+    """Logits of only the tokens that are at least p times as likely as the most likely one."""
     xp = array_namespace(logits)
     return xp.where(logits < xp.max(logits) + math.log(p), -math.inf, logits)
 

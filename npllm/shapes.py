@@ -67,4 +67,4 @@ class Weights(NamedTuple):
     score: Weight | None = None  # [labels, D]
     score_bias: Float[Array, " labels"] | None = None
     embed_positions: Weight | None = None  # absolute positions, one row each; GPT-2's wpe
-    norm_bias: Float[Array, " D"] | None = None  # where the norm is LayerNorm
+    norm_bias: Float[Array, " D"] | None = None  # with LayerNorm

@@ -55,7 +55,7 @@ def plan(
     """
     plans: dict[str, list[Part]] = {}
     shapes = family.shapes(config)
-    spelling = {ours: choose(names[ours], tensors) for ours in shapes}
+    spelling = {ours: spelling_of(names[ours], tensors) for ours in shapes}
     in_blocks = [ours for ours in shapes if "*" in spelling[ours][0]]
     places = [(ours, ours, 0) for ours in shapes if ours not in in_blocks]
     places += [(f"layers.{i}.{ours}", ours, i) for i in range(config.num_hidden_layers) for ours in in_blocks]
@@ -100,7 +100,7 @@ def transposed(part: Part, tensors: Mapping[str, Stored]) -> Part:
     return part if quantized else part._replace(shape=part.shape[::-1], transposed=True)
 
 
-def choose(spellings: str, tensors: Mapping[str, Stored]) -> list[str]:
+def spelling_of(spellings: str, tensors: Mapping[str, Stored]) -> list[str]:
     """The names of a weight's parts, separate or fused: whichever the first layer has (most of)."""
     candidates = [spelling.split() for spelling in spellings.split(" | ")]
 

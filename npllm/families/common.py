@@ -59,7 +59,7 @@ def sizes(keys: Keys, kv_heads: int | None = None) -> dict[str, Any]:
     if heads % shared:
         raise keys.refusal("num_key_value_heads", f"a divisor of num_attention_heads, {heads}", got=shared)
     if keys.get("head_dim") is None and hidden % heads:
-        raise keys.refusal("hidden_size", f"a multiple of num_attention_heads, {heads}, where there is no head_dim")
+        raise keys.refusal("hidden_size", f"a multiple of num_attention_heads, {heads}, if head_dim is missing")
     return {
         "vocab_size": keys.integer("vocab_size"),
         "hidden_size": hidden,
@@ -85,7 +85,7 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.
     inside = keys.object("rope_scaling") or keys.object("rope_parameters")
     nested = [key for key, value in inside.items() if isinstance(value, Mapping)]
     if nested:
-        raise keys.refusal(where, "one object for all layers", "npllm computes no RoPE by layer here", got=nested)
+        raise keys.refusal(where, "one object for all layers", "npllm does not compute RoPE per layer here", got=nested)
 
     def number(key: str, default: float) -> float:
         outside = keys.get(key, default)
@@ -98,7 +98,7 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.
     factor = number("partial_rotary_factor", 1.0) if partial or scaling else 1.0
     keys.get("partial_rotary_factor")
     if factor != 1.0 and not partial:
-        raise keys.refusal("partial_rotary_factor", "1.0", "npllm scales the positions of whole heads here", got=factor)
+        raise keys.refusal("partial_rotary_factor", "1.0", "npllm rotates whole heads here", got=factor)
     rotated = int(head_dim * factor)
     if factor > 1 or rotated % 2 or rotated == 0:
         raise ModelFileError(

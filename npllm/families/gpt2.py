@@ -160,9 +160,9 @@ KEYS = {
 REFUSED = common.REFUSED | {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
 DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 # Keys of other families, which GPT-2 does not read.
-OF_OTHERS: tuple[str, ...] = ("num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias")
-OF_OTHERS += ("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
-OF_OTHERS += ("use_sliding_window",)
+OTHER_FAMILIES: tuple[str, ...] = ("num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias")
+OTHER_FAMILIES += ("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+OTHER_FAMILIES += ("use_sliding_window",)
 SUMMARY = ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout")
 
 
@@ -298,7 +298,7 @@ GPT2 = Family(
     model_types=["gpt2"],
     causal_lm="GPT2LMHeadModel",
     read_config=read_config,
-    harmless=["n_ctx", "reorder_and_upcast_attn", *DROPOUT, *SUMMARY, *OF_OTHERS],
+    harmless=["n_ctx", "reorder_and_upcast_attn", *DROPOUT, *SUMMARY, *OTHER_FAMILIES],
     names=NAMES,
     shapes=shapes,
     biases=biases,

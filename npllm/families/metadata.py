@@ -76,13 +76,13 @@ class Metadata:
 
     def finish(self) -> None:
         """Refuse keys that affect the computation and that the family has not read; warn about unknown ones."""
-        there = [
+        keys = [
             key.removeprefix(f"{self.architecture}.") for key in self.values if key.startswith(f"{self.architecture}.")
         ]
-        for key in there:
+        for key in keys:
             if key in REFUSED and key not in self.read and self.get(key) not in REFUSED[key]:
                 raise self.refusal(key, "no such key, because npllm does not compute it")
-        unknown = [key for key in there if key not in self.read and key not in HARMLESS]
+        unknown = [key for key in keys if key not in self.read and key not in HARMLESS]
         if unknown:
             warnings.warn(f"{self.path}: ignored keys that npllm does not know: {', '.join(unknown[:5])}", stacklevel=2)
 

@@ -34,11 +34,7 @@ MISTRAL = LLAMA._replace(
     model_types=["mistral", "ministral"],
     causal_lm="MistralForCausalLM",
     read_config=read_config,
-    harmless=[
-        "attention_bias",
-        "mlp_bias",
-        "use_sliding_window",
-        "max_window_layers",
-    ],  # transformers' Mistral has no biases
+    # transformers' Mistral has no biases.
+    harmless=["attention_bias", "mlp_bias", "use_sliding_window", "max_window_layers"],
     biases=score_bias,
 )
