@@ -70,7 +70,7 @@ def block_local(
     stride: int = 8,
     offset: int = 0,
 ) -> Bool[Array, "... T S"]:
-    """Phi-3-small's sparse attention: a token sees its own block, the last `local_blocks` - 1, and every stride-th.
+    """Phi-3-small's sparse mask: a token sees its own block, the `local_blocks` - 1 before it, and every stride-th.
 
     In Phi-3-small head n has offset n, so that eight heads together see every block; here all heads share one offset.
     """
