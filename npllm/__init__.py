@@ -1,35 +1,35 @@
 """npllm: the transformer LLM of the chapter "Looking Inside Large Language Models", as plain array functions.
 
 Text flows one way: text -> ids -> vectors -> blocks -> logits -> id -> text. The modules in reading order, one concept
-each; a module uses only those above it:
+each. A module uses only those above it:
 
-    arrays       arrays of any library; what a stored weight offers
-    shapes       what the letters in every shape mean; the names of the chapter's weights
-    tap          looking at a value as it passes
-    errors       what can go wrong
-    config       the numbers that describe a model
+    arrays       arrays of any library; the interface of a packed weight
+    shapes       the letters in every shape; the names of all weights
+    tap          observing values inside the pass
+    errors       one error class per exit code
+    config       a model's configuration
     tokenizer    text to ids and back; the chat format
     embedding    ids to vectors
-    positions    absolute positions: a vector for each place
-    linear       the product with a weight matrix
+    positions    absolute positions: a vector for each
+    linear       multiplication by a weight matrix
     norm         RMSNorm, LayerNorm
     rope         positions as rotations
-    masks        who may look at whom
+    masks        which tokens a token sees
     attention    relevance scores, softmax, combining
     flash        the same attention, tile by tile
     feedforward  SwiGLU; the original network
     cache        the keys and values of earlier tokens
     block        attention and feed-forward network, each added to its input
-    heads        vectors to logits
-    model        the whole pass, straight down
+    heads        hidden states to logits
+    model        the whole forward pass
     sampling     logits to a token
-    options      what may be asked of the loop
-    lm           a model with all that belongs to it; the public calls
+    options      checks of the loop's options
+    lm           a model as one object; the public calls
     loop         the autoregressive loop
 
-The wings: text (text at its edges), families (one file for each family of models), storage (weights in few bits),
-checkpoint (files to weights), devices (which machine), cuda (kernels for a GPU), inspect (looking inside), apps (what
-is built on the loop), cli (the commands). tokenizer uses text; loop uses text and devices.
+The subpackages: text (text at its edges), families (one file per family of models), storage (weights in few bits),
+checkpoint (files to weights), devices (CPU or GPU), cuda (GPU kernels), inspect (looking inside), apps (built on the
+loop), cli (the commands). tokenizer uses text; loop uses text and devices.
 """
 
 import importlib
@@ -61,8 +61,8 @@ __all__ = [
     "stream",
     "transform",
 ]
-# Where each public name is defined. It is imported when it is first used, so that `from npllm.rope import apply_rope`
-# needs no tokenizer and no template engine.
+# The modules of the public names. They are imported on first use, so that `from npllm.rope import apply_rope` needs no
+# tokenizer and no template engine.
 HOMES = {
     "apps.pipeline": ("pipeline",),
     "checkpoint.load": ("load",),
@@ -74,7 +74,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public name, from the module that defines it."""
+    """The public name, imported from its module."""
     for home, names in HOMES.items():
         if name in names:
             value = getattr(importlib.import_module(f".{home}", __name__), name)
@@ -84,5 +84,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, for `dir` and for completion."""
+    """The public names, for `dir` and tab completion."""
     return sorted({*globals(), *__all__})

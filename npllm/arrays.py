@@ -1,7 +1,7 @@
-"""Arrays of any library, and what a stored weight offers.
+"""Arrays of any library, and the interface of a packed weight.
 
-`Float[Array, "... T D"]` reads: an array of floating-point numbers whose last two axes are T and D. The tests execute
-these annotations (jaxtyping); in normal use they are only read. shapes.py says what the letters mean.
+`Float[Array, "... T D"]` reads: a floating-point array with T and D as its last two axes. The tests enforce these
+annotations (jaxtyping); in normal use they are ignored. shapes.py defines the letters.
 """
 
 from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
@@ -10,17 +10,17 @@ import array_api_compat
 from jaxtyping import Bool as Bool
 from jaxtyping import Float, Int
 
-# An array of any library that has the array API's functions: NumPy, CuPy, torch, JAX, array-api-strict.
+# An array of any library that implements the array API: NumPy, CuPy, torch, JAX, array-api-strict.
 Array: TypeAlias = Any
 
 NAMESPACES: dict[type, Any] = {}
 
 
 def array_namespace(x: Array) -> Any:
-    """The library that x belongs to, as a module `xp` with the array API's functions: xp.exp, xp.sum, ...
+    """The library of x, as a module `xp` with the array API's functions: xp.exp, xp.sum, ...
 
-    This is array-api-compat's function of the same name, called once per type of array: a block asks for it 14 times,
-    which would take a tenth of a small model's time.
+    This caches array-api-compat's function of the same name by array type: a block calls it 14 times, which would
+    otherwise take a tenth of a small model's time.
 
     >>> import numpy as np
     >>> array_namespace(np.zeros(3)).__name__
@@ -34,23 +34,21 @@ def array_namespace(x: Array) -> Any:
 
 @runtime_checkable
 class Packed(Protocol):
-    """A weight matrix in a storage of its own (16, 8 or 4 bits) that knows how to multiply.
+    """A weight matrix stored in a compact format (16, 8 or 4 bits) that does its own multiplication.
 
-    `linear` and `embed` are the only functions that ask for one; all others pass it on. The storages are in storage/.
-    Large models are loaded into them; small models mostly become plain arrays.
+    Only `linear` and `embed` check for it; all other functions pass it on. storage/ has the formats. Large models are
+    loaded into them; small models mostly become plain arrays.
     """
 
     shape: tuple[int, int]  # [F, D]
-    dtype: Any  # of the storage
+    dtype: Any  # as stored
     nbytes: int
 
     def matmul(self, x2d: Float[Array, "T D"]) -> Float[Array, "T F"]:
         """x2d @ W.T"""
-        ...
 
     def rows(self, ids: Int[Array, " T"]) -> Float[Array, "T D"]:
         """W[ids]"""
-        ...
 
 
 def is_packed(weight: Any) -> TypeGuard[Packed]:

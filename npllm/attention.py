@@ -1,10 +1,10 @@
-"""Attention: each token takes in what is relevant of itself and the tokens before it.
+"""Attention: each token gathers relevant information from itself and earlier tokens.
 
-Two steps: score how relevant each of them is, then combine their information by these scores. It is done by many heads
-at once, each with queries, keys and values of its own.
+Two steps: score how relevant each token is, then combine the information by these scores. Many heads do this in
+parallel, each with its own queries, keys and values.
 
-"scores" are the products of queries and keys; after the softmax, when they sum to 1, they are called "weights" here, as
-in most code. (The model's parameters are always written `weights.<name>`.)
+"scores" are the products of queries and keys. After the softmax they sum to 1 and are called "weights", as in most
+code. (The model's parameters are always written `weights.<name>`.)
 
 Source: "The attention layer at a glance", "Attention is all you need", "How attention is calculated" (Figures 3-14 to
 3-21), "Multi-query and grouped-query attention" (Figures 3-25 to 3-28); Vaswani et al. 2017, "Attention is all you
@@ -21,13 +21,13 @@ from .tap import Tap, untapped
 
 
 def split_heads(x: Float[Array, "... T NH"], heads: int) -> Float[Array, "... N T H"]:
-    """One vector per token as one vector per head and token."""
+    """One vector per head and token, from one vector per token."""
     xp, n = array_namespace(x), x.ndim
     return xp.permute_dims(xp.reshape(x, (*x.shape[:-1], heads, -1)), (*range(n - 2), n - 1, n - 2, n))
 
 
 def merge_heads(x: Float[Array, "... N T H"]) -> Float[Array, "... T NH"]:
-    """The heads' vectors side by side again: the inverse of `split_heads`."""
+    """The heads' vectors concatenated: the inverse of `split_heads`."""
     xp, n = array_namespace(x), x.ndim
     x = xp.permute_dims(x, (*range(n - 3), n - 2, n - 3, n - 1))  # moveaxis takes ten times as long
     return xp.reshape(x, (*x.shape[:-2], -1))
@@ -36,7 +36,7 @@ def merge_heads(x: Float[Array, "... N T H"]) -> Float[Array, "... T NH"]:
 def queries_keys_values(
     x: Float[Array, "... T D"], weights: BlockLike, config: Config
 ) -> tuple[Float[Array, "... N T H"], Float[Array, "... K T H"], Float[Array, "... K T H"]]:
-    """Three projections of the same vectors, in one product: the rows of `qkv_proj` make queries, keys, then values."""
+    """Queries, keys and values: three projections of x in one product, stacked in this order in `qkv_proj`."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     qkv = linear(x, weights.qkv_proj, weights.qkv_proj_bias)
     heads_of_all = split_heads(qkv, heads + 2 * kv_heads)
@@ -47,39 +47,39 @@ def queries_keys_values(
 
 
 def relevance_scores(q: Float[Array, "... N T H"], k: Float[Array, "... K S H"]) -> Float[Array, "... N T S"]:
-    """Relevance scoring: q · k / sqrt(H), for every query with every key.
+    """Relevance scores: q · k / sqrt(H) for every query and every key.
 
-    With K = N each head has its own keys (multi-head attention); with K < N, G = N / K query heads in a row share a
-    key head (grouped-query); with K = 1 all of them (multi-query). The division keeps the softmax from saturating: a
-    product of two random vectors grows as sqrt(H).
+    With K = N each head has its own keys (multi-head attention); with K < N, G = N / K consecutive query heads share a
+    key head (grouped-query); with K = 1 all of them do (multi-query). The product of two random vectors grows as
+    sqrt(H); dividing by it keeps the softmax from saturating.
     """
     xp = array_namespace(q)
     *batch, heads, new, width = q.shape
     kv_heads, length = k.shape[-3], k.shape[-2]
-    # The queries that share a key head, one below the other: a product with the keys as they are, never a copy of them.
+    # Stacking the queries that share a key head avoids copying the keys.
     grouped = xp.reshape(q / math.sqrt(width), (*batch, kv_heads, heads // kv_heads * new, width))
-    few = grouped.shape[-2] <= 32  # as in every step of generation: then k qᵀ takes BLAS half as long as q kᵀ
+    few = grouped.shape[-2] <= 32  # as in a decode step: BLAS computes k qᵀ in half the time of q kᵀ
     return xp.reshape((k @ grouped.mT).mT if few else grouped @ k.mT, (*batch, heads, new, length))
 
 
 def attention_weights(
     scores: Float[Array, "... N T S"], visible: Bool[Array, "... T S"] | None = None
 ) -> Float[Array, "... N T S"]:
-    """Masked softmax: the scores of the visible tokens as shares that sum to 1.
+    """The attention weights: a softmax over the scores of the visible tokens, so that each row sums to 1.
 
-    A query that may see no key at all gets zeros, not NaN. None for `visible` hides nothing.
+    A query that sees no key gets zeros, not NaN. `visible=None` hides nothing.
     """
     xp = array_namespace(scores)
     if visible is not None:
         scores = xp.where(visible[..., None, :, :], scores, -math.inf)
-    largest = xp.max(scores, axis=-1, keepdims=True)  # taken away so that no exp overflows
+    largest = xp.max(scores, axis=-1, keepdims=True)  # subtracted so that no exp overflows
     shares = xp.exp(scores - xp.maximum(largest, -1e38))  # -inf - -inf would be NaN
-    total = xp.sum(shares, axis=-1, keepdims=True)  # at least exp(0) = 1, or 0 where all is hidden
+    total = xp.sum(shares, axis=-1, keepdims=True)  # at least exp(0) = 1, or 0 if all keys are hidden
     return shares / xp.maximum(total, 1.0)
 
 
 def combine(weights: Float[Array, "... N T S"], v: Float[Array, "... K S H"]) -> Float[Array, "... N T H"]:
-    """Combining information: the sum of the value vectors, each times its token's weight."""
+    """The combined information: the sum of the value vectors, each multiplied by its token's weight."""
     xp = array_namespace(weights)
     *batch, heads, new, length = weights.shape
     kv_heads, width = v.shape[-3], v.shape[-1]
@@ -95,6 +95,6 @@ def attention(
     *,
     tap: Tap = untapped,
 ) -> Float[Array, "... N T H"]:
-    """softmax(q kᵀ / sqrt(H)) v: score, normalize, combine. The tapped "scores" are those before the mask."""
+    """softmax(q kᵀ / sqrt(H)) v: score, normalize, combine. The tapped "scores" are those before masking."""
     weights = tap("weights", attention_weights(tap("scores", relevance_scores(q, k)), visible))
     return tap("mixed", combine(weights, v))

@@ -1,4 +1,4 @@
-"""The Transformer block: attention, then the feed-forward network, each added to what was there.
+"""The Transformer block: attention, then the feed-forward network, each added to its input.
 
 Source: "Inside the Transformer Block" (Figures 3-11, 3-12), "The Transformer Block" (Figures 3-29, 3-30); Xiong et al.
 2020, "On layer normalization in the Transformer architecture".
@@ -31,10 +31,10 @@ def self_attention(
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
-    """The attention layer: project, rotate by position, remember, attend, project back.
+    """The output of the attention layer: project, rotate by position, cache, attend, project back.
 
-    Only queries and keys are rotated; keys enter the cache rotated, so a cached key is never touched again. Without cos
-    and sin nothing is: the positions are in x already.
+    Only queries and keys are rotated; keys are cached after rotation, so a cached key never changes. Without cos and
+    sin nothing is rotated: the positions are already in x.
     """
     q, k, v = queries_keys_values(x, weights, config)
     q, k, v = tap("q", q), tap("k", k), tap("v", v)
@@ -61,15 +61,15 @@ def block(
 ) -> Float[Array, "... T D"]:
     """The modern, pre-norm block: x + attention(norm(x)), then x + feedforward(norm(x)).
 
-    The norms stand before each layer and not after it, so the residual stream x itself is never normalized: it runs
-    from the embedding to the final norm, and every layer only adds to it.
+    The norms come before each layer, not after it, so the residual stream x itself is never normalized: it runs from
+    the embedding to the final norm, and every layer only adds to it.
 
     Parameters
     ----------
     cos, sin : from `rope_tables`, for the positions of the T new tokens; None rotates nothing
-    visible : which of the S tokens, cached and new, each new token may see; None for all
-    cache, layer : the KV cache, and which of its layers belongs to this block
-    attention : another way to compute the same, such as tile by tile
+    visible : which of the S cached and new tokens each new token sees; None for all
+    cache, layer : the KV cache, and the index of this block's layer in it
+    attention : another implementation, such as tile by tile
     """
     normed = tap("input_layernorm", rms_norm(x, weights.input_layernorm, config.rms_norm_eps))
     x = x + self_attention(
@@ -94,7 +94,7 @@ def original_block(
 ) -> Float[Array, "... T D"]:
     """The original, post-norm block: norm(x + attention(x)), then norm(x + feedforward(x)), with LayerNorm and ReLU.
 
-    Every layer adds and then normalizes ("Add & Norm"), so nothing passes a block unchanged.
+    Every layer adds, then normalizes ("Add & Norm"), so nothing passes through a block unchanged.
     """
     eps = config.layer_norm_epsilon
     x = x + self_attention(

@@ -7,9 +7,9 @@ from .arrays import Array, Float, Int, Weight, array_namespace, is_packed
 
 
 def embed(ids: Int[Array, "... T"], embed_tokens: Weight) -> Float[Array, "... T D"]:
-    """The model has a vector for each token of the vocabulary: row id of the embeddings matrix, in float32.
+    """The embedding vectors of the ids, in float32: row `id` of the embeddings matrix for each.
 
-    The ids are not checked here. A wrong id can read a wrong row without an error (NumPy takes -1 for the last row,
+    The ids are not checked here. An invalid id can read a wrong row without an error (NumPy takes -1 for the last row,
     CuPy wraps around), so `generate` and the command line check them while they are Python integers.
 
     >>> import numpy as np

@@ -1,4 +1,4 @@
-"""The feed-forward network: the other half of a block, which works on each token by itself.
+"""The feed-forward network: the other half of a block, applied to each token independently.
 
 Source: "The feedforward neural network at a glance" (Figure 3-13), "The Transformer Block" (Figures 3-29, 3-30);
 Vaswani et al. 2017 (ReLU); Hendrycks and Gimpel 2016 (GELU); Shazeer 2020, "GLU Variants Improve Transformer".
@@ -14,21 +14,18 @@ from .tap import Tap, untapped
 
 
 def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x · sigmoid(x) = x / (1 + e⁻ˣ): near 0 for very negative x, near x for large; also called swish."""
+    """x · sigmoid(x) = x / (1 + e⁻ˣ): near 0 for very negative x, near x for large x; also called swish."""
     xp = array_namespace(x)
     return x / (1.0 + xp.exp(xp.minimum(-x, 88.0)))  # e⁸⁹ overflows float32
 
 
 def swiglu(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array, "... F"]:
-    """silu(gate) · up: a gate decides, number by number, how much of `up` passes."""
+    """silu(gate) · up: the gate decides, element by element, how much of `up` passes."""
     return silu(gate) * up
 
 
 def feedforward(x: Float[Array, "... T D"], weights: BlockLike, *, tap: Tap = untapped) -> Float[Array, "... T D"]:
-    """Out to F dimensions twice, as gate and as up; gated; and back to D.
-
-    Both ways out are one product: the rows of `gate_up_proj` are gate first, then up.
-    """
+    """x projected up to F dimensions twice (gate and up, in one product), gated, and projected back down to D."""
     gate_up = linear(x, weights.gate_up_proj, weights.gate_up_proj_bias)
     width = gate_up.shape[-1] // 2
     gate, up = tap("gate", gate_up[..., :width]), tap("up", gate_up[..., width:])
@@ -42,7 +39,7 @@ def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x · Φ(x), Φ the normal distribution's sum up to x, in the form with tanh that GPT-2 has (off by up to 5e-4)."""
+    """x · Φ(x), where Φ is the normal CDF, in GPT-2's tanh approximation (off by up to 5e-4)."""
     xp = array_namespace(x)
     return 0.5 * x * (1.0 + xp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
 
@@ -50,6 +47,6 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def plain_feedforward(
     x: Float[Array, "... T D"], weights: BlockLike, activation: Callable[[Array], Array], *, tap: Tap = untapped
 ) -> Float[Array, "... T D"]:
-    """The network without a gate: out to F dimensions, through `relu` (the original) or `gelu` (GPT-2), back to D."""
+    """The network without a gate: up to F dimensions, `relu` (the original) or `gelu` (GPT-2), back down to D."""
     up = tap("up", linear(x, weights.c_fc, weights.c_fc_bias))
     return tap("output", linear(tap("activation", activation(up)), weights.c_proj, weights.c_proj_bias))

@@ -1,9 +1,9 @@
-"""FlashAttention: the same attention tile by tile, so that the matrix of all scores never exists.
+"""FlashAttention: the same attention tile by tile, so that the full matrix of scores never exists.
 
-A processor has a small fast memory and a large slow one, and moving numbers between them takes longer than computing
-with them. Naive attention writes its T x S scores to the slow one and reads them again, twice. Here a tile of queries
-stays in the fast one while tiles of keys and values pass by, and their scores are used up at once. The softmax takes
-the largest score and the sum so far: when a larger score comes, what is summed already shrinks by as much.
+A processor has a small fast memory and a large slow one, and moving data between them takes longer than computing with
+it. Naive attention writes its T x S scores to slow memory and reads them back, twice. Here a tile of queries stays in
+fast memory while tiles of keys and values stream past, and their scores are used immediately. The softmax keeps a
+running maximum and sum: when a larger score arrives, the sums so far are scaled down to match.
 
 Source: "Flash Attention"; Dao et al. 2022, "FlashAttention"; Dao 2023, "FlashAttention-2" (the order of the loops);
 Milakov & Gimelshein 2018, "Online normalizer calculation for softmax".
@@ -21,14 +21,14 @@ TILE = (256, 256)  # queries, keys
 
 
 def spans(length: int, size: int) -> list[slice]:
-    """The length in parts of `size`; the last may be shorter."""
+    """Slices of `size` that cover the length; the last may be shorter."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def visible_tiles(
     new: int, length: int, visible: Bool[Array, "... T S"] | None = None, tile: tuple[int, int] = TILE
 ) -> list[tuple[slice, list[slice]]]:
-    """For each tile of the `new` queries, those tiles of the `length` keys in which anything is visible.
+    """For each tile of the `new` queries, the tiles of the `length` keys that contain a visible one.
 
     >>> import numpy as np
     >>> [len(keys) for queries, keys in visible_tiles(6, 6, np.tri(6) > 0, tile=(2, 2))]
@@ -39,7 +39,7 @@ def visible_tiles(
         return [(row, columns) for row in rows]
     xp = array_namespace(visible)
     flags = xp.stack([xp.any(visible[..., row, column]) for row in rows for column in columns])
-    # Python decides what to compute, so the flags come to it, from a GPU perhaps: as a number's bits, 31 at a time.
+    # Python chooses the tiles, so the flags are copied to the host, as the bits of an integer, 31 at a time.
     bits = xp.where(flags, 2 ** (xp.arange(flags.shape[0], dtype=xp.int32, device=device(visible)) % 31), 0)
     numbers = [int(xp.sum(bits[part])) for part in spans(flags.shape[0], 31)]
     seen = iter([number >> bit & 1 for number in numbers for bit in range(31)])
@@ -55,9 +55,9 @@ def flash_attention(
     tile: tuple[int, int] = TILE,
     tap: Tap = untapped,
 ) -> Float[Array, "... N T H"]:
-    """What `attention` gives, but for rounding, in less memory. Sparse attention, too: a tile all hidden costs nothing.
+    """The result of `attention` up to rounding, in less memory. Tiles that are hidden entirely are skipped.
 
-    Only "mixed" can be tapped: there are no scores and weights of a whole row to look at.
+    Only "mixed" can be tapped: full rows of scores and weights never exist.
     """
     xp = array_namespace(q)
     done = []
@@ -74,5 +74,5 @@ def flash_attention(
             total = shrink * total + xp.sum(shares, axis=-1, keepdims=True)
             mixed = shrink * mixed + combine(shares, v[..., column, :])
             largest = larger
-        done.append(mixed / xp.maximum(total, 1.0))  # total: at least exp(0) = 1, or 0 where all is hidden
+        done.append(mixed / xp.maximum(total, 1.0))  # total: at least exp(0) = 1, or 0 if all keys are hidden
     return tap("mixed", xp.concat(done, axis=-2))

@@ -1,6 +1,6 @@
-"""Heads: what stands on top of the stack of blocks and turns its vectors into an answer.
+"""Heads: the layer on top of the blocks that turns hidden states into an answer.
 
-Each is one linear layer: the LM head scores the next token, the other two score labels, of a text or of each token.
+Each is one linear layer. The LM head scores the next token; the other two score labels, for a text or for each token.
 
 Source: "The Components of the Forward Pass" (Figures 3-4, 3-6).
 """
@@ -15,33 +15,32 @@ from .shapes import Weights
 
 
 def lm_head(hidden: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T V"]:
-    """The language modeling head: a score (logit) for each token of the vocabulary to be the next one.
+    """The language modeling head: for each position, a score (logit) for every vocabulary token to come next.
 
-    Not yet probabilities: those are softmax(logits). A tied model scores with its embeddings matrix: `weights.lm_head`
-    and `weights.embed_tokens` are then the same array. `config` is for the heads of some families, which scale or cap
-    the logits; this one does not need it.
+    softmax(logits) turns them into probabilities. A tied model scores with its embeddings matrix: `weights.lm_head` is
+    then the same array as `weights.embed_tokens`. `config` is for families that scale or cap the logits; unused here.
     """
     if weights.lm_head is None:
-        raise UsageError("the model has no LM head: expected one, got a model that classifies; see npllm.apps.classify")
+        raise UsageError("the model has no LM head: expected one, got a classifier; see npllm.apps.classify")
     return linear(hidden, weights.lm_head)
 
 
 def sequence_classification_head(
     hidden: Float[Array, "... T D"], weights: Weights, ids: Int[Array, "... T"], pad_token_id: int | None
 ) -> Float[Array, "... labels"]:
-    """A score (logit) for each label of the whole text, from its last token: only that one has seen all the others.
+    """A score (logit) for each label of the whole text, from its last token: the only one that sees all the others.
 
-    The shorter texts of a batch are filled up with `pad_token_id`, so it is the last token with another id. None: there
-    is no padding. (Padding in front must also be hidden from the tokens by `visible`; behind, the causal mask does it.)
+    The shorter texts of a batch are padded with `pad_token_id`, so the last token is the last with another id. None
+    means no padding. (Padding on the left must also be hidden with `visible`; on the right, the causal mask hides it.)
     """
     xp = array_namespace(ids)
-    places = xp.arange(ids.shape[-1], device=device(ids))
-    filled = places if pad_token_id is None else xp.where(ids != pad_token_id, places, 0)
+    positions = xp.arange(ids.shape[-1], device=device(ids))
+    filled = positions if pad_token_id is None else xp.where(ids != pad_token_id, positions, 0)
     last = xp.max(filled, axis=-1, keepdims=True)  # [..., 1]
-    vector = xp.sum(xp.where((places == last)[..., None], hidden, 0.0), axis=-2)  # hidden[last]
+    vector = xp.sum(xp.where((positions == last)[..., None], hidden, 0.0), axis=-2)  # hidden[last]
     return linear(vector, weights.score, weights.score_bias)
 
 
 def token_classification_head(hidden: Float[Array, "... T D"], weights: Weights) -> Float[Array, "... T labels"]:
-    """A score (logit) for each label at every token, as in finding names; each token has seen only those before it."""
+    """A score (logit) for each label at every token, as in finding names. A token sees only itself and those before."""
     return linear(hidden, weights.score, weights.score_bias)

@@ -4,7 +4,7 @@ from .arrays import Array, Float, Weight, array_namespace, is_packed
 
 
 def product(x2d: Float[Array, "T D"], weight: Float[Array, "F D"]) -> Float[Array, "T F"]:
-    """x Wᵀ for a plain matrix, to whose dtype x is cast: float16 on a GPU. The result is of x's dtype again."""
+    """x Wᵀ for a plain matrix. x is cast to the weight's dtype (float16 on a GPU), the result back to that of x."""
     if weight.dtype == x2d.dtype:
         return x2d @ weight.T
     xp = array_namespace(x2d)
@@ -12,10 +12,9 @@ def product(x2d: Float[Array, "T D"], weight: Float[Array, "F D"]) -> Float[Arra
 
 
 def linear(x: Float[Array, "... D"], weight: Weight, bias: Float[Array, " F"] | None = None) -> Float[Array, "... F"]:
-    """y = x Wᵀ + b. Checkpoints store W as [out, in], so each row of W makes one number of the output.
+    """y = x Wᵀ + b. Checkpoints store W as [out, in], so each row of W produces one element of the output.
 
-    The product is always of two matrices, with batch and time folded into one axis: products of more axes copy the
-    whole weight on some array libraries. A packed weight multiplies by itself.
+    Batch and time are folded into one axis, because with more axes some array libraries copy the whole weight.
 
     >>> import numpy as np
     >>> linear(np.array([[1.0, 2.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))

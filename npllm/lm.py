@@ -1,11 +1,7 @@
-"""A language model with all that belongs to it, and the public calls that take it.
+"""A language model as one object, and the public calls that take it.
 
 `npllm.load` returns an `LM`. The passes of model.py and families/ are plain functions of ids, weights and config; the
-functions here ask the model which pass and which head are its own.
-
-    transform   ids to hidden states: the chapter's `model.model(input_ids)`
-    lm_head     hidden states to logits: its `model.lm_head(hidden)`
-    forward     both
+functions here call the pass and the head of the model's family.
 
 Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6).
 """
@@ -24,7 +20,7 @@ from .shapes import Weights
 from .tap import Tap, untapped
 from .tokenizer import Tokenizer
 
-Ids = Int[Array, "... T"] | Sequence[Any]  # an array, or integers in a list (for a batch, in lists of one length)
+Ids = Int[Array, "... T"] | Sequence[Any]  # an array, or a list of integers (for a batch, of equally long lists)
 
 
 class LM(NamedTuple):
@@ -32,8 +28,8 @@ class LM(NamedTuple):
 
     config: Config
     weights: Weights
-    tokenizer: Tokenizer | None  # None where the checkpoint has none
-    generation_config: Mapping[str, Any]  # generation_config.json as it is
+    tokenizer: Tokenizer | None  # None if the checkpoint has none
+    generation_config: Mapping[str, Any]  # generation_config.json, parsed
     transform: Callable[..., tuple[Float[Array, "... T D"], Cache | None]] = model.transform  # its family's pass
     lm_head: Callable[..., Float[Array, "... T V"]] = heads.lm_head  # its family's head
 
@@ -41,17 +37,15 @@ class LM(NamedTuple):
 def transform(
     ids: Ids, lm: LM, cache: Cache | None = None, **options: Any
 ) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The hidden states of the model, one for each token id, and the cache. Options as in `npllm.model.transform`.
+    """The hidden states, one for each token id, and the cache: the chapter's `model.model(input_ids)`.
 
-    Raises
-    ------
-    UsageError : a list with an id that has no row in the embeddings matrix (arrays are not checked; see `embed`)
+    Options as in `npllm.model.transform`. Raises UsageError if a list (not an array) has an id without an embedding.
     """
     return lm.transform(as_array(ids, lm), lm.weights, lm.config, cache, **options)
 
 
 def lm_head(hidden: Float[Array, "... T D"], lm: LM) -> Float[Array, "... T V"]:
-    """The logits of some hidden states; a UsageError for a model that classifies instead."""
+    """The logits of some hidden states: the chapter's `model.lm_head(hidden)`. Raises UsageError for a classifier."""
     return lm.lm_head(hidden, lm.weights, lm.config)
 
 
@@ -60,18 +54,18 @@ def forward(
 ) -> tuple[Float[Array, "... T V"], Cache | None]:
     """The logits at every position, and the cache: `transform`, then `lm_head`.
 
-    logits[..., t, :] scores the token that follows token t; generation needs only the last of them.
+    logits[..., t, :] scores the token that follows token t; generation needs only the last position.
     """
     hidden, cache = transform(ids, lm, cache, tap=tap, **options)
     return tap("logits", lm_head(hidden, lm)), cache
 
 
 def as_array(ids: Ids, lm: LM) -> Int[Array, "... T"]:
-    """The ids as an array on the model's device. Those of a list are checked; an array is taken as it is."""
+    """The ids as an array on the model's device. Lists are checked; an array is returned as is."""
     if not isinstance(ids, Sequence):
         return ids
     for row in ids if ids and isinstance(ids[0], Sequence) else [ids]:
         check_ids(row, lm.config.vocab_size)
-    like = lm.weights.norm  # any of the weights: they tell the array library and the device
+    like = lm.weights.norm  # any weight, for its array library and device
     xp = array_namespace(like)
     return xp.asarray(ids, dtype=xp.int64, device=device(like))

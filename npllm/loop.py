@@ -1,8 +1,6 @@
-"""The autoregressive loop: each new token is appended to the text, and the model is asked again.
+"""The autoregressive loop: each new token is appended to the text, and the model runs again.
 
-    steps      one token after the other: its id, its text, and why it was the last
-    stream     the text alone, piece by piece
-    generate   all of it at once
+`steps` yields the tokens with their text, `stream` only the text, and `generate` returns the complete text.
 
 Source: "The Inputs and Outputs of a Trained Transformer LLM" (Figures 3-1 to 3-3), "Speeding Up Generation by Caching
 Keys and Values" (Figure 3-10).
@@ -30,31 +28,31 @@ from .sampling import choose
 from .text.end_ids import end_ids
 from .text.stream import TextStream, split_at_stop
 
-PREFILL_CHUNK = 256  # tokens of a prompt in one pass: bounds the memory for their vectors, and fits in the caches
+PREFILL_CHUNK = 256  # prompt tokens per pass: bounds the memory for their vectors, and fits in the CPU's caches
 
 
 class Step(NamedTuple):
-    """One turn of the loop."""
+    """One iteration of the loop."""
 
     id: int  # the new token
-    text: str  # what it adds to the text; "" while a character, or what may become a stop string, is incomplete
-    finish_reason: str | None  # "stop" (an end token or a stop string), "length", or None: there is more to come
+    text: str  # what it adds; "" while a character, or a possible stop string, is incomplete
+    finish_reason: str | None  # "stop" (an end token or a stop string), "length", or None: more to come
 
 
 class Generation(NamedTuple):
-    """All that was generated."""
+    """A finished continuation of a prompt."""
 
     text: str  # without the prompt, the end token and the stop string
-    ids: list[int]  # with the end token, or those of the stop string
+    ids: list[int]  # including the end token, or those of the stop string
     prompt_ids: list[int]
     finish_reason: str  # "stop" or "length"
 
 
 def next_logits(lm: LM, ids: Sequence[int], cache: Cache, rows: int = 1) -> Float[Array, "rows V"]:
-    """The logits for the token after `ids`, whose first cache["length"] tokens the cache holds already.
+    """The logits for the token after `ids`; the first cache["length"] of them are already cached.
 
-    A long prompt goes through in chunks, and their attention tile by tile. Only the last stream enters the LM head: the
-    others have done their part, as keys and values. (With `rows`, the last ones, all of them in the last chunk.)
+    A long prompt is prefilled in chunks, with attention tile by tile. Only the last hidden state enters the LM head:
+    the others have contributed their keys and values. (`rows`: the last ones, all from the last chunk.)
     """
     for start in range(cache["length"], len(ids), PREFILL_CHUNK):
         chunk = as_array(ids[start : start + PREFILL_CHUNK], lm)
@@ -66,7 +64,7 @@ def next_logits(lm: LM, ids: Sequence[int], cache: Cache, rows: int = 1) -> Floa
 def one_by_one(
     lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
 ) -> Iterator[int]:
-    """One pass for each new token, which is appended to `ids`: the chapter's way to make what `loop` reads."""
+    """New tokens from one pass each, appended to `ids`: the chapter's method."""
     while True:
         ids.append(next_token(next_logits(lm, ids, cache)[0, :], ids, random, sampling))
         yield ids[-1]
@@ -89,24 +87,24 @@ def steps(
     cache_dtype: str = "float32",
     tokens: Callable[..., Iterator[int]] = one_by_one,
 ) -> Iterator[Step]:
-    """Generate token after token; the arguments are checked before the first.
+    """The generated tokens, as a `Step` each. The arguments are checked before the first.
 
     Parameters
     ----------
     ids : the prompt, as token ids
-    max_new_tokens : at most so many; fewer where the context ends, with a warning
+    max_new_tokens : at most this many; fewer if the context ends first, with a warning
     temperature : 0 is greedy decoding; see `sampling.choose` for it and the next four
-    stop : strings that end the text: it stops before the first of them, while the ids hold the tokens that made it
-    seed : of the random draws: the same seed and the same logits give the same text. None: a different text every time
-    use_cache : False forgets all keys and values after each token and computes every stream again
-    cache : holds the first cache["length"] of the ids already, and has room for the prompt; for each new token the
-        caller makes room beforehand or on the way, with `cache.grow`
-    cache_dtype : of the keys and values in it: "float32", or in half the memory "float16" or "bfloat16"
-    tokens : another way to make them, each appended to `ids`, with all but the last in the cache: apps/speculation.py
+    stop : strings that end the text. It stops before the first of them; the ids include the tokens of that string
+    seed : for the random draws: the same seed and logits give the same text. None: a different text each time
+    use_cache : False drops all keys and values after each token and recomputes every stream
+    cache : holds the first cache["length"] of the ids, and has capacity for the prompt; the caller ensures capacity for
+        each new token with `cache.grow`, before or during generation
+    cache_dtype : of the keys and values in it: "float32"; "float16" or "bfloat16" for half the memory
+    tokens : another source of tokens, which appends each to `ids` and caches all but the last: apps/speculation.py
 
     Raises
     ------
-    UsageError : an argument, or the prompt, cannot be used
+    UsageError : an argument or the prompt is invalid
     NotEnoughMemoryError : the KV cache does not fit
     ModelFileError : the logits are not finite
     """
@@ -122,13 +120,13 @@ def steps(
             f"cache: expected room for {len(ids)} tokens, got {cache['keys'][0].shape[-2]}; use cache.grow"
         )
     if not use_cache and tokens is not one_by_one:
-        raise UsageError("use_cache: expected True where tokens are drafted: they are checked against what is cached")
+        raise UsageError("use_cache: expected True with speculative decoding, which verifies drafts against the cache")
     capacity = capacity_for(lm.config, len(ids), max_new_tokens)
     rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
-    like = lm.weights.norm  # any of the weights: they tell the array library and the device
+    like = lm.weights.norm  # any weight, for its array library and device
     check_generation(lm.config, capacity, rows, None if cache else cache_dtype, free_bytes(like))
     cache = cache or empty_cache(lm.config, capacity, like=like, dtype=dtype_like(cache_dtype, like))
-    cache["length"] = min(cache["length"], len(ids) - 1)  # the last stream is computed anew: it makes the logits
+    cache["length"] = min(cache["length"], len(ids) - 1)  # the last token is recomputed, for its logits
     ids = list(ids)
     made = tokens(lm, ids, cache, np.random.default_rng(seed), sampling)
     return loop(lm, ids, made, capacity - len(ids), stop, cache, use_cache)
@@ -137,7 +135,7 @@ def steps(
 def loop(
     lm: LM, ids: list[int], tokens: Iterator[int], limit: int, stop: Sequence[str], cache: Cache, use_cache: bool
 ) -> Iterator[Step]:
-    """The loop of `steps`, its arguments checked: token after token, until one ends the text."""
+    """The loop of `steps` after its checks: token by token, until one ends the text."""
     tokenizer, waiting = lm.tokenizer, ""
     ends = end_ids(lm.config.eos_token_id, lm.generation_config, () if tokenizer is None else tokenizer.end_ids)
     text_stream = None if tokenizer is None else TextStream(tokenizer.backend, ids)
@@ -161,7 +159,7 @@ def loop(
 def next_token(
     logits: Float[Array, " V"], ids: Sequence[int], random: np.random.Generator, sampling: Mapping[str, Any]
 ) -> int:
-    """Choose on the logits' device, with one random number from the host; 8 bytes come back."""
+    """The next token, chosen on the logits' device with one random number from the host; 8 bytes come back."""
     xp = array_namespace(logits)
     seen = None
     if sampling["repetition_penalty"] != 1.0:
@@ -178,14 +176,14 @@ def next_token(
 
 
 def stream(lm: LM, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
-    """The generated text, piece by piece as it is made. Parameters as in `steps`; the prompt is text or token ids."""
+    """The generated text, piece by piece. Parameters as in `steps`; the prompt is text or token ids."""
     for step in steps(lm, as_ids(lm, prompt), **options):
         if step.text:
             yield step.text
 
 
 def generate(lm: LM, prompt: str | Sequence[int], **options: Any) -> Generation:
-    """Continue the prompt, which is text or token ids. Parameters and errors as in `steps`.
+    """The continuation of a prompt, which is text or token ids. Parameters and errors as in `steps`.
 
     >>> import npllm
     >>> npllm.generate(npllm.load(), "The capital of France is", max_new_tokens=2).text
@@ -194,7 +192,7 @@ def generate(lm: LM, prompt: str | Sequence[int], **options: Any) -> Generation:
     prompt_ids = as_ids(lm, prompt)
     made = list(steps(lm, prompt_ids, **options))
     text, ids = "".join(step.text for step in made), [step.id for step in made]
-    return Generation(text, ids, prompt_ids, made[-1].finish_reason or "")  # only the last has a reason
+    return Generation(text, ids, prompt_ids, made[-1].finish_reason or "")  # only the last step has one
 
 
 def as_ids(lm: LM, prompt: str | Sequence[int]) -> list[int]:
@@ -202,5 +200,5 @@ def as_ids(lm: LM, prompt: str | Sequence[int]) -> list[int]:
     if not isinstance(prompt, str):
         return [operator.index(i) for i in prompt]
     if lm.tokenizer is None:
-        raise ModelFileError("the model has no tokenizer.json: expected one beside config.json; or give token ids")
+        raise ModelFileError("the model has no tokenizer.json: expected one next to config.json; or pass token ids")
     return lm.tokenizer.encode(prompt)

@@ -1,7 +1,7 @@
-"""Masks: who may look at whom. A row for each query, a column for each key, True where the query may see the key.
+"""Masks: which tokens a token sees. One row per query, one column per key, True where the query sees the key.
 
-A mask is made of the tokens' positions, queries [..., T] and keys [..., S]; all heads share it. Masks are combined
-with & and |. `transform` takes one for all layers, or a list with one for each.
+A mask is computed from token positions, queries [..., T] and keys [..., S]; all heads share it. Combine masks with &
+and |. `transform` takes one mask for all layers, or a list with one per layer.
 
     bidir.    causal    sliding   strided   fixed     block_local
 
@@ -28,27 +28,27 @@ from .arrays import Array, Bool, Int, array_namespace
 
 
 def bidirectional(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bool[Array, "... T S"]:
-    """BERT's way: a token sees what is before it and what comes after. It hides nothing, as None for a mask does."""
+    """BERT's mask: a token sees earlier and later tokens. It hides nothing, like the mask None."""
     return causal(queries, keys) | (keys[..., None, :] > queries[..., :, None])
 
 
 def causal(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bool[Array, "... T S"]:
-    """A token sees itself and what is before it, never what comes after."""
+    """A token sees itself and earlier tokens, never later ones."""
     return keys[..., None, :] <= queries[..., :, None]
 
 
 def sliding_window(queries: Int[Array, "... T"], keys: Int[Array, "... S"], window: int) -> Bool[Array, "... T S"]:
-    """Local attention: a token sees the last `window` tokens, itself counted: i - window < j <= i.
+    """Local attention: a token sees the last `window` tokens, including itself: i - window < j <= i.
 
-    Information still travels further, by window - 1 tokens with each block.
+    Information still travels further: by window - 1 tokens per block.
     """
     return causal(queries, keys) & (keys[..., None, :] > queries[..., :, None] - window)
 
 
 def strided(queries: Int[Array, "... T"], keys: Int[Array, "... S"], stride: int) -> Bool[Array, "... T S"]:
-    """Sparse attention: a token sees the last `stride` tokens, and before them each stride-th, counted from itself.
+    """Sparse attention: a token sees the last `stride` tokens, and before them every stride-th one counted from itself.
 
-    The paper has these two parts in two heads, or merged in all heads, as here; so in `fixed`.
+    The paper assigns these two patterns to two heads, or merges them in all heads, as here and in `fixed`.
     """
     each = (queries[..., :, None] - keys[..., None, :]) % stride == 0
     return sliding_window(queries, keys, stride) | (causal(queries, keys) & each)
@@ -57,7 +57,7 @@ def strided(queries: Int[Array, "... T"], keys: Int[Array, "... S"], stride: int
 def fixed(
     queries: Int[Array, "... T"], keys: Int[Array, "... S"], block: int, summary: int = 1
 ) -> Bool[Array, "... T S"]:
-    """Sparse attention: a token sees its own block so far, and of each earlier block the last `summary` tokens."""
+    """Sparse attention: a token sees its own block so far, and the last `summary` tokens of each earlier block."""
     own = queries[..., :, None] // block == keys[..., None, :] // block
     return causal(queries, keys) & (own | (keys[..., None, :] % block >= block - summary))
 
@@ -70,9 +70,9 @@ def block_local(
     stride: int = 8,
     offset: int = 0,
 ) -> Bool[Array, "... T S"]:
-    """Phi-3-small's sparse attention: a token sees the last `local_blocks` blocks, its own counted, and each stride-th.
+    """Phi-3-small's sparse mask: a token sees its own block, the `local_blocks` - 1 before it, and every stride-th.
 
-    There head n has offset n, so that eight heads together see every block; here all heads share one offset.
+    In Phi-3-small head n has offset n, so that eight heads together see every block; here all heads share one offset.
     """
     query_block, key_block = queries[..., :, None] // block, keys[..., None, :] // block
     near, each = query_block - key_block < local_blocks, (key_block + offset + 1) % stride == 0
@@ -80,9 +80,9 @@ def block_local(
 
 
 def same_document(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bool[Array, "... T S"]:
-    """Documents packed into one row do not see each other: `causal(...) & same_document(...)`.
+    """For documents packed into one row: tokens see only their own document. Use `causal(...) & same_document(...)`.
 
-    It takes no positions, but the number of each token's document. Padding has a negative one, and nobody sees it.
+    The arguments are document numbers, not positions. Padding has a negative number; no token sees it.
 
     >>> import numpy as np
     >>> same_document(np.array([0, 0, 1, -1]), np.array([0, 0, 1, -1])).astype(int)
@@ -95,15 +95,12 @@ def same_document(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bo
 
 
 def alternating(layers: int, *masks: Bool[Array, "... T S"] | None) -> list[Bool[Array, "... T S"] | None]:
-    """The masks in turn, one for each layer: `full, sparse` as in GPT-3, `sparse, full` as in Phi-3-small."""
+    """One mask per layer, cycling through `masks`: `full, sparse` as in GPT-3, `sparse, full` as in Phi-3-small."""
     return [masks[layer % len(masks)] for layer in range(layers)]
 
 
 def decoder_mask(past: int, new: int, window: int | None, like: Array) -> Bool[Array, "T S"] | None:
-    """The mask of `new` tokens that come after `past` cached ones; None where nothing is hidden.
-
-    Nothing is hidden when a single new token may see all the cache, as in nearly every step of generation.
-    """
+    """The mask for `new` tokens after `past` cached ones; None if it hides nothing, as in nearly every decode step."""
     total = past + new
     if new == 1 and (window is None or window >= total):
         return None

@@ -36,26 +36,26 @@ def transform(
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The stack of Transformer blocks: a vector for each token id, with its context in it. One pass, all T at once.
+    """The hidden states, one vector per token id with its context in it: one pass over all T tokens in parallel.
 
-    It is the chapter's `model.model(input_ids)`.
+    This is the chapter's `model.model(input_ids)`: the stack of Transformer blocks.
 
     Parameters
     ----------
-    ids : [T], or [B, T] for a batch of sequences of the same length; not checked, see `embed`
-    cache : the tokens before these (`empty_cache` to begin with); the new ones are added to it. None: there are none
-    positions : where each token stands, for RoPE; by default they count on from the cache
-    visible : which of the S cached and new tokens each may see: for all layers, or a list with one for each.
-        By default causal, within the layer's sliding window, counted by places in the sequence, not by `positions`
-    total_length : how many tokens the whole text has, for position scalings that depend on it: a chunk of a long prompt
-        must get the tables of the whole prompt. By default the cached and new tokens
-    block, attention : other ways to compute the same
-    tap : looks at the values on the way, see inspect/record.py
+    ids : [T], or [B, T] for a batch of sequences of equal length; not checked, see `embed`
+    cache : the earlier tokens (start with `empty_cache`); the new ones are added to it. None: no earlier tokens
+    positions : the position of each token, for RoPE; by default they continue from the cache
+    visible : which of the S cached and new tokens each new token sees: one mask for all layers, or a list with one per
+        layer. By default causal within the layer's sliding window, by order in the cache, not by `positions`
+    total_length : the length of the whole text, for scalings of positions that depend on it: a chunk of a long prompt
+        needs the tables of the whole prompt. By default the cached and new tokens
+    block, attention : other implementations
+    tap : observes the intermediate values, see inspect/record.py
 
     Returns
     -------
     hidden : [..., T, D] float32, after the final norm
-    cache : the one given
+    cache : the same object
     """
     xp = array_namespace(ids)
     past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
@@ -86,9 +86,6 @@ def forward(
     tap: Tap = untapped,
     **options: Any,
 ) -> tuple[Float[Array, "... T V"], Cache | None]:
-    """The forward pass with its head: the logits at every position. Parameters as in `transform`.
-
-    logits[..., t, :] scores the token that follows token t; generation needs only the last of them.
-    """
+    """The logits at every position, and the cache: `transform`, then the head. Parameters as in `transform`."""
     hidden, cache = transform(ids, weights, config, cache, tap=tap, **options)
     return tap("logits", lm_head(hidden, weights, config)), cache

@@ -1,4 +1,4 @@
-"""Normalization: keep the numbers of the residual stream in a range that the next layer can work with.
+"""Normalization: keeps the elements of the residual stream in a range that the next layer can work with.
 
 Source: "The Transformer Block" (Figures 3-29, 3-30); Ba, Kiros and Hinton 2016, "Layer normalization"; Zhang and
 Sennrich 2019, "Root mean square layer normalization".
@@ -8,9 +8,7 @@ from .arrays import Array, Float, array_namespace
 
 
 def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
-    """x / sqrt(mean(x²) + eps) · weight: each vector brought to length about sqrt(D), then scaled by learned weights.
-
-    Simpler than the original Transformer's LayerNorm: no mean is subtracted and no bias added.
+    """x / sqrt(mean(x²) + eps) · weight: each vector scaled to length sqrt(D), roughly, then by learned weights.
 
     >>> import numpy as np
     >>> rms_norm(np.array([[1.0, 7.0]], dtype=np.float32), np.ones(2, dtype=np.float32), eps=0.0)
@@ -25,7 +23,7 @@ def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -
 def layer_norm(
     x: Float[Array, "... D"], weight: Float[Array, " D"], bias: Float[Array, " D"], eps: float
 ) -> Float[Array, "... D"]:
-    """(x - mean) / sqrt(variance + eps) · weight + bias, both over all D: the original Transformer's norm, and GPT-2's.
+    """(x - mean) / sqrt(variance + eps) · weight + bias: the norm of the original Transformer and of GPT-2.
 
     >>> import numpy as np
     >>> layer_norm(np.array([[1.0, 7.0]], dtype=np.float32), np.ones(2, np.float32), np.zeros(2, np.float32), eps=0.0)

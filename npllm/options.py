@@ -1,4 +1,4 @@
-"""What may be asked of the loop, checked while it is still Python numbers, before any array is made."""
+"""Checks of the loop's options, on Python values before any array is allocated."""
 
 import math
 import warnings
@@ -12,7 +12,7 @@ from .errors import UsageError
 
 
 def check_options(**options: Any) -> None:
-    """Refuse options of `steps` that are out of range; the rules are written so that NaN fails them too."""
+    """Raise UsageError if an option of `steps` is out of range. The rules are written so that NaN fails them."""
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "max_new_tokens": (lambda n: n >= 1, "at least 1"),
         "temperature": (lambda t: 0 <= t < math.inf, "0 (greedy) or more"),
@@ -37,7 +37,7 @@ def check_options(**options: Any) -> None:
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """Refuse ids without a row in the embeddings matrix. While they are Python integers, this costs nothing."""
+    """Raise UsageError if an id has no row in the embeddings matrix. With Python integers the check costs nothing."""
     for position, token in enumerate(ids):
         if not 0 <= token < vocab_size:
             raise UsageError(f"token {position}: expected an id from 0 to {vocab_size - 1}, got {token}")
@@ -46,9 +46,9 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
 def check_prompt(
     ids: Sequence[int], config: Config, new: int = 1, what: str = "prompt", remedy: str = "shorten it"
 ) -> None:
-    """Refuse a prompt that is empty, leaves no room for `new` more tokens, or has ids that the model lacks.
+    """Raise UsageError if a prompt is empty, leaves no room for `new` more tokens, or has invalid ids.
 
-    what, remedy : what the message calls the prompt, and what it says to do when the prompt is too long
+    what, remedy : the message's name for the prompt, and its advice if the prompt is too long
     """
     context = config.max_position_embeddings
     if len(ids) == 0:
@@ -62,12 +62,11 @@ def check_prompt(
 
 
 def capacity_for(config: Config, prompt: int, max_new_tokens: int) -> int:
-    """The number of tokens that prompt and continuation may have: where the context ends earlier, with a warning."""
+    """The maximum length of prompt and continuation in tokens. Warns if the context cuts the continuation short."""
     left = config.max_position_embeddings - prompt
     if max_new_tokens > left:
         warnings.warn(
-            f"only {left} new tokens instead of {max_new_tokens}: the prompt has {prompt}, and the model's context is"
-            f" {left + prompt} tokens",
+            f"only {left} new tokens instead of {max_new_tokens}: the prompt has {prompt}, the context {left + prompt}",
             stacklevel=3,
         )
     return prompt + min(max_new_tokens, left)

@@ -1,17 +1,16 @@
-"""The glossary: what the letters in every shape mean, and the names of all weights.
+"""The glossary: the letters in every shape, and the names of all weights.
 
     T  query tokens: the positions computed in this pass          N  query heads
-    S  key tokens: those in the KV cache and the new ones         K  key/value heads
+    S  key tokens: cached and new                                 K  key/value heads
     C  capacity of the KV cache, in tokens                        G  N / K: query heads that share a key/value head
     D  model width (config.json: hidden_size)                     H  head width (head_dim)
     F  feed-forward width (intermediate_size); in a weight        R  rotated pairs of a head: H / 2, or fewer
-       [F D] any width that comes out                             L  layers, that is Transformer blocks
-    V  vocabulary                                                 ...  leading axes: none, or [B] for a batch
+       [F D] any output width                                     L  layers (Transformer blocks)
+    V  vocabulary size                                            ...  leading axes: none, or [B] for a batch
+    NH  N·H: the heads concatenated                               W  the window of sliding-window attention, in tokens
 
-    NH is N·H, the heads side by side                            W  the window of sliding-window attention, in tokens
-
-Logits are the chapter's scores for the next token, before the softmax that makes them probabilities. The residual
-stream is the vector of a token on its way through the blocks, to which each layer adds.
+Logits are the chapter's scores for the next token, before the softmax turns them into probabilities. The residual
+stream is a token's vector on its path through the blocks; each layer adds to it.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -20,28 +19,28 @@ from .arrays import Array, Float, Weight
 
 
 class BlockWeights(NamedTuple):
-    """The weights of one Transformer block, by their names in a Phi-3 checkpoint.
+    """The weights of one Transformer block, named as in a Phi-3 checkpoint.
 
-    A weight [out, in] maps a vector x to x @ W.T. `qkv_proj` holds the query, key and value projections one below the
-    other; `gate_up_proj` the gate and up projections. Checkpoints that keep them apart (Llama) are joined when loaded.
+    A weight [out, in] maps a vector x to x @ W.T. `qkv_proj` stacks the query, key and value projections,
+    `gate_up_proj` the gate and up projections. Checkpoints that store them separately (Llama) are fused when loaded.
     """
 
     input_layernorm: Float[Array, " D"]
     qkv_proj: Weight  # [(N + 2K)·H, D]
     o_proj: Weight  # [D, N·H]
-    post_attention_layernorm: Float[Array, " D"]  # its name; it stands before the feed-forward network
+    post_attention_layernorm: Float[Array, " D"]  # despite its name, before the feed-forward network
     gate_up_proj: Weight  # [2F, D]
     down_proj: Weight  # [D, F]
-    qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None  # biases: Qwen2's queries, keys and values; some Llamas
+    qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None  # Qwen2 has this bias, some Llamas all four
     o_proj_bias: Float[Array, " D"] | None = None
     gate_up_proj_bias: Float[Array, " 2F"] | None = None
     down_proj_bias: Float[Array, " D"] | None = None
 
 
 class GPT2BlockWeights(NamedTuple):
-    """The weights of GPT-2's block, by their names there; the original Transformer's block (Figure 3-29) has the same.
+    """The weights of GPT-2's block, named as there. The original Transformer's block (Figure 3-29) has the same ones.
 
-    Only the attention layer, which is the modern one's too, keeps its names from above: GPT-2 has c_attn and c_proj.
+    Only the attention layer, shared with the modern block, keeps the names above: GPT-2's own are c_attn and c_proj.
     """
 
     ln_1: Float[Array, " D"]
@@ -63,13 +62,13 @@ BlockLike: TypeAlias = Any
 
 
 class Weights(NamedTuple):
-    """The weights of the whole model. With tied embeddings `lm_head` is `embed_tokens`, the same object."""
+    """The weights of the whole model. With tied embeddings `lm_head` is the same object as `embed_tokens`."""
 
     embed_tokens: Weight  # [V, D]
-    layers: tuple[BlockLike, ...]  # L of them
+    layers: tuple[BlockWeights, ...] | tuple[GPT2BlockWeights, ...]  # one for each of the L blocks
     norm: Float[Array, " D"]
-    lm_head: Weight | None  # [V, D]; None in a model that classifies, which has `score`
+    lm_head: Weight | None  # [V, D]; None in a classifier, which has `score`
     score: Weight | None = None  # [labels, D]
     score_bias: Float[Array, " labels"] | None = None
-    embed_positions: Weight | None = None  # absolute positions, a row for each; GPT-2's wpe
-    norm_bias: Float[Array, " D"] | None = None  # where the norm is LayerNorm
+    embed_positions: Weight | None = None  # absolute positions, one row each; GPT-2's wpe
+    norm_bias: Float[Array, " D"] | None = None  # with LayerNorm

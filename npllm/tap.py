@@ -1,8 +1,8 @@
-"""Looking at a value as it passes.
+"""Observing values inside the forward pass.
 
-Inside the pass a value is named where it arises: `weights = tap("weights", softmax(scores))`. The default tap,
-`untapped`, returns its value and costs a function call. A recorder keeps the value (inspect/record.py); any function of
-the same signature may also return another one, which the pass then goes on with (inspect/patch.py).
+The pass names a value where it is computed: `weights = tap("weights", softmax(scores))`. The default tap, `untapped`,
+returns the value and costs one function call. A recorder also stores it (inspect/record.py). A tap may return a
+different value, and the pass continues with that one (inspect/patch.py).
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ Tap = Callable[[str, Array], Array]
 
 
 def untapped(name: str, value: Array) -> Array:
-    """Return the value: nobody is looking."""
+    """The value, unchanged."""
     return value
 
 
 def under(tap: Tap, prefix: str) -> Tap:
-    """The same tap for an inner part: a value named "q" there is "layers.7.attention.q" here."""
+    """The tap for an inner part: its value "q" is called "layers.7.attention.q" outside."""
     if tap is untapped:
         return untapped
     return lambda name, value: tap(f"{prefix}.{name}", value)

@@ -1,8 +1,7 @@
 """Text to token ids and back, and the chat format.
 
-A model reads and writes token ids: indices into its vocabulary of pieces. " Paris" is one piece, a rare word is
-several. Each checkpoint has its own vocabulary; the `tokenizers` library splits a text as the checkpoint's files
-specify.
+A model reads and writes token ids: indices into a vocabulary of pieces. " Paris" is one piece; a rare word is several.
+Each checkpoint has its own vocabulary, and the `tokenizers` library splits text as the checkpoint's files specify.
 
 Source: "The Components of the Forward Pass" (Figure 3-5).
 """

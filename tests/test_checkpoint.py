@@ -295,7 +295,7 @@ def test_missing_unknown_and_wrongly_shaped_tensors_name_the_first_five(folder):
     set_config(folder, num_hidden_layers=3)
     refuses(folder, "6 missing tensors: model.layers.2.input_layernorm.weight, ", "gate_up_proj.weight, ...;")
     set_config(folder, num_hidden_layers=2, vocab_size=300)
-    refuses(folder, "2 tensors of another shape", "model.embed_tokens.weight expected [300, 64], got [288, 64]")
+    refuses(folder, "2 tensors with a shape", "model.embed_tokens.weight expected [300, 64], got [288, 64]")
 
 
 def test_unknown_tensors_are_named(tmp_path):

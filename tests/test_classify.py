@@ -227,7 +227,7 @@ def test_the_command_line_shows_the_labels_and_does_not_generate(folder, kind, c
     assert main(["generate", "--model", str(folder), "the hen"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("npllm: error: the model has no LM head: expected one, got a model that classifies")
+    assert err.startswith("npllm: error: the model has no LM head: expected one, got a classifier")
     assert err.count("\n") == 1
     with pytest.raises(UsageError, match="no LM head"):
         npllm.generate(npllm.load(folder), "the hen")

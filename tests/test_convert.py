@@ -325,7 +325,7 @@ def test_a_destination_with_something_in_it_is_left_alone(tmp_path, source):
         convert(source, tmp_path, "float16")
     with pytest.raises(UsageError, match="expected a new folder or an empty one, got a file"):
         convert(source, tmp_path / "notes.txt", "float16")
-    with pytest.raises(UsageError, match="expected a folder to write to, there is none"):
+    with pytest.raises(UsageError, match="expected an existing folder, found none"):
         convert(source, tmp_path / "no" / "m", "float16")
     assert left_in(tmp_path) == ["notes.txt"]
     (tmp_path / "empty").mkdir()

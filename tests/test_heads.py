@@ -45,7 +45,7 @@ def classifier(bias=False):
 
 
 def test_a_model_that_classifies_has_no_lm_head():
-    with pytest.raises(UsageError, match="no LM head: expected one, got a model that classifies"):
+    with pytest.raises(UsageError, match="no LM head: expected one, got a classifier"):
         lm_head(random(3, 8), classifier(), tiny_config())
 
 

@@ -365,7 +365,7 @@ def test_a_conversation_is_the_same(lm, kind):
 
 
 def test_without_the_cache_there_is_nothing_to_check_a_draft_against(lm):
-    with pytest.raises(UsageError, match=r"^use_cache: expected True where tokens are drafted"):
+    with pytest.raises(UsageError, match=r"^use_cache: expected True with speculative decoding"):
         steps(lm, [1, 2], use_cache=False, tokens=prompt_lookup(4))
 
 

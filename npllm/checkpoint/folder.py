@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint in Hugging Face layout: one safetensors file, or several with an index."""
+"""The tensors of a folder in Hugging Face layout: one safetensors file, or several with an index."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def read_folder(folder: Path) -> dict[str, Stored]:
 
     Raises
     ------
-    ModelFileError : files are missing, cut short, or contradict each other
+    ModelFileError : files are missing, truncated or inconsistent
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
@@ -42,7 +42,7 @@ def read_folder(folder: Path) -> dict[str, Stored]:
 
 
 def checked_name(file: str, index: Path) -> str:
-    """The name of a file in the index's folder; a path out of it is refused."""
+    """The name of a file in the index's folder; a path outside it is refused."""
     if "/" in file or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
         raise ModelFileError(f"{index}: expected the name of a .safetensors file in the same folder, got {file!r}")
     return file

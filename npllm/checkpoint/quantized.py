@@ -29,20 +29,20 @@ def joined(keys: Mapping[str, Any], tensors: Mapping[str, Stored], where: str) -
     ------
     ModelFileError : config.json names another method; a part of a matrix is missing or has another dtype or shape
     """
-    said = keys.get("quantization_config")
-    if said is None:
+    found = keys.get("quantization_config")
+    if found is None:
         return dict(tensors)
     known = [quantization_config(kind.bits) for kind in OWN_FORMATS.values()]
-    if said not in known:
+    if found not in known:
         raise ModelFileError(
-            f"{where}: quantization_config: expected {' or '.join(str(one) for one in known)}, got {str(said)[:200]};"
+            f"{where}: quantization_config: expected {' or '.join(str(one) for one in known)}, got {str(found)[:200]};"
             " npllm does not read it: take the model without, and quantize it with --dtype or npllm convert"
         )
     together = dict(tensors)
     for name in tensors:
         if name.endswith(CODES):
             weight = name.removesuffix(CODES)
-            together[weight] = joined_matrix(weight, together, own_format(said["bits"]))
+            together[weight] = joined_matrix(weight, together, own_format(found["bits"]))
     return together
 
 
@@ -57,7 +57,7 @@ def joined_matrix(weight: str, tensors: dict[str, Stored], dtype: str) -> Stored
     for suffix, (part_dtype, part_shape) in expected.items():
         if weight + suffix not in tensors:
             raise ModelFileError(
-                f"{codes.path}: expected {weight}{suffix} with {weight}{CODES}, there is none; get the file again"
+                f"{codes.path}: expected {weight}{suffix} with {weight}{CODES}, found none; get the file again"
             )
         part = tensors[weight + suffix]
         if (part.dtype, part.shape) != (part_dtype, part_shape):

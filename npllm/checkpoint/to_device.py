@@ -1,4 +1,4 @@
-"""Reading a weight to a GPU, a few rows at a time: it never exists as a whole in the host's memory."""
+"""Reading a weight onto a GPU, a few rows at a time: it is never in the host's memory as a whole."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The weights of a model, from its files into memory: how each is stored, whether all fit, and reading them."""
+"""Loading the weights: how each is stored in memory, whether all of them fit, and reading them."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ BUFFERS = 8 * 4 * PIECE  # bytes: a piece as read, widened, and the temporaries 
 
 
 class Target(NamedTuple):
-    """A weight: what it is read from, and how it is stored in memory."""
+    """A weight: its parts in the files, and how it is stored in memory."""
 
     parts: Sequence[Part]
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Target(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """The memory that it takes; plain arrays count as float32."""
+        """Its size in memory; plain arrays count as float32."""
         return self.layout.nbytes(self.shape) if self.layout else 4 * prod(self.shape)
 
     def file_bytes(self, tensors: Mapping[str, Stored]) -> int:
@@ -59,7 +59,7 @@ def read_weights(
     Raises
     ------
     ModelFileError : a weight has a NaN or an infinity, or gets one by rounding to float16
-    NotEnoughMemoryError : they do not fit; found out before they are allocated
+    NotEnoughMemoryError : they do not fit; detected before allocating
     """
     targets = targets_for(plans, tensors, device, dtype)
     workers = Workers() if any(target.layout for target in targets.values()) else None
@@ -74,7 +74,7 @@ def read_weights(
 def targets_for(
     plans: Mapping[str, Sequence[Part]], tensors: Mapping[str, Stored], device: Device, dtype: str
 ) -> dict[str, Target]:
-    """How each weight is stored. Only a CPU reads weights in the file's own width, or stores them by columns."""
+    """How each weight is stored. Only on a CPU can it have the file's own width, or be stored by columns."""
     on_cpu = device.name == "cpu"
     shapes = {name: weight_shape(parts) for name, parts in plans.items()}
     if dtype == "auto" and sum(prod(shape) for shape in shapes.values()) < NARROW_FROM:
@@ -105,8 +105,8 @@ def check_fit(targets: Mapping[str, Target], device: Device, dtype: str, workers
         return
     largest = max((target.nbytes for target in targets.values() if target.layout), default=0)
     check_memory({"buffers": BUFFERS + sum(copies[:1]) + scratch + 3 * largest})
-    there = {f"weights on {device.name}": weights // (2 if dtype == "float16" else 1), "buffers": SCRATCH}
-    check_memory(there, free_bytes(device.xp.zeros(1)), "take a smaller model, or --device cpu")
+    needed = {f"weights on {device.name}": weights // (2 if dtype == "float16" else 1), "buffers": SCRATCH}
+    check_memory(needed, free_bytes(device.xp.zeros(1)), "take a smaller model, or --device cpu")
 
 
 def float32_copies(targets: Mapping[str, Target]) -> list[int]:
@@ -148,7 +148,7 @@ def read_to_gpu(
     workers: Workers | None,
     bar: "tqdm[Any]",
 ) -> dict[str, Any]:
-    """All weights in the GPU's memory, one after the other; what float16 loses is printed on stderr."""
+    """All weights in the GPU's memory, read one by one; float16's losses are reported on stderr."""
     staging = Staging(device)
     plain = "float16" if dtype == "float16" else "float32"
     weights = {}
@@ -212,7 +212,7 @@ def read_weight(
             read_unchanged(place, stored)
             continue
         for piece in read_rows(stored):
-            with np.errstate(over="ignore"):  # an infinity is found below
+            with np.errstate(over="ignore"):  # infinities are detected below
                 rounded = piece.astype(HALVES[dtype]).astype(np.float32) if dtype in HALVES else piece
             if not (np.isfinite(rounded.min()) and np.isfinite(rounded.max())):
                 raise not_finite(stored, dtype if np.isfinite(piece).all() else "")

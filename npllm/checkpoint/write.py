@@ -114,7 +114,7 @@ def checked_place(destination: str | Path) -> Path:
     """The folder to write: it does not exist or is empty, and its parent exists."""
     place = Path(destination).expanduser().resolve()
     if not place.parent.is_dir():
-        raise UsageError(f"{place.parent}: expected a folder to write to, there is none")
+        raise UsageError(f"{place.parent}: expected an existing folder, found none")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         found = "one with files in it" if place.is_dir() else "a file"
         raise UsageError(f"{place}: expected a new folder or an empty one, got {found}; give another name")

@@ -1,10 +1,10 @@
-"""The families of models: one file for each.
+"""The families of models, one file per family.
 
-family     what the rest of the house asks of a family
-keys       config.json key by key, none ignored
+family     the record that describes a family
+keys       config.json, key by key; none is ignored
 metadata   the same for a .gguf file
 common     keys that most families share
-work       what the parts of a block cost
+work       the cost of a block's parts
 llama      Llama, and what its descendants share
 phi3       Phi-3, the chapter's model
 mistral    a sliding window
@@ -32,7 +32,7 @@ from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 
 ALL = (PHI3, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GPT2)
-# The only table by config.json's model_type, and by a .gguf file's architecture (of which Llama's is Mistral's too).
+# The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama").
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}
 ARCHITECTURES = {family.gguf.architecture: family for family in reversed(ALL) if family.gguf is not None}
 
@@ -43,11 +43,11 @@ def family_of(config: Config) -> Family:
 
 
 def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
-    """The parsed config.json as a `Config`: every key that changes a number is read, or refused by name.
+    """The parsed config.json as a `Config`. Every key that affects the computation is read, or refused by name.
 
     Raises
     ------
-    ModelFileError : a key is missing, of the wrong type, out of range, or asks for what npllm does not compute
+    ModelFileError : a key is missing, of the wrong type, out of range, or requires what npllm does not compute
     """
     reader = Keys(keys, where)
     family = FAMILIES.get(str(reader.get("model_type")))
@@ -59,11 +59,11 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
 
 
 def gguf_keys(metadata: Metadata) -> dict[str, Any]:
-    """The keys of config.json that a .gguf file's metadata mean.
+    """The keys of config.json that correspond to a .gguf file's metadata.
 
     Raises
     ------
-    ModelFileError : an architecture or a value that npllm does not compute
+    ModelFileError : npllm does not compute the architecture or a value
     """
     family = ARCHITECTURES.get(str(metadata.architecture))
     if family is None or family.gguf is None:

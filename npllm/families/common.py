@@ -1,7 +1,6 @@
-"""Keys of config.json that most families share, read into the fields of `Config`.
+"""Keys of config.json that most families share, as fields of `Config`.
 
-Each function returns some fields of a `Config` by name, so that a family is read as
-`Config(family=..., **sizes(keys), **rope(keys), **head(keys), ...)`.
+Each function returns some fields by name, for `Config(family=..., **sizes(keys), **rope(keys), **head(keys), ...)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,8 @@ ROPE_TYPES = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-# Keys that change no number in any family: training, what a model returns, how text is generated (pipeline reads that
-# from generation_config.json), and how the file came about.
+# Keys that never affect the computation: training, what a model returns, generation (pipeline reads its options from
+# generation_config.json), and the file's origin.
 HARMLESS = frozenset(
     (
         *("model_type", "transformers_version", "torch_dtype", "dtype", "auto_map", "quantization_config"),
@@ -36,8 +35,8 @@ HARMLESS = frozenset(
         *("allow_global_per_layer_attribute_access", "serialize_explicit_per_layer_config"),
     )
 )
-# Keys that change numbers in every family, and the values that do not. `is_causal: false` attends both ways; null does
-# so in transformers with one implementation of attention and not with another.
+# Keys that affect the computation in every family, and the values that do not. `is_causal: false` is bidirectional
+# attention; in transformers null is too, in some implementations of attention and not in others.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "is_causal": (True,),
     "per_layer_config": (None, {}),
@@ -50,10 +49,10 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 
 
 def sizes(keys: Keys, kv_heads: int | None = None, head_dim: int | None = None) -> dict[str, Any]:
-    """The widths and counts of a model.
+    """The sizes of a model.
 
-    kv_heads : what a file without `num_key_value_heads` means; by default as many as query heads
-    head_dim : what a file without `head_dim` means; by default the model width, divided among the heads
+    kv_heads : the default for a file without `num_key_value_heads`; None for the number of query heads
+    head_dim : the default for a file without `head_dim`; None for the model width divided by the number of query heads
     """
     layers, heads, hidden = (keys.integer(name) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     absent = heads if kv_heads is None or keys.has("num_key_value_heads") else kv_heads
@@ -61,7 +60,7 @@ def sizes(keys: Keys, kv_heads: int | None = None, head_dim: int | None = None) 
     if heads % shared:
         raise keys.refusal("num_key_value_heads", f"a divisor of num_attention_heads, {heads}", got=shared)
     if keys.get("head_dim", head_dim) is None and hidden % heads:
-        raise keys.refusal("hidden_size", f"a multiple of num_attention_heads, {heads}, where there is no head_dim")
+        raise keys.refusal("hidden_size", f"a multiple of num_attention_heads, {heads}, if head_dim is missing")
     return {
         "vocab_size": keys.integer("vocab_size"),
         "hidden_size": hidden,
@@ -77,17 +76,17 @@ def sizes(keys: Keys, kv_heads: int | None = None, head_dim: int | None = None) 
 def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.0) -> dict[str, Any]:
     """The fields of RoPE: how fast each pair of dimensions turns, and how many dimensions turn.
 
-    Newer files keep all of it in `rope_parameters`; older ones have `rope_theta` at the top and `rope_scaling`. As in
-    transformers the two objects are one under two names, and what is inside wins over the top level.
+    Newer files have everything in `rope_parameters`; older ones have `rope_scaling`, and `rope_theta` at the top level.
+    As in transformers, the two objects are synonyms, and their keys take precedence over the top level.
 
-    partial : whether the family rotates a part of each head; others ignore `partial_rotary_factor`
-    theta : what a file without `rope_theta` means
+    partial : whether the family can rotate a part of each head; others ignore `partial_rotary_factor`
+    theta : the default for a file without `rope_theta`
     """
     where = "rope_scaling" if keys.object("rope_scaling") else "rope_parameters"
     inside = keys.object("rope_scaling") or keys.object("rope_parameters")
     nested = [key for key, value in inside.items() if isinstance(value, Mapping)]
     if nested:
-        raise keys.refusal(where, "one object for all layers", "npllm computes no RoPE by layer here", got=nested)
+        raise keys.refusal(where, "one object for all layers", "npllm does not compute RoPE per layer here", got=nested)
 
     def number(key: str, default: float) -> float:
         outside = keys.get(key, default)
@@ -100,7 +99,7 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.
     factor = number("partial_rotary_factor", 1.0) if partial or scaling else 1.0
     keys.get("partial_rotary_factor")
     if factor != 1.0 and not partial:
-        raise keys.refusal("partial_rotary_factor", "1.0", "npllm scales the positions of whole heads here", got=factor)
+        raise keys.refusal("partial_rotary_factor", "1.0", "npllm rotates whole heads here", got=factor)
     rotated = int(head_dim * factor)
     if factor > 1 or rotated % 2 or rotated == 0:
         raise ModelFileError(
@@ -115,13 +114,13 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.
 
 
 def rope_scaling(keys: Keys, inside: Mapping[str, Any], where: str) -> dict[str, Any] | None:
-    """The scaling of positions, checked; None where positions are not scaled.
+    """The scaling of positions, validated; None if positions are not scaled.
 
     Raises
     ------
-    ModelFileError : a type that npllm does not compute: ignored, it would give wrong numbers
+    ModelFileError : npllm does not compute this type, and ignoring it would give wrong results
     """
-    original = keys.get("original_max_position_embeddings")  # at the top it wins over the one inside
+    original = keys.get("original_max_position_embeddings")  # the top level takes precedence here
     kind = inside.get("rope_type", inside.get("type", "default"))
     if kind == "default":
         return None
@@ -141,10 +140,10 @@ def rope_scaling(keys: Keys, inside: Mapping[str, Any], where: str) -> dict[str,
 
 
 def head(keys: Keys, tied: bool = False, pad_token_id: int | None = None) -> dict[str, Any]:
-    """The fields of what comes after the blocks: the LM head or a classification head, and the ids with a meaning.
+    """The fields of the head (an LM head or a classifier), and the ids of special tokens.
 
-    tied : what a file without `tie_word_embeddings` means
-    pad_token_id : what a file without it means to a head that classifies texts
+    tied : the default for a file without `tie_word_embeddings`
+    pad_token_id : the default for a classifier of texts
     """
     architectures = keys.strings("architectures")
     classifies = any(name.endswith(CLASSIFIERS) for name in architectures)
@@ -164,7 +163,7 @@ def head(keys: Keys, tied: bool = False, pad_token_id: int | None = None) -> dic
 def read_labels(keys: Keys, count: int | None) -> tuple[str, ...]:
     """The labels in the order of their scores: config.json's id2label, {"0": "NEGATIVE", "1": "POSITIVE"}.
 
-    count : the file's num_labels; without id2label too there are two, with transformers' names
+    count : the file's num_labels. Without it and id2label there are two labels, with transformers' names
     """
     labels = keys.get("id2label")
     if labels is None:
@@ -187,7 +186,7 @@ def token_ids(keys: Keys, key: str) -> tuple[int, ...]:
 
 
 def refuse_window(keys: Keys, context: int) -> None:
-    """Refuse a sliding window in a family that has none: transformers ignores it in a pass, and not in its cache."""
+    """Refuse a sliding window in a family without one: transformers ignores it in the pass, but not in its cache."""
     window = keys.get("sliding_window")
     kinds = keys.get("layer_types")
     full = isinstance(kinds, list) and set(kinds) == {"full_attention"}
@@ -200,15 +199,15 @@ def refuse_window(keys: Keys, context: int) -> None:
 
 
 def all_full(layers: int) -> tuple[str, ...]:
-    """Every layer attends to everything before a token."""
+    """Layer types for full attention in every layer."""
     return ("full_attention",) * layers
 
 
 def windows(layers: int, window: int | None, first: int = 0) -> tuple[str, ...]:
-    """Layers from `first` on attend within a sliding window, where there is one."""
+    """Layer types for a sliding window in every layer from `first` on; full attention without a window."""
     return tuple("sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers))
 
 
 def layer_types(keys: Keys, layers: int, default: Sequence[str]) -> tuple[str, ...]:
-    """What each layer attends to, as the file lists it; the default where it does not."""
+    """The layer types that the file lists, or the default."""
     return keys.strings("layer_types", layers, KINDS) or tuple(default)

@@ -1,7 +1,7 @@
-"""What the rest of the house asks of a family: one record for each, at the end of its file.
+"""The record that describes a family; each family's file ends with one.
 
-A family is functions and tables. Nothing outside families/ asks which family a model is: it asks the record for the
-pass, the names of the weights, the words for a tapped value.
+A family is functions and tables. Code outside families/ never checks which family a model belongs to: the record has
+the forward pass, the names of the weights, the descriptions of the tapped values.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,22 +13,22 @@ from ..config import Config
 from .keys import Keys
 from .metadata import Metadata
 
-# The rows of each tensor that a weight may be split into, and its columns; None for a vector.
+# The rows of each tensor that a weight may be split into, and the columns; None for a vector.
 Rows = tuple[Sequence[int], int | None]
 
 
 class Part(NamedTuple):
-    """A tapped value: what it is, and where the source computes it."""
+    """A tapped value: its description, and the source line that computes it."""
 
     words: str
     letters: str  # its shape, in the letters of shapes.py
     function: Callable[..., Any]  # computes it
-    line: str  # a text that occurs in that line of the function; "" for its first line
-    figures: str  # of the chapter
+    line: str  # part of the text of that line in the function; "" for its first line
+    figures: str  # the chapter's
 
 
 class Work(NamedTuple):
-    """One part of a block, and what it costs in one layer."""
+    """One part of a block, and its cost in one layer."""
 
     part: str
     flops: int
@@ -37,40 +37,37 @@ class Work(NamedTuple):
 
 
 class Gguf(NamedTuple):
-    """How llama.cpp's .gguf files keep a family."""
+    """A family in llama.cpp's .gguf files."""
 
     architecture: str  # general.architecture
     keys: Callable[[Metadata], dict[str, Any]]  # the metadata as keys of config.json
     names: Mapping[str, str]  # of the weights, as in Family.names
-    interleaved: Collection[str] = ()  # weights whose first two thirds, q and k, have RoPE's pairs as neighbours
+    interleaved: Collection[str] = ()  # weights with q and k rows in which RoPE's pairs are neighbours
 
 
 class Family(NamedTuple):
-    """A family of models: all that is special about it."""
+    """A family of models: everything specific to it."""
 
-    title: str  # for people
+    title: str  # for display
     model_types: Sequence[str]  # config.json's model_type
     causal_lm: str  # the class in transformers, as config.json's architectures name it
     read_config: Callable[[Keys], Config]
-    harmless: Collection[str]  # keys of config.json that change no number, besides common.HARMLESS
+    harmless: Collection[str]  # keys of config.json that do not affect the computation, besides common.HARMLESS
     names: Mapping[str, str]  # our name of a weight -> its names in Hugging Face's files, see checkpoint/plan.py
     shapes: Callable[[Config], Mapping[str, Rows]]  # our name of a weight -> its shape
     biases: Callable[[Config], Collection[str]]  # the weights that have a bias
     block_weights: type  # the NamedTuple of a block's weights
-    transform: Callable[..., Any]  # the pass
+    transform: Callable[..., Any]  # the forward pass
     block: Callable[..., Any]
     final_norm: Callable[..., Array]  # (residual stream, weights, config)
     structure: Callable[[Any, int], Sequence[tuple[str, str]]]  # the lines of a block for `npllm show`, see there
     norm_text: Callable[[Config], str]  # the final norm for `npllm show`
-    parts: Mapping[str, Part]  # every tapped value, by its name within a block or outside of the blocks
+    parts: Mapping[str, Part]  # every tapped value, by its name inside a block or outside the blocks
     work: Callable[[Any, int, Any, int, int], Sequence[Work]]  # of a block: (config, layer, its weights, T, S)
     norm_flops: Callable[[Config, int], int]  # of the final norm over T tokens
     traced: Mapping[str, str]  # a tapped value -> the module of transformers' model that computes it
     lm_head: Callable[..., Array] = heads.lm_head
-    added: tuple[str, str] = (
-        "attention.output",
-        "feedforward.output",
-    )  # the values that are added to the residual stream
+    added: tuple[str, str] = ("attention.output", "feedforward.output")  # what the residual stream gets added
     transposed: Collection[str] = ()  # weights that the files store as [in, out]
-    not_needed: Sequence[str] = ()  # endings of tensors that some files have and no computation needs
+    not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
     gguf: Gguf | None = None

@@ -1,7 +1,7 @@
-"""GPT-2: absolute positions, LayerNorm, GELU and biases everywhere; what the modern block was made from.
+"""GPT-2: absolute positions, LayerNorm, GELU and biases everywhere; the predecessor of the modern block.
 
-Its checkpoints are older than the conventions of the others. Keys and tensors have names of their own; the names begin
-with `transformer.` or do not; the matrices are stored as [in, out]; and the causal mask lies among the weights.
+Its checkpoints predate the conventions of the other families. Keys and tensors have different names; the prefix
+`transformer.` is optional; the matrices are stored as [in, out]; and the causal mask is stored with the weights.
 
 Source: Radford et al. 2019, "Language models are unsupervised multitask learners"; Hendrycks and Gimpel 2016,
 "Gaussian error linear units"; https://huggingface.co/openai-community/gpt2
@@ -33,13 +33,13 @@ from .work import attention_work, layer_norm_flops, linear_work
 
 @dataclass(frozen=True, kw_only=True)
 class GPT2Config(Config):
-    """GPT-2's configuration: the common one, and its activation function."""
+    """GPT-2's configuration: the common one and an activation function."""
 
     activation_function: str = "gelu_new"
 
 
 def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x · Φ(x) without the tanh approximation. The array API has no erf: this series is within 1.5e-7 of it.
+    """x · Φ(x) without the tanh approximation. The array API has no erf; this series is within 1.5e-7 of it.
 
     Source: Abramowitz and Stegun 1964, formula 7.1.26.
     """
@@ -70,7 +70,7 @@ def gpt2_block(
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
-    """GPT-2's block: pre-norm already, but with LayerNorm, GELU and biases, and without RoPE.
+    """GPT-2's block: pre-norm like the modern block, but with LayerNorm, GELU and biases, and without RoPE.
 
     Parameters as in `npllm.block.block`.
     """
@@ -100,14 +100,14 @@ def gpt2_transform(
     tap: Tap = untapped,
     final_norm: bool = True,
 ) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The pass with absolute positions: each token's vector gets the vector of its position added, once, at the start.
+    """The forward pass with absolute positions: the position vectors are added to the embeddings, once, at the start.
 
-    Parameters as in `npllm.model.transform`; `positions` are rows of `weights.embed_positions`, and there are no
-    others. `total_length` changes nothing here. With waves in that table, `block=original_block` and `final_norm=False`
-    (its blocks end with a norm) it is the stack of 2017, whose embeddings are multiplied by sqrt(D) beforehand.
+    Parameters as in `npllm.model.transform`; `positions` are rows of `weights.embed_positions`, which limits them.
+    `total_length` has no effect. With sinusoidal rows in that table, `block=original_block` and `final_norm=False` (its
+    blocks end with a norm) this is the stack of 2017, if the embeddings are multiplied by sqrt(D) beforehand.
 
-    Its taps are "embedding", "position_embedding", "residual_after_embedding" (their sum), the blocks', and "norm". In
-    a block there is no "q_rotated", "k_rotated" and "feedforward.gate".
+    The taps are "embedding", "position_embedding", "residual_after_embedding" (their sum), those of the blocks, and
+    "norm". The blocks have no "q_rotated", "k_rotated" or "feedforward.gate".
     """
     xp = array_namespace(ids)
     past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
@@ -135,7 +135,7 @@ def final_layer_norm(x: Float[Array, "... T D"], weights: Weights, config: Confi
     return layer_norm(x, weights.norm, weights.norm_bias, config.layer_norm_epsilon)
 
 
-# Our name of a weight, and its names in a file; a star is the layer's number.
+# Our name of a weight, and its names in a file; * is the layer's index.
 NAMES = {
     "embed_tokens": "wte | transformer.wte",
     "embed_positions": "wpe | transformer.wpe",
@@ -149,7 +149,7 @@ NAMES = {
     "c_fc": "h.*.mlp.c_fc | transformer.h.*.mlp.c_fc",
     "c_proj": "h.*.mlp.c_proj | transformer.h.*.mlp.c_proj",
 }
-# Names that config.json has for the common keys, which it may also have under their common names.
+# config.json's names for the common keys; it may also use the common names.
 KEYS = {
     "hidden_size": "n_embd",
     "intermediate_size": "n_inner",
@@ -159,20 +159,20 @@ KEYS = {
 }
 REFUSED = common.REFUSED | {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
 DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
-# Keys of today's families, which GPT-2 does not read.
-OF_OTHERS: tuple[str, ...] = ("num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias")
-OF_OTHERS += ("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
-OF_OTHERS += ("use_sliding_window",)
+# Keys of other families, which GPT-2 does not read.
+OTHER_FAMILIES: tuple[str, ...] = ("num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias")
+OTHER_FAMILIES += ("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+OTHER_FAMILIES += ("use_sliding_window",)
 SUMMARY = ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout")
 
 
 def read_config(keys: Keys) -> GPT2Config:
     """GPT-2's config.json.
 
-    `reorder_and_upcast_attn` is harmless: it computes attention in float32, as is always done here.
+    `reorder_and_upcast_attn` is harmless: it means attention in float32, which is always the case here.
     """
     keys.read |= {*KEYS, *KEYS.values()}
-    keys.names.update({common: own for common, own in KEYS.items() if common not in keys.values})  # which wins
+    keys.names.update({common: own for common, own in KEYS.items() if common not in keys.values})  # these win
     keys.refuse(unless=REFUSED)
     common.refuse_window(keys, keys.integer("max_position_embeddings"))
     layers, heads, hidden = (keys.integer(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
@@ -198,7 +198,7 @@ def read_config(keys: Keys) -> GPT2Config:
 
 
 def shapes(config: Config) -> dict[str, Rows]:
-    """The rows of each weight, and its columns."""
+    """The rows and columns of each weight."""
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     return {
         "embed_tokens": ([V], D),
@@ -215,17 +215,17 @@ def shapes(config: Config) -> dict[str, Rows]:
 
 
 def biases(config: Config) -> set[str]:
-    """Everything within the blocks has a bias, and the final norm, and the head that classifies each token."""
+    """The weights with a bias: all in the blocks, the final norm, and the head of a token classifier."""
     return {"norm", "ln_1", "qkv_proj", "o_proj", "ln_2", "c_fc", "c_proj"} | score_bias(config)
 
 
 def layer_norm_text(config: Config) -> str:
-    """A norm for `npllm show`."""
+    """A norm, for `npllm show`."""
     return f"LayerNorm({config.hidden_size}, eps={config.layer_norm_epsilon:g})"
 
 
 def structure(config: GPT2Config, layer: int) -> list[tuple[str, str]]:
-    """The lines of a block for `npllm show`: a text, and the weight that it belongs to."""
+    """The lines of a block for `npllm show`: a text, and the weight it describes."""
     activation = config.activation_function
     return [
         (f"(ln_1): {layer_norm_text(config)}", "ln_1"),
@@ -240,12 +240,12 @@ def structure(config: GPT2Config, layer: int) -> list[tuple[str, str]]:
     ]
 
 
-# Operations for each element.
+# Operations per element.
 ACTIVATION_FLOPS: dict[Callable[[Array], Array], int] = {gelu: 9, exact_gelu: 19, relu: 0, silu: 3}
 
 
 def work(config: GPT2Config, layer: int, weights: GPT2BlockWeights, T: int, S: int) -> list[Work]:
-    """What the parts of a block cost, in the order of execution."""
+    """The cost of each part of a block, in order of execution."""
     norm, activation = norm_flops(config, T), ACTIVATIONS[config.activation_function]
     return [
         Work("ln_1", norm, ["ln_1", "ln_1_bias"]),
@@ -259,7 +259,7 @@ def work(config: GPT2Config, layer: int, weights: GPT2BlockWeights, T: int, S: i
 
 
 def norm_flops(config: Config, T: int) -> int:
-    """What the final norm costs."""
+    """The FLOPs of the final norm."""
     return layer_norm_flops(T, config.hidden_size)
 
 
@@ -298,7 +298,7 @@ GPT2 = Family(
     model_types=["gpt2"],
     causal_lm="GPT2LMHeadModel",
     read_config=read_config,
-    harmless=["n_ctx", "reorder_and_upcast_attn", *DROPOUT, *SUMMARY, *OF_OTHERS],
+    harmless=["n_ctx", "reorder_and_upcast_attn", *DROPOUT, *SUMMARY, *OTHER_FAMILIES],
     names=NAMES,
     shapes=shapes,
     biases=biases,
@@ -313,5 +313,5 @@ GPT2 = Family(
     norm_flops=norm_flops,
     traced=TRACED,
     transposed=["qkv_proj", "o_proj", "c_fc", "c_proj"],
-    not_needed=(".attn.bias", ".attn.masked_bias"),  # the causal mask, and what it once put in place of a score
+    not_needed=(".attn.bias", ".attn.masked_bias"),  # the causal mask, and the value it gave hidden scores
 )

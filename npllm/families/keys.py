@@ -1,6 +1,6 @@
-"""config.json key by key: each is checked when it is read, and none that could change a number is ignored.
+"""config.json, key by key: each is checked when it is read, and none that could affect the computation is ignored.
 
-A family reads the keys that it computes, and lists those that it refuses and those that it knows to be harmless.
+A family reads the keys that it implements, and lists those that it refuses and those that are harmless.
 """
 
 import warnings
@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ModelFileError
 
-# Beyond any model that exists: a config.json that asks for more is broken or hostile. Refused before allocating.
+# Larger than any existing model: a config.json with more is broken or malicious. Refused before allocating.
 LARGEST = {
     "vocab_size": 2**24,  # float32 holds every id below 2**24 exactly
     "hidden_size": 2**17,
@@ -30,7 +30,7 @@ class Keys:
 
     values : the parsed file
     where : the file's name, for messages
-    names : this file's spelling of a key, where it differs: {"hidden_size": "n_embd"}
+    names : keys that have another name in this file: {"hidden_size": "n_embd"}
     """
 
     def __init__(self, values: Mapping[str, Any], where: str = "config.json", names: Mapping[str, str] | None = None):
@@ -38,31 +38,31 @@ class Keys:
         self.read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, unchecked; the default where the file has none, or null."""
+        """The value of a key, unchecked; the default if the key is missing or null."""
         name = self.names.get(key, key)
         self.read.add(name)
         value = self.values.get(name)
         return default if value is None else value
 
     def has(self, key: str) -> bool:
-        """Whether the file has the key, be it null."""
+        """Whether the file has the key, even as null."""
         return self.names.get(key, key) in self.values
 
     def refusal(self, key: str, expected: str, remedy: str = MATCH, got: Any = ...) -> ModelFileError:
-        """The error for a key with a value that cannot be used."""
+        """The error for a key with an invalid value."""
         name = self.names.get(key, key)
         value = self.values.get(name) if got is ... else got
         return ModelFileError(f"{self.where}: {name}: expected {expected}, got {str(repr(value))[:200]}; {remedy}")
 
     def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number from `least` up to the largest that is sensible for the key."""
+        """A whole number from `least` to the key's limit in LARGEST."""
         value, most = self.get(key, default), LARGEST.get(key, 2**31)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise self.refusal(key, f"a whole number from {least} to {most}")
         return value
 
     def optional(self, key: str, absent: int | None = None) -> int | None:
-        """A whole number from 1; None where the file says null, `absent` where it lacks the key."""
+        """A positive whole number; None if the file says null, `absent` if the key is missing."""
         if not self.has(key):
             self.get(key)
             return absent
@@ -85,20 +85,20 @@ class Keys:
     def choice(self, key: str, computed: Collection[Any], default: Any = None) -> Any:
         """One of the values that npllm computes."""
         self.get(key)
-        value = self.values.get(self.names.get(key, key), default)  # null is not absent
+        value = self.values.get(self.names.get(key, key), default)  # unlike a missing key, null is refused
         if not isinstance(value, str) or value not in computed:
             raise self.refusal(key, " or ".join(repr(one) for one in computed), "npllm computes no other")
         return value
 
     def object(self, key: str) -> dict[str, Any]:
-        """An object; an empty one where the file has none."""
+        """An object; an empty one if the file has none."""
         value = self.get(key, {})
         if not isinstance(value, Mapping):
             raise self.refusal(key, "an object")
         return dict(value)
 
     def strings(self, key: str, count: int | None = None, known: Collection[str] = ()) -> tuple[str, ...]:
-        """A list of strings, of `count` entries out of `known` where these are given; () where the file has none."""
+        """A list of strings, with `count` entries from `known` if given; () if the file has none."""
         value = self.get(key)
         if value is None:
             return ()
@@ -109,9 +109,9 @@ class Keys:
         return tuple(value)
 
     def refuse(self, unless: Mapping[str, Sequence[Any]]) -> None:
-        """Refuse keys that change the computation in ways npllm does not know.
+        """Refuse keys that change the computation in ways that npllm does not implement.
 
-        unless : for each key the values that change nothing; a key that the file leaves out changes nothing either
+        unless : for each key, the values that have no effect; a missing key has none either
         """
         for key, harmless in unless.items():
             name = self.names.get(key, key)
@@ -121,7 +121,7 @@ class Keys:
                 raise self.refusal(key, expected, NOT_COMPUTED)
 
     def finish(self, harmless: Collection[str]) -> None:
-        """Warn of keys that nothing has read and that are not known to be harmless: no key is ignored silently."""
+        """Warn about keys that were not read and are not known to be harmless: no key is ignored silently."""
         unknown = [
             name
             for name, value in self.values.items()
@@ -133,10 +133,10 @@ class Keys:
 
 
 def is_positive(value: Any) -> bool:
-    """Whether a value is a number above 0 that a float can hold."""
+    """Whether a value is a positive number that fits in a float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
 
 
 def same(value: Any, harmless: Any) -> bool:
-    """Whether two values are equal and of the same kind: in Python 0 == False, in a config they differ."""
+    """Whether two values are equal and of the same kind: in Python 0 == False, but not in a config."""
     return value == harmless and isinstance(value, bool) == isinstance(harmless, bool)

@@ -1,7 +1,7 @@
-"""Llama 1 to 3, and what the families that descend from it share: names, shapes, words.
+"""Llama 1 to 3, and what its descendants share: names, shapes, descriptions.
 
-Its block and its pass are the ground floor's (block.py, model.py): RMSNorm before each layer, RoPE, SwiGLU, and since
-Llama 2 grouped-query attention. From Phi-3 it differs in its files, which keep the projections apart.
+The block and the pass are those of block.py and model.py: RMSNorm before each layer, RoPE, SwiGLU and, since Llama 2,
+grouped-query attention. Unlike Phi-3's, its files store the projections separately.
 
 Source: Touvron et al. 2023, "LLaMA" and "Llama 2"; Llama Team 2024, "The Llama 3 herd of models";
 https://huggingface.co/docs/transformers/model_doc/llama
@@ -26,8 +26,8 @@ from .keys import Keys
 from .metadata import Metadata
 from .work import attention_work, linear_work, rms_norm_flops
 
-# Our name of a weight, and its name in a file: its parts, in the order of their rows, where they are kept apart | where
-# they are fused. The star is the number of the layer.
+# Our name of a weight, and its names in a file: the separate parts, in row order | the fused tensor. * is the layer's
+# index.
 NAMES = {
     "embed_tokens": "model.embed_tokens",
     "norm": "model.norm",
@@ -52,7 +52,7 @@ GGUF_NAMES = {
     "gate_up_proj": "blk.*.ffn_gate blk.*.ffn_up | blk.*.ffn_up",
     "down_proj": "blk.*.ffn_down",
 }
-# RoPE's frequencies: in older Llama files; and in Llama 3's .gguf, where checkpoint/gguf_config.py reads them.
+# RoPE's frequencies: in older Llama files, and in Llama 3's .gguf files (checkpoint/gguf_config.py reads those).
 NOT_NEEDED = (".rotary_emb.inv_freq", "rope_freqs.weight")
 
 REFUSED = common.REFUSED | {"hidden_act": ("silu", "swish")}
@@ -76,7 +76,7 @@ def read_config(keys: Keys) -> Config:
 
 
 def shapes(config: Config) -> dict[str, Rows]:
-    """The rows of each tensor that a weight may be split into, and its columns."""
+    """The rows of each tensor that a weight may be split into, and the columns."""
     N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     return {
@@ -93,14 +93,14 @@ def shapes(config: Config) -> dict[str, Rows]:
 
 
 def biases(config: Config) -> set[str]:
-    """The weights that have a bias: what the config says, and the head that classifies each token."""
+    """The weights with a bias: those in the config, and the head of a token classifier."""
     attention = {"qkv_proj", "o_proj"} if config.attention_bias else set()
     feedforward = {"gate_up_proj", "down_proj"} if config.mlp_bias else set()
     return attention | feedforward | score_bias(config)
 
 
 def score_bias(config: Config) -> set[str]:
-    """{"score"} where the classification head has a bias: that for tokens has one, that for texts has none."""
+    """{"score"} if the classification head has a bias: a token classifier has one, a text classifier none."""
     return {"score"} if any(name.endswith("ForTokenClassification") for name in config.architectures) else set()
 
 
@@ -110,7 +110,7 @@ def final_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> 
 
 
 def gguf_keys(m: Metadata) -> dict[str, Any]:
-    """The metadata of architecture "llama", which is Mistral's too: Mistral's files are those with a window."""
+    """The keys for architecture "llama", which Mistral's files also have: those with a sliding window."""
     keys = metadata.common(m, m.tensors)
     metadata.whole_heads_rotate(m, keys["head_dim"])
     window = m.get("attention.sliding_window", 0)
@@ -123,25 +123,25 @@ def gguf_keys(m: Metadata) -> dict[str, Any]:
 
 
 def rms_norm_text(config: Config) -> str:
-    """A norm for `npllm show`."""
+    """A norm, for `npllm show`."""
     return f"RMSNorm({config.hidden_size}, eps={config.rms_norm_eps:g})"
 
 
 def attention_text(config: Config, layer: int) -> str:
-    """An attention layer for `npllm show`."""
+    """An attention layer, for `npllm show`."""
     window = config.window(layer)
     heads = f"heads={config.num_attention_heads}, kv_heads={config.num_key_value_heads}, head_dim={config.head_dim}"
     return f"Attention({heads}{f', sliding_window={window}' if window else ''})"
 
 
 def rope_text(config: Config) -> str:
-    """RoPE for `npllm show`."""
+    """RoPE, for `npllm show`."""
     scaling = f", {config.rope_scaling['rope_type']}" if config.rope_scaling else ""
     return f"RotaryEmbedding(dim={config.rotary_dim}, theta={config.rope_theta:g}{scaling})"
 
 
 def structure(config: Config, layer: int) -> list[tuple[str, str]]:
-    """The lines of a block for `npllm show`: a text, and the weight that it belongs to."""
+    """The lines of a block for `npllm show`: a text, and the weight it describes."""
     return [
         (f"(input_layernorm): {rms_norm_text(config)}", "input_layernorm"),
         (f"(self_attn): {attention_text(config, layer)}", ""),
@@ -157,7 +157,7 @@ def structure(config: Config, layer: int) -> list[tuple[str, str]]:
 
 
 def work(config: Config, layer: int, weights: BlockLike, T: int, S: int) -> list[Work]:
-    """What the parts of a block cost, in the order of execution."""
+    """The cost of each part of a block, in order of execution."""
     norm = rms_norm_flops(T, config.hidden_size)
     return [
         Work("input_layernorm", norm, ["input_layernorm"]),
@@ -171,7 +171,7 @@ def work(config: Config, layer: int, weights: BlockLike, T: int, S: int) -> list
 
 
 def norm_flops(config: Config, T: int) -> int:
-    """What the final norm costs."""
+    """The FLOPs of the final norm."""
     return rms_norm_flops(T, config.hidden_size)
 
 
@@ -198,7 +198,7 @@ PARTS = {
     "norm": Part("each vector scaled to the same length", "T D", rms_norm, "", "3-30"),
     "logits": Part("a score for each token of the vocabulary", "T V", lm_head, "", "3-6"),
 }
-# Where transformers computes the same: the output of a module, or its input (>). tools/hf_trace.py reads it.
+# The same values in transformers: the output of a module, or its input (>). tools/hf_trace.py reads it.
 TRACED = {
     "embedding": "model.embed_tokens",
     "layers.*.input_layernorm": "model.layers.*.input_layernorm",

@@ -1,4 +1,4 @@
-"""A .gguf file's metadata key by key, as keys.py reads config.json: checked, and none that matters is ignored."""
+"""A .gguf file's metadata, key by key, as keys.py reads config.json: checked, and none that matters is ignored."""
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ModelFileError
 
-# Keys below the architecture's name that change the computation, and the values that change nothing.
+# Keys below the architecture's name that affect the computation, and the values that do not.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "rope.scaling.attn_factor": (1.0,),
@@ -24,7 +24,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("rope.freq_base_swa", "rope.dimension_count_swa", "rope.dimension_sections"), ()),
     **dict.fromkeys(("attention.key_length_swa", "attention.value_length_swa"), ()),
 }
-# Keys that change no number, or only where another one is refused: YaRN's, experts'.
+# Keys that do not affect the computation, or only together with a refused one (YaRN's, experts').
 HARMLESS = (
     *("vocab_size", "tensor_data_layout", "pooling_type", "expert_used_count", "expert_feed_forward_length"),
     *("rope.scaling.finetuned", "rope.scaling.original_context_length", "rope.scaling.yarn_ext_factor"),
@@ -38,7 +38,7 @@ class Metadata:
 
     path : for messages
     values : all metadata
-    tensors : the shapes of the tensors by name; some of the configuration shows only there
+    tensors : the shapes of the tensors by name; a part of the configuration is only there
     """
 
     def __init__(self, path: Path, values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]):
@@ -52,12 +52,12 @@ class Metadata:
         return self.values.get(f"{self.architecture}.{key}", default)
 
     def refusal(self, key: str, expected: str) -> ModelFileError:
-        """The error for a key with a value that cannot be used."""
+        """The error for a key with an invalid value."""
         got = str(repr(self.get(key)))[:200]
         return ModelFileError(f"{self.path}: {self.architecture}.{key}: expected {expected}, got {got}")
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number from 1."""
+        """A positive whole number."""
         value = self.get(key, default)
         if type(value) is not int or value < 1:
             raise self.refusal(key, "a whole number from 1")
@@ -70,30 +70,30 @@ class Metadata:
         return self.number(key)
 
     def number(self, key: str, default: float | None = None) -> Any:
-        """A number with as few digits as mean the same float32: 1e-05, where its digits are 9.999999747378752e-06."""
+        """A number, in the fewest digits that give the same float32: 1e-05 instead of 9.999999747378752e-06."""
         value = self.get(key, default)
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def finish(self) -> None:
-        """Refuse keys that change the computation and that the family has not read; warn of unknown ones."""
-        there = [
+        """Refuse keys that affect the computation and that the family has not read; warn about unknown ones."""
+        keys = [
             key.removeprefix(f"{self.architecture}.") for key in self.values if key.startswith(f"{self.architecture}.")
         ]
-        for key in there:
+        for key in keys:
             if key in REFUSED and key not in self.read and self.get(key) not in REFUSED[key]:
                 raise self.refusal(key, "no such key, because npllm does not compute it")
-        unknown = [key for key in there if key not in self.read and key not in HARMLESS]
+        unknown = [key for key in keys if key not in self.read and key not in HARMLESS]
         if unknown:
             warnings.warn(f"{self.path}: ignored keys that npllm does not know: {', '.join(unknown[:5])}", stacklevel=2)
 
 
 def common(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
-    """The keys of config.json that the metadata of a decoder with RMSNorm and RoPE mean.
+    """The keys of config.json that correspond to the metadata of a decoder with RMSNorm and RoPE.
 
-    Some of it shows in the tensors: the vocabulary has as many tokens as the embeddings matrix has rows, and without
-    an output matrix the embeddings are tied.
+    Some follow from the tensors: the vocabulary size is the number of rows of the embeddings matrix, and without an
+    output matrix the embeddings are tied.
 
-    names : the tensors' names, to see whether there are biases
+    names : the tensors' names
     """
     m = metadata
     head_dim = m.count("attention.key_length", m.count("embedding_length") // m.count("attention.head_count"))
@@ -126,7 +126,7 @@ def whole_heads_rotate(metadata: Metadata, head_dim: int) -> None:
 
 
 def rope_scaling(metadata: Metadata) -> dict[str, Any] | None:
-    """The scaling of positions that the metadata ask for; only the linear one is computed."""
+    """The scaling of positions in the metadata; None without one. Only linear scaling is computed."""
     m = metadata
     kind = m.get("rope.scaling.type", "linear")
     if kind not in ("none", "linear"):

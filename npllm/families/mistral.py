@@ -1,4 +1,4 @@
-"""Mistral, and Ministral: Llama with a sliding window, in all layers or in those that the file lists.
+"""Mistral and Ministral: Llama with a sliding window, in all layers or in those that the file lists.
 
 Source: Jiang et al. 2023, "Mistral 7B"; https://huggingface.co/docs/transformers/model_doc/mistral
 """
@@ -10,7 +10,7 @@ from .llama import LLAMA, REFUSED, score_bias
 
 
 def read_config(keys: Keys) -> Config:
-    """Mistral's config.json. With `layer_types` it is a Ministral's: these layers have the window, others see all."""
+    """Mistral's config.json. Ministral adds `layer_types`: the layers with the window; others have full attention."""
     keys.refuse(unless=REFUSED)
     sizes = common.sizes(keys, kv_heads=8)
     layers = sizes["num_hidden_layers"]
@@ -34,11 +34,7 @@ MISTRAL = LLAMA._replace(
     model_types=["mistral", "ministral"],
     causal_lm="MistralForCausalLM",
     read_config=read_config,
-    harmless=[
-        "attention_bias",
-        "mlp_bias",
-        "use_sliding_window",
-        "max_window_layers",
-    ],  # transformers' Mistral has no biases
+    # transformers' Mistral has no biases.
+    harmless=["attention_bias", "mlp_bias", "use_sliding_window", "max_window_layers"],
     biases=score_bias,
 )

@@ -1,7 +1,7 @@
-"""Phi-3, the chapter's own model: Phi-3-mini-4k and Phi-3-medium-4k.
+"""Phi-3, the chapter's model: Phi-3-mini-4k and Phi-3-medium-4k.
 
-Its block and its pass are the ground floor's. It differs from Llama in its files, which keep queries, keys and values
-in one tensor, gate and up in another; it may rotate only a part of each head; and a token sees a window of 2,047.
+The block and the pass are those of block.py and model.py. Differences from Llama: its files store queries, keys and
+values in one tensor, gate and up in another; it may rotate only a part of each head; a token sees 2,047 tokens.
 
 Source: Abdin et al. 2024, "Phi-3 technical report"; https://huggingface.co/microsoft/Phi-3-mini-4k-instruct
 """
@@ -33,9 +33,9 @@ def read_config(keys: Keys) -> Config:
 
 
 def gguf_keys(m: Metadata) -> dict[str, Any]:
-    """The metadata of architecture "phi3"."""
+    """The keys for architecture "phi3"."""
     keys = metadata.common(m, m.tensors)
-    # Files of Phi-3-mini-4k and Phi-3-medium-4k from before the key existed: their window is known.
+    # Files of Phi-3-mini-4k and Phi-3-medium-4k that are older than the key: their window is known.
     old_4k = m.get("context_length") == 4096 and m.get("block_count") in (32, 40)
     return keys | {
         "model_type": "phi3",

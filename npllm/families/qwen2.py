@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: Llama with biases on queries, keys and values, and in some layers a sliding window.
+"""Qwen2 and Qwen2.5: Llama with biases on queries, keys and values, and a sliding window in some layers.
 
 Source: Yang et al. 2024, "Qwen2 technical report"; https://huggingface.co/docs/transformers/model_doc/qwen2
 """
@@ -28,7 +28,7 @@ def read_config(keys: Keys) -> Config:
 
 def windowed(keys: Keys, layers: int) -> dict[str, Any]:
     """The fields of the sliding window: which layers have it, and how long it is."""
-    keys.read.add("sliding_window")  # which counts only where it is used
+    keys.read.add("sliding_window")  # read only if it is used
     window = keys.optional("sliding_window", absent=4096) if keys.boolean("use_sliding_window") else None
     first = keys.integer("max_window_layers", 28, least=0)
     kinds = common.layer_types(keys, layers, default=common.windows(layers, window, first))
@@ -38,7 +38,7 @@ def windowed(keys: Keys, layers: int) -> dict[str, Any]:
 
 
 def biases(config: Config) -> set[str]:
-    """Queries, keys and values have a bias, and the head that classifies each token."""
+    """The weights with a bias: queries, keys and values, and the head of a token classifier."""
     return {"qkv_proj"} | score_bias(config)
 
 
@@ -47,7 +47,7 @@ QWEN2 = LLAMA._replace(
     model_types=["qwen2"],
     causal_lm="Qwen2ForCausalLM",
     read_config=read_config,
-    harmless=["attention_bias", "mlp_bias"],  # transformers' Qwen2 has the same biases, whatever they say
+    harmless=["attention_bias", "mlp_bias"],  # transformers' Qwen2 has fixed biases, whatever these say
     biases=biases,
     gguf=None,
 )

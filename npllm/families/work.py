@@ -1,6 +1,6 @@
-"""The floating-point operations of a block's parts, for T new tokens among S: what `Family.work` is put together from.
+"""The floating-point operations of a block's parts, for T new tokens among S: the pieces of `Family.work`.
 
-inspect/cost.py says what is counted, and sums it up over the layers.
+inspect/cost.py defines what is counted, and sums over the layers.
 """
 
 from typing import Any
@@ -10,15 +10,14 @@ from .family import Work
 
 
 def linear_work(name: str, weights: Any, T: int) -> Work:
-    """A linear layer: a multiplication and an addition for each weight, and an addition for each bias."""
+    """A linear layer: a multiplication and an addition per weight, and an addition per bias."""
     rows, columns = getattr(weights, name).shape
     biased = getattr(weights, f"{name}_bias", None) is not None
     return Work(name, T * rows * (2 * columns + biased), (name, f"{name}_bias"))
 
 
 def rms_norm_flops(T: int, width: int) -> int:
-    """RMSNorm of T vectors: squares, their sum, the division and the weight for each element, mean and root for each
-    vector."""
+    """RMSNorm of T vectors: square, sum, division and weight per element; mean and root per vector."""
     return T * (4 * width + 2)
 
 
@@ -28,7 +27,7 @@ def layer_norm_flops(T: int, width: int) -> int:
 
 
 def attention_work(config: Config, weights: Any, T: int, S: int, rotated: bool = True) -> list[Work]:
-    """The attention layer without norms: projections, RoPE where `rotated`, scores, softmax, combining."""
+    """The attention layer without norms: projections, RoPE if `rotated`, scores, softmax, combining."""
     N, K, H, R = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rotary_dim // 2
     return [
         linear_work("qkv_proj", weights, T),
