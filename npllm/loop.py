@@ -116,9 +116,7 @@ def steps(
     if stop and lm.tokenizer is None:
         raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
     if cache is not None and cache["keys"][0].shape[-2] < len(ids):
-        raise UsageError(
-            f"cache: expected room for {len(ids)} tokens, got {cache['keys'][0].shape[-2]}; use cache.grow"
-        )
+        raise UsageError(f"cache: expected room for all {len(ids)} tokens of the prompt, got less; use cache.grow")
     if not use_cache and tokens is not one_by_one:
         raise UsageError("use_cache: expected True with speculative decoding, which verifies drafts against the cache")
     capacity = capacity_for(lm.config, len(ids), max_new_tokens)

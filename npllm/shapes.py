@@ -65,7 +65,7 @@ class Weights(NamedTuple):
     """The weights of the whole model. With tied embeddings `lm_head` is the same object as `embed_tokens`."""
 
     embed_tokens: Weight  # [V, D]
-    layers: tuple[BlockWeights, ...] | tuple[GPT2BlockWeights, ...]  # one for each of the L blocks
+    layers: tuple[BlockLike, ...]  # one for each of the L blocks
     norm: Float[Array, " D"]
     lm_head: Weight | None  # [V, D]; None in a classifier, which has `score`
     score: Weight | None = None  # [labels, D]
