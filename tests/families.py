@@ -28,6 +28,7 @@ KEYS = {
     "qwen2": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
     "qwen3": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "attention_bias": True},
     "olmo2": SMALL | {"attention_bias": True},
+    "smollm3": SMALL | {"use_sliding_window": True, "sliding_window": 3, "no_rope_layer_interval": 2},
     "gpt2": {
         "vocab_size": 23,
         "n_embd": 16,

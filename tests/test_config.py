@@ -227,3 +227,13 @@ def test_qwen3_has_its_defaults():
 def test_olmo2_has_its_defaults():
     read = config(model_type="olmo2", rms_norm_eps=..., architectures=["Olmo2ForSequenceClassification"])
     assert (read.rms_norm_eps, read.pad_token_id, read.num_key_value_heads) == (1e-5, 1, 32)
+
+
+def test_smollm3_has_its_defaults():
+    read = config(model_type="smollm3", num_hidden_layers=5, use_sliding_window=True, sliding_window=8)
+    assert (read.rope_theta, read.num_key_value_heads, read.tie_word_embeddings) == (2e6, 4, True)
+    assert read.rotated == (True, True, True, False, True)
+    assert [read.window(layer) for layer in range(5)] == [None, None, None, 8, None]
+    assert config(model_type="smollm3", num_hidden_layers=2, no_rope_layers=[0, 1, 1]).rotated == (False, True)
+    with pytest.raises(ModelFileError, match="no_rope_layers: expected 2 numbers"):
+        config(model_type="smollm3", num_hidden_layers=2, no_rope_layers=[1])

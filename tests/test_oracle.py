@@ -16,7 +16,7 @@ from npllm import sampling
 from npllm.cache import empty_cache
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers warns of its own matters
-CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2"]
+CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,10 @@ def random_config_keys(model_type, rng):
         rope |= pick({}, linear, {"rope_type": "llama3", "original_max_position_embeddings": original} | llama3)
     if model_type in ("qwen3", "olmo2"):
         keys["attention_bias"] = pick(True, False)
-    if model_type == "llama":
+    if model_type == "smollm3":
+        keys |= {"no_rope_layers": [pick(0, 1) for _ in range(3)], "use_sliding_window": pick(True, False)}
+        keys["sliding_window"] = window
+    if model_type in ("llama", "smollm3"):
         keys |= {"attention_bias": pick(True, False), "mlp_bias": pick(True, False)}
     if model_type == "mistral":
         keys["sliding_window"] = pick(None, window)

@@ -11,6 +11,7 @@ mistral    a sliding window
 qwen2      biases on queries, keys and values
 qwen3      a norm on each head's queries and keys
 olmo2      norms after the layers; a norm on all queries and all keys
+smollm3    no RoPE in every fourth layer
 gpt2       absolute positions, LayerNorm, GELU
 """
 
@@ -30,8 +31,9 @@ from .olmo2 import OLMO2
 from .phi3 import PHI3
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
+from .smollm3 import SMOLLM3
 
-ALL = (PHI3, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GPT2)
+ALL = (PHI3, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, SMOLLM3, GPT2)
 # The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama").
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}
 ARCHITECTURES = {family.gguf.architecture: family for family in reversed(ALL) if family.gguf is not None}
