@@ -1,6 +1,6 @@
 """A port of Mistral in a few lines of NumPy, for docs/find-my-bug.md. It shares nothing with npllm but the value names.
 
-    python docs/my_port.py FOLDER 1,2,3 ours.safetensors
+python docs/my_port.py FOLDER 1,2,3 ours.safetensors
 """
 
 import json
