@@ -1,4 +1,4 @@
-"""A port of Mistral to a few lines of NumPy, for docs/find-my-bug.md: it knows nothing of npllm but the values' names.
+"""A port of Mistral in a few lines of NumPy, for docs/find-my-bug.md. It shares nothing with npllm but the value names.
 
 python docs/my_port.py FOLDER 1,2,3 ours.safetensors
 """
@@ -24,16 +24,16 @@ def rotate(x, theta):
 
 
 def softmax(scores):
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return shares / shares.sum(axis=-1, keepdims=True)
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def forward(weights, config, ids):
-    """Every value of a pass over the ids, by name, in the order of the pass."""
+    """Every value of a forward pass over the ids, by name, in order of execution."""
     heads, kv_heads, eps = config["num_attention_heads"], config["num_key_value_heads"], config["rms_norm_eps"]
     tokens = np.arange(len(ids))
-    behind = tokens[:, None] - tokens  # how many tokens a key lies before a query
-    visible = (behind >= 0) & (behind < config["sliding_window"])
+    distance = tokens[:, None] - tokens  # from each query back to each key
+    visible = (distance >= 0) & (distance < config["sliding_window"])
 
     seen = {}
 
@@ -54,10 +54,10 @@ def forward(weights, config, ids):
         k = keep(f"{attention}.k_rotated", rotate(k, config["rope_theta"]))
         k, v = (np.repeat(shared, heads // kv_heads, axis=0) for shared in (k, v))
         scores = keep(f"{attention}.scores", q @ k.mT / np.sqrt(q.shape[-1]))
-        shares = keep(f"{attention}.weights", softmax(np.where(visible, scores, -np.inf)))
-        mixed = keep(f"{attention}.mixed", shares @ v)
-        side_by_side = mixed.swapaxes(0, 1).reshape(len(ids), -1)
-        x = x + keep(f"{attention}.output", side_by_side @ w["self_attn.o_proj"].T)
+        probabilities = keep(f"{attention}.weights", softmax(np.where(visible, scores, -np.inf)))
+        mixed = keep(f"{attention}.mixed", probabilities @ v)
+        concatenated = mixed.swapaxes(0, 1).reshape(len(ids), -1)
+        x = x + keep(f"{attention}.output", concatenated @ w["self_attn.o_proj"].T)
 
         x = keep(f"layers.{layer}.residual_after_attention", x)
         normed = keep(f"layers.{layer}.post_attention_layernorm", rms_norm(x, w["post_attention_layernorm"], eps))

@@ -220,8 +220,8 @@ LABELS = {"0": "a", "1": "b", "2": "c"}
 
 
 # What transformers itself cannot load or compute: (key, value, families). There is nothing to compare with.
-WITH_ROPE = "phi3 llama mistral qwen2 qwen3 olmo2 granite smollm3"
-BY_LAYER = "qwen2 qwen3 smollm3"  # they accept nested RoPE in their config, and fail to compute it
+WITH_ROPE = "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3"
+BY_LAYER = "ministral qwen2 qwen3 smollm3"  # they accept nested RoPE in their config, and fail to compute it
 ROPE_FAILS = [
     (ROPES[5], "phi3"),
     (ROPES[6], "phi3"),
@@ -240,9 +240,11 @@ FAILS = [
     ("hidden_act", "unknown", WITH_ROPE),
     ("activation_function", "unknown", "gpt2"),
     ("pad_token_id", ABSENT, "phi3 smollm3"),  # their pad tokens are outside this small vocabulary
-    ("sliding_window", 0, "phi3 mistral qwen2 qwen3 smollm3"),
-    ("sliding_window", -1, "phi3 mistral qwen2 qwen3 smollm3"),
-    ("head_dim", None, "phi3 qwen2 qwen3 olmo2 granite smollm3"),
+    ("sliding_window", 0, "phi3 mistral ministral qwen2 qwen3 smollm3"),
+    ("sliding_window", -1, "phi3 mistral ministral qwen2 qwen3 smollm3"),
+    ("sliding_window", None, "ministral"),
+    ("head_dim", ABSENT, "ministral"),
+    ("head_dim", None, "ministral phi3 qwen2 qwen3 olmo2 granite smollm3"),
     ("partial_rotary_factor", None, "phi3"),
     ("layer_types", FULL[1:], " ".join(BASES)),
     ("layer_types", ["chunked_attention"] * LAYERS, " ".join(BASES)),
@@ -250,8 +252,9 @@ FAILS = [
     ("layer_types", MIXED, "llama olmo2 granite gpt2"),
     ("per_layer_config", {"1": {"rms_norm_eps": 0.1}}, " ".join(BASES)),
     ("output_attentions", True, " ".join(BASES)),
-    ("num_key_value_heads", ABSENT, "mistral qwen2 qwen3"),  # more than there are heads
-    ("num_key_value_heads", None, "mistral"),
+    ("num_key_value_heads", ABSENT, "mistral ministral qwen2 qwen3"),  # more than there are heads
+    ("num_key_value_heads", None, "mistral ministral"),
+    ("num_hidden_layers", 2, "ministral"),  # its base lists four layer_types
     ("no_rope_layers", [1], "smollm3"),
     ("max_position_embeddings", 8, "gpt2"),
     *((key, value, whose) for key in ("rope_parameters", "rope_scaling") for value, whose in ROPE_FAILS),

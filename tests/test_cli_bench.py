@@ -95,7 +95,7 @@ def test_decode_for_people(npllm):
     done = npllm("bench", "decode", "--repeat", 2, "-n", 2, "--dtype", "auto,int8")
     assert (done.code, done.err) == (0, "")
     first, *rows, last = done.out.splitlines()
-    assert first == "2 tokens after 64 of context, 2 rounds alternating:"
+    assert first == "2 tokens after 64 of context, 2 rounds, alternating:"
     assert [row.split()[0] for row in rows[::3]] == ["auto:", "int8:"]
     assert re.fullmatch(rf"auto:     [\d.]+ tokens/s, {RANGED} per token", rows[0])
     read = rf" {{10}}reads {BYTES} per token, including a KV cache of {BYTES}: [\d.]+ GB/s, \d+% of the read bandwidth"
@@ -141,7 +141,7 @@ def test_load_for_people(npllm):
         (["decode", "--cache-dtype", "int8"], "cache_dtype: expected float32 or float16 or bfloat16, got int8"),
         (["prefill", "--cache-dtype", "float16"], "--cache-dtype: bench prefill does not take this flag"),
         (["cache", "--context", "3"], "--context: bench cache does not take this flag"),
-        (["cache", "--dtype", "float32,int8"], "--dtype: bench cache takes one, got 'float32,int8'"),
+        (["cache", "--dtype", "float32,int8"], "--dtype: bench cache takes a single dtype, got 'float32,int8'"),
     ],
 )
 def test_wrong_usage_is_one_line(npllm, argv, message):

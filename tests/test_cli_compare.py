@@ -52,7 +52,7 @@ def test_two_files_that_differ(npllm, traced):
     lines = done.out.splitlines()
     assert lines[-2:] == [
         ">> layers.1.attention.v is the first step beyond the tolerance, in 1 of 160 elements,",
-        "   the first of them at head 1, token 2, number 3: "
+        "   the first of them at head 1, token 2, element 3: "
         + "{} in A, {} in B".format(
             *(
                 f"{read_trace(traced / name)[0]['layers.1.attention.v'][1, 2, 3]:.6g}"
@@ -114,7 +114,7 @@ def test_a_file_without_ids_takes_those_of_the_command(npllm, traced, lm):
     ids = ",".join(map(str, lm.tokenizer.encode("Hello")))
     assert npllm("compare", traced / "bare.safetensors", "--ids", ids).code == 0
     assert npllm("compare", traced / "bare.safetensors", traced / "good.safetensors").code == 0
-    fails(npllm("compare", traced / "bare.safetensors", "--ids", "1,2"), 2, "one text, got 5 tokens in A and 2 in B")
+    fails(npllm("compare", traced / "bare.safetensors", "--ids", "1,2"), 2, "same text, got 5 tokens in A and 2 in B")
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_what_a_file_says_of_itself_cannot_move_the_cursor(npllm, traced):
         (["--b-device", "gpu", "Hello"], "device: expected auto, cpu"),
         (["GOOD", "GOOD", "Hello"], "PROMPT, --ids: expected neither"),
         (["GOOD", "--ids", "1,2,3,4,5"], "PROMPT, --ids: expected neither"),
-        (["GOOD", "GOOD", "--b-chunk", "2"], r"--b-chunk: B is .*good\.safetensors, a trace, of which nothing is comp"),
+        (["GOOD", "GOOD", "--b-chunk", "2"], r"--b-chunk: B is .*good\.safetensors, a trace, for which nothing is"),
         (["GOOD", "MODEL", "--a-no-cache"], "--a-no-cache: A is .*, a trace"),
         (["GOOD", "GOOD", "--only", "*.wieghts"], r"good\.safetensors: --only: no value is named .*did you mean"),
         (["GOOD", "SHORT"], "expected traces of the same text, got 5 tokens in A and 3 in B"),
@@ -419,7 +419,7 @@ def test_bits_per_byte_count_the_bytes_of_the_scored_tokens(npllm, tmp_path, lm)
         (["LETTER", "--window", "8", "--stride", "8"], 2, "stride: expected 1 to 7"),
         (["LETTER", "--stride", "0"], 2, "stride: expected 1 to 255"),
         (["LETTER", "--against", "./nowhere"], 3, "expected a folder or a .gguf file"),
-        (["LETTER", "--against", "CUTS"], 2, "expected a model with the same tokens"),
+        (["LETTER", "--against", "CUTS"], 2, "expected a model with the same tokenizer"),
         (["LETTER", "--against", "BARE"], 4, "no tokenizer"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -15,6 +15,7 @@ from models import (
     tiny_gpt2_config,
 )
 
+import npllm
 from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.families.gpt2 import gpt2_transform
 from npllm.inspect.cost import costs, total

@@ -112,15 +112,15 @@ def found(what, against=""):
         ("float32 decode", "llama.cpp F32", 1.7 / 2, False),
         ("float32 decode", "transformers", None, None),
         ("bfloat16 decode", "npllm float32", 1.0, True),
-        ("bfloat16, most memory held", "its file", 1.1, True),
+        ("bfloat16, peak memory", "its file size", 1.1, True),
         ("int8 decode", "npllm bfloat16", 2.0, True),
-        ("int8, memory of the weights (half, and the scales)", "npllm bfloat16", 0.6, False),
+        ("int8, size of the weights with scales", "npllm bfloat16", 0.6, False),
         ("int4 decode", "npllm bfloat16", 0.5, False),
-        ("int4, bytes for each weight", "", 0.65, True),
+        ("int4, bytes per weight", "", 0.65, True),
         ("default model, 100 tokens", "without KV cache", 4.0, None),
-        ("a model: a token after 4,000 tokens, over one after 64", "what it reads more, 2.00x", 1.5, True),
+        ("a model: time per token after 4,000 tokens, relative to 64", "growth of the bytes read, 2.00x", 1.5, True),
         ("32 layers, bfloat16: load to first token", "", 5.0, True),
-        ("32 layers, bfloat16: resident", "", 8.9, False),
+        ("32 layers, bfloat16: resident memory", "", 8.9, False),
         ("32 layers, bfloat16 decode", "llama.cpp BF16", 0.5, None),
     ],
 )
@@ -144,8 +144,8 @@ def test_what_was_not_measured_is_said():
 def test_all_goals_are_in_the_table_with_yes_or_no():
     text = page.goals_table(page.goals(RESULTS))
     assert "| int4 decode | npllm bfloat16 | at least 0.85x | 0.50x | 0.25 to 1.00 | **no** |" in text
-    assert "| int4, bytes for each weight |  | at most 0.65 | 0.65 |  | yes |" in text
-    assert "| default model, 100 tokens | without KV cache | report | 4.00x | 2.67 to 8.00 |  |" in text
+    assert "| int4, bytes per weight |  | at most 0.65 | 0.65 |  | yes |" in text
+    assert "| default model, 100 tokens | without KV cache | none | 4.00x | 2.67 to 8.00 |  |" in text
 
 
 def test_the_decoding_table_tells_the_share_of_the_bandwidth():
@@ -153,10 +153,10 @@ def test_the_decoding_table_tells_the_share_of_the_bandwidth():
     row |= {"storages": {"float32": 500_000, "bfloat16": 9_000_000}, "bytes_per_weight": 2.004}
     part = {"bandwidth": [5e9, 8e9, 6e9], "sides": {"npllm bfloat16": row, "llama.cpp BF16": {"seconds": [0.2]}}}
     text = page.decode_table({"parts": {"decode": part}}, "decode")
-    ours = "4.0 | 250.0 | 250.0 to 500.0 | 1,000 MB | 4.0 GB/s | 50% | bfloat16 9 MB; 2.00 bytes each |"
+    ours = "4.0 | 250.0 | 250.0 to 500.0 | 1,000 MB | 4.0 | 50% | bfloat16 9 MB; 2.00 bytes each |"
     assert f"| npllm bfloat16 | {ours}" in text
     assert "| llama.cpp BF16 | 5.0 | 200.0 | 200.0 to 200.0 |  |  |  |  |" in text
-    assert "8.0 GB/s to a plain `max`" in text
+    assert "8.0 GB/s, measured by a plain `max`" in text
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0"])

@@ -111,7 +111,7 @@ def test_the_known_tokens():
     ("words", "code", "message"),
     [
         (["-n", "7"], 2, "--new-tokens: expected at least 8, got 7"),
-        (["--dtype", "int4"], 2, "--dtype: expected float32, float16, bfloat16: .* got int4"),
+        (["--dtype", "int4"], 2, "--dtype: expected float32, float16, bfloat16, .* got int4"),
         (["--device", "gpu"], 2, "device: expected auto, cpu, cuda"),
         (["--device", "cuda:99"], 3, "device cuda:99: "),
         (["--model", "nowhere/nothing", "--offline"], 3, "nowhere/nothing"),

@@ -41,7 +41,7 @@ def generated(ids, new, use_cache):
         todo = np.array(ids[cache["length"] :])
         hidden, _ = transform(todo, WEIGHTS, CONFIG, cache, tap=record(seen))
         passes.append(seen)
-        ids = [*ids, int(np.argmax(lm_head(hidden[-1:], WEIGHTS)))]
+        ids = [*ids, int(np.argmax(lm_head(hidden[-1:], WEIGHTS, CONFIG)))]
         if not use_cache:
             cache["length"] = 0
     return ids, passes

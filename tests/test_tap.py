@@ -164,5 +164,5 @@ def test_a_second_text_into_the_same_dict_is_refused():
     config = tiny_config()
     weights, seen = random_weights(config), {}
     forward(np.array([1, 2, 3]), weights, config, tap=record(seen))
-    with pytest.raises(ValueError, match="record into a fresh dict"):
+    with pytest.raises(ValueError, match="record into a new dict"):
         forward(np.array([1, 2, 3]), weights, config, tap=record(seen, "*.weights"))

@@ -214,6 +214,10 @@ def check_reading(files: Files, keys: Mapping[str, Any], jobs: list[Job], place:
     if same != ours:
         different = [f"{key} {value!r}" for key, value in vars(ours).items() if getattr(same, key) != value]
         raise ModelFileError(f"{place}: expected the same in config.json, which cannot express {', '.join(different)}")
+    if "lm_head" in files.plans:
+        # A tied model whose LM head differs from its embeddings: the new folder will have both. The plan would find out
+        # by reading them, but they are not written yet.
+        config = replace(config, tie_word_embeddings=False)
     tensors = {}
     for part, layout, (first, *_) in jobs:
         stored = Stored(place, first.name, first.dtype, first.shape, 0)

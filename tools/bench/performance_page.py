@@ -25,7 +25,7 @@ class Goal(NamedTuple):
 
     what: str
     against: str
-    goal: float | None  # None: only reported
+    goal: float | None  # None: reported without a goal
     at_most: bool = False
     measured: float | None = None  # None: not measured
     least: float | None = None  # of all rounds
@@ -68,14 +68,14 @@ def goals(results: Results) -> list[Goal]:
         Goal("float32 decode", "llama.cpp F32", 0.9, **ratio(phi, "npllm float32", "llama.cpp F32")),
         Goal("bfloat16 decode", "npllm float32", 1.0, **ratio(phi, "npllm bfloat16", "npllm float32")),
         Goal(
-            "the same while another process reads memory",
+            "bfloat16 decode while another process reads memory",
             "npllm float32",
             None,
             **ratio(part(results, "busy"), "npllm bfloat16", "npllm float32"),
         ),
         Goal(
-            "bfloat16, most memory held",
-            "its file",
+            "bfloat16, peak memory",
+            "its file size",
             1.15,
             at_most=True,
             measured=bfloat16["peak_bytes"] / file if bfloat16 and file else None,
@@ -85,21 +85,21 @@ def goals(results: Results) -> list[Goal]:
         Goal("bfloat16 decode", "llama.cpp BF16", 0.5, **ratio(phi, "npllm bfloat16", "llama.cpp BF16")),
         Goal("int8 decode", "npllm bfloat16", 1.0, **ratio(phi, "npllm int8", "npllm bfloat16")),
         Goal(
-            "int8, memory of the weights (half, and the scales)",
+            "int8, size of the weights with scales",
             "npllm bfloat16",
             0.57,
             at_most=True,
             measured=int8["weight_bytes"] / bfloat16["weight_bytes"] if int8 and bfloat16 else None,
         ),
         Goal("int4 decode", "npllm bfloat16", 0.85, **ratio(phi, "npllm int4", "npllm bfloat16")),
-        Goal("int4, bytes for each weight", "", 0.65, True, int4["bytes_per_weight"] if int4 else None, unit=""),
+        Goal("int4, bytes per weight", "", 0.65, True, int4["bytes_per_weight"] if int4 else None, unit=""),
     ]
     peers = (("transformers float32", 4.0), ("transformers bfloat16", 2.5), ("llama.cpp Q4_1", 0.6))
     lines += [
         Goal("default model decode, auto", peer, goal, **ratio(default, "npllm auto", peer)) for peer, goal in peers
     ]
     lines += [
-        Goal("float32 prefill", "np.matmul of as many FLOPs", 0.8, **ratio(long, "npllm float32", "np.matmul")),
+        Goal("float32 prefill", "np.matmul with the same FLOPs", 0.8, **ratio(long, "npllm float32", "np.matmul")),
         Goal(
             "default model prefill, auto",
             "transformers float32",
@@ -128,7 +128,7 @@ def of_cache(results: Results) -> list[Goal]:
             **ratio(pairs.get("cache", {}), "with", "without"),
         ),
         Goal(
-            f"default model, {tokens} tokens, prompt lookup on a text that repeats itself",
+            f"default model, {tokens} tokens, prompt lookup on repetitive text",
             "without prompt lookup",
             2.0,
             **ratio(pairs.get("lookup", {}), "with", "without"),
@@ -137,15 +137,16 @@ def of_cache(results: Results) -> list[Goal]:
 
 
 def growth(results: Results) -> list[Goal]:
-    """The slowdown of a token after a long context, relative to the additional bytes it reads."""
+    """How much slower a token is after a long context, relative to the growth of the bytes it reads."""
     lines = []
     for name, contexts in part(results, "growth").items():
         (short, few), (long, many) = sorted(contexts.items(), key=lambda item: int(item[0]))
         read = sum(many["read"].values()) / sum(few["read"].values())
         ratios = [b / a / read for a, b in zip(few["seconds"], many["seconds"], strict=True)]
         slower = statistics.median(many["seconds"]) / statistics.median(few["seconds"])
-        what = f"{name}: a token after {int(long):,} tokens, over one after {short}"
-        lines.append(Goal(what, f"what it reads more, {read:.2f}x", 1.5, True, slower / read, min(ratios), max(ratios)))
+        what = f"{name}: time per token after {int(long):,} tokens, relative to {short}"
+        against = f"growth of the bytes read, {read:.2f}x"
+        lines.append(Goal(what, against, 1.5, True, slower / read, min(ratios), max(ratios)))
     return lines
 
 
@@ -155,7 +156,7 @@ def full(results: Results) -> list[Goal]:
     if not found:
         return [
             Goal("32 layers, bfloat16: load to first token", "", 5.0, True, unit=" s"),
-            Goal("32 layers, bfloat16: resident", "", 8.8, True, unit=" GB"),
+            Goal("32 layers, bfloat16: resident memory", "", 8.8, True, unit=" GB"),
         ]
     times = [load["first_token_seconds"] for load in found["loads"]]
     resident = max(load["resident_bytes"] for load in found["loads"]) / 1e9
@@ -170,7 +171,7 @@ def full(results: Results) -> list[Goal]:
             max(times),
             " s",
         ),
-        Goal("32 layers, bfloat16: resident", "", 8.8, True, resident, unit=" GB"),
+        Goal("32 layers, bfloat16: resident memory", "", 8.8, True, resident, unit=" GB"),
     ]
     for peer, pair in found["pairs"].items():
         sides = {name: {"seconds": seconds} for name, seconds in pair.items()}
@@ -198,14 +199,12 @@ def goals_table(lines: Sequence[Goal]) -> str:
     """The goals and what was measured."""
     rows = []
     for line in lines:
-        asked = (
-            "report" if line.goal is None else f"{'at most' if line.at_most else 'at least'} {line.goal:g}{line.unit}"
-        )
+        asked = "none" if line.goal is None else f"{'at most' if line.at_most else 'at least'} {line.goal:g}{line.unit}"
         measured = "not measured" if line.measured is None else f"{line.measured:.2f}{line.unit}"
         between = "" if line.least is None else f"{line.least:.2f} to {line.most:.2f}"
         met = {None: "", True: "yes", False: "**no**"}[line.met]
         rows.append([line.what, line.against, asked, measured, between, met])
-    return table(["", "against", "goal", "measured", "in a round", "met"], rows)
+    return table(["", "against", "goal", "measured", "range of rounds", "met"], rows)
 
 
 def decode_table(results: Results, name: str) -> str:
@@ -227,15 +226,15 @@ def decode_table(results: Results, name: str) -> str:
             read = sum(row["read"].values())
             cells += [
                 f"{read / 1e6:,.0f} MB",
-                f"{read / median / 1e9:.1f} GB/s",
+                f"{read / median / 1e9:.1f}",
                 f"{read / median / bandwidth:.0%}",
                 stored(row),
             ]
         else:
             cells += [""] * 4
         rows.append(cells)
-    head = ["", "tokens/s", "ms per token", "in a round", "reads per token", "that is", "of the bandwidth", "weights"]
-    return table(head, rows) + f"\n\nThe memory gave {bandwidth / 1e9:.1f} GB/s to a plain `max` by all cores."
+    head = ["", "tokens/s", "ms per token", "range of rounds", "reads per token", "GB/s", "of bandwidth", "weights"]
+    return f"{table(head, rows)}\n\nRead bandwidth: {bandwidth / 1e9:.1f} GB/s, measured by a plain `max` on all cores."
 
 
 def stored(row: Results) -> str:
@@ -255,7 +254,7 @@ def prefill_table(results: Results, name: str) -> str:
         speed = "" if side == "np.matmul" else f"{found['context'] / median:,.0f}"
         between = f"{min(row['seconds']):.2f} to {max(row['seconds']):.2f}"
         rows.append([side, speed, f"{median:.2f}", between, f"{found['flops'] / median / 1e9:,.0f}"])
-    return table(["", "tokens/s", "seconds", "in a round", "GFLOP/s"], rows)
+    return table(["", "tokens/s", "seconds", "range of rounds", "GFLOP/s"], rows)
 
 
 def quality_table(results: Results) -> str:
@@ -275,7 +274,7 @@ def quality_table(results: Results) -> str:
         for dtype, row in found["rows"].items()
     ]
     head = ["", "perplexity", "KL, mean (nats)", "99th percentile", "largest", "same likeliest token"]
-    text = f"{found['tokens']:,} tokens of {found['text']}, the default model; float32 has perplexity"
+    text = f"The default model on {found['tokens']:,} tokens of {found['text']}. In float32 its perplexity is"
     return f"{table(head, rows)}\n\n{text} {found['reference_perplexity']:.3f}."
 
 
@@ -289,7 +288,7 @@ def machine_lines(results: Results) -> str:
         f"- command: `{results['command']}`",
     ]
     if results["provisional"]:
-        lines.insert(0, "- **provisional**: measured while the machine was busy with other things")
+        lines.insert(0, "- **provisional**: measured while other programs were running")
     return "\n".join(lines)
 
 
