@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def structure(lm: LM) -> str:
-    """The model's layers in order of execution, each with its number of parameters, their dtype and size in memory.
+    """The model's layers in order of execution, each with its parameters, their dtype and size in memory.
 
-    Blocks that are equal are shown once.
+    Identical blocks are shown once.
     """
     config, weights = lm.config, lm.weights
     family = family_of(config)
@@ -81,7 +81,7 @@ def structure(lm: LM) -> str:
 
 
 def head_row(weights: Weights) -> Row:
-    """The row of what stands on top of the blocks."""
+    """The row of the head."""
     if weights.lm_head is None:
         return row(f"(score): {linear(weights.score, weights.score_bias)}", weights.score, weights.score_bias)
     head = f"(lm_head): {linear(weights.lm_head)}"
@@ -93,26 +93,26 @@ def head_row(weights: Weights) -> Row:
 
 
 def block_rows(weights: Any, structure: Sequence[tuple[str, str]]) -> list[Row]:
-    """The rows of one block; equal for equal blocks.
+    """The rows of one block; identical blocks have identical rows.
 
-    structure : a text, and the weight whose size follows it ("" for none); "Linear" gets the sizes of its matrix
+    structure : pairs of a text and the name of its weight ("" for none); "Linear" is completed with the matrix's shape
     """
     rows = []
     for text, name in structure:
         weight, bias = getattr(weights, name or "", None), getattr(weights, f"{name}_bias", None)
-        said = f"{text.removesuffix('Linear')}{linear(weight, bias)}" if text.endswith(": Linear") else text
-        rows.append(row(said, weight, bias))
+        line = f"{text.removesuffix('Linear')}{linear(weight, bias)}" if text.endswith(": Linear") else text
+        rows.append(row(line, weight, bias))
     return rows
 
 
 def linear(weight: Weight, bias: Array | None = None) -> str:
-    """A linear layer as PyTorch prints it. Its matrix is [out, in]."""
+    """A linear layer as PyTorch prints it; the matrix is [out, in]."""
     features_out, features_in = weight.shape
     return f"Linear(in_features={features_in}, out_features={features_out}, bias={bias is not None})"
 
 
 def row(text: str, *arrays: Array | None) -> Row:
-    """A line of the structure: what it says, and of its arrays the number of parameters, dtypes and bytes together."""
-    there = [array for array in arrays if array is not None]
-    dtypes = ", ".join(sorted({str(array.dtype) for array in there}))
-    return text, sum(math.prod(array.shape) for array in there), dtypes, sum(array.nbytes for array in there)
+    """A line of the structure: its text, and the parameters, dtypes and bytes of its arrays."""
+    given = [array for array in arrays if array is not None]
+    dtypes = ", ".join(sorted({str(array.dtype) for array in given}))
+    return text, sum(math.prod(array.shape) for array in given), dtypes, sum(array.nbytes for array in given)

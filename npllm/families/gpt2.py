@@ -7,7 +7,6 @@ Source: Radford et al. 2019, "Language models are unsupervised multitask learner
 "Gaussian error linear units"; https://huggingface.co/openai-community/gpt2
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,12 +18,13 @@ from ..block import self_attention
 from ..cache import Cache
 from ..config import Config
 from ..embedding import embed
-from ..feedforward import gelu, plain_feedforward, relu, silu
+from ..feedforward import gelu, plain_feedforward
 from ..masks import decoder_mask
 from ..norm import layer_norm
 from ..shapes import GPT2BlockWeights, Weights
 from ..tap import Tap, under, untapped
 from . import common
+from .activations import ACTIVATIONS, FLOPS
 from .family import Family, Part, Rows, Work
 from .keys import Keys
 from .llama import PARTS, attention_text, score_bias
@@ -36,27 +36,6 @@ class GPT2Config(Config):
     """GPT-2's configuration: the common one and an activation function."""
 
     activation_function: str = "gelu_new"
-
-
-def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x · Φ(x) without the tanh approximation. The array API has no erf; this series is within 1.5e-7 of it.
-
-    Source: Abramowitz and Stegun 1964, formula 7.1.26.
-    """
-    xp = array_namespace(x)
-    z = xp.abs(x) / math.sqrt(2.0)
-    t = 1.0 / (1.0 + 0.3275911 * z)
-    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    tail = 0.5 * series * xp.exp(xp.maximum(-z * z, -80.0))  # Φ(-|x|)
-    return x * xp.where(x > 0, 1.0 - tail, tail)
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # by their names in config.json
-    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), gelu),
-    **dict.fromkeys(("gelu", "gelu_python"), exact_gelu),
-    **dict.fromkeys(("silu", "swish"), silu),
-    "relu": relu,
-}
 
 
 def gpt2_block(
@@ -240,10 +219,6 @@ def structure(config: GPT2Config, layer: int) -> list[tuple[str, str]]:
     ]
 
 
-# Operations per element.
-ACTIVATION_FLOPS: dict[Callable[[Array], Array], int] = {gelu: 9, exact_gelu: 19, relu: 0, silu: 3}
-
-
 def work(config: GPT2Config, layer: int, weights: GPT2BlockWeights, T: int, S: int) -> list[Work]:
     """The cost of each part of a block, in order of execution."""
     norm, activation = norm_flops(config, T), ACTIVATIONS[config.activation_function]
@@ -252,7 +227,7 @@ def work(config: GPT2Config, layer: int, weights: GPT2BlockWeights, T: int, S: i
         *attention_work(config, weights, T, S, rotated=False),
         Work("ln_2", norm, ["ln_2", "ln_2_bias"]),
         linear_work("c_fc", weights, T),
-        Work("GELU", ACTIVATION_FLOPS[activation] * T * config.intermediate_size),
+        Work("GELU", FLOPS[activation] * T * config.intermediate_size),
         linear_work("c_proj", weights, T),
         Work("residual", 2 * T * config.hidden_size),
     ]

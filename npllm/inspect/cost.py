@@ -1,15 +1,15 @@
-"""What a pass costs: the arithmetic, and the bytes that it has to fetch.
+"""What a pass costs: the operations it performs and the bytes it reads.
 
-Counted are additions, subtractions, multiplications, divisions, exponentials, square roots and tanh, each as one
-floating-point operation (FLOP); not counted are comparing, choosing, changing the sign and copying, and RoPE's tables,
-which are made once for a pass. For T new tokens after P cached ones (S = P + T) of a model of today:
+Additions, subtractions, multiplications, divisions, exponentials, square roots and tanh count as one floating-point
+operation (FLOP) each. Comparisons, selections, sign changes and copies do not count, nor do RoPE's tables, which are
+built once per pass. For T new tokens after P cached ones (S = P + T), in the chapter's block:
 
     part            FLOPs                                 read
     embedding       0                                     T rows of the embeddings matrix
     norm            T (4D + 2)                            its weight; two in a block, one after the last
     qkv_proj        2 T D (N + 2K) H                      its weight
     RoPE            6 R T (N + K)
-    scores          T N H + 2 T S N H                     P cached keys: P K H numbers of float32
+    scores          T N H + 2 T S N H                     P cached keys: P K H float32 elements
     softmax         T N (4S - 1)
     combine         2 T S N H                             P cached values
     o_proj          2 T N H D                             its weight
@@ -17,14 +17,14 @@ which are made once for a pass. For T new tokens after P cached ones (S = P + T)
     SwiGLU          4 T F
     down_proj       2 T F D                               its weight
     residual        2 T D
-    lm_head         2 D V for each token that is scored   its weight
+    lm_head         2 D V for each scored token           its weight
 
-A bias is one addition for each number that comes out, and read. GPT-2's block has LayerNorm, T (7D + 2); c_fc, GELU,
-9 T F, and c_proj in place of gate_up_proj to down_proj; no RoPE; and adds a row of embed_positions to each token, T D.
-Scores are computed for all T x S pairs, as `attention` does, also for those that the mask hides.
+A bias costs one addition per output element, and is read. Each family lists the parts of its own block (`Family.work`):
+GPT-2's has LayerNorm, T (7D + 2), and GELU, 9 T F, but no RoPE. Its positions cost T D. Scores are computed for all
+T x S pairs, as `attention` does, including those that the mask hides.
 
 Source: "Speeding Up Generation by Caching Keys and Values" (Figure 3-10); Kaplan et al. 2020, "Scaling laws for neural
-language models", section 2.1 (where only the products are counted).
+language models", section 2.1 (which counts only the matrix products).
 """
 
 from typing import Any, NamedTuple
@@ -38,25 +38,25 @@ from ..shapes import Weights
 
 
 class Cost(NamedTuple):
-    """One part of the pass, in all layers together."""
+    """One part of the pass, summed over all layers."""
 
     part: str
     flops: int
-    weight_bytes: int  # read from the weights, each once however many tokens there are
+    weight_bytes: int  # each weight is read once, regardless of the number of tokens
     cache_bytes: int  # read from the KV cache
 
 
 def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int | None = None) -> list[Cost]:
-    """The cost of a pass over `new` tokens after `past` cached ones, part by part in the order of execution.
+    """The cost of a pass over `new` tokens after `past` cached ones, part by part, in order of execution.
 
     Parameters
     ----------
-    weights : their sizes in memory are what is read; the FLOPs follow from the config alone
-    scored : how many tokens are given to the LM head; by default all new ones. Generation asks it for the last only
+    weights : give the bytes read; the FLOPs follow from the config and the shapes
+    scored : the number of tokens passed to the LM head; by default all new ones. Generation scores only the last
     """
     family, T, S = family_of(config), new, past + new
     scored = T if scored is None else scored
-    cached = kv_cache_bytes(config, past) // 2  # the keys, or the values, of all layers
+    cached = kv_cache_bytes(config, past) // 2  # the keys (or the values) of all layers
 
     def row_bytes(table: Any) -> int:
         return table.nbytes // table.shape[0] * T

@@ -1,8 +1,8 @@
 """The logit lens: what the model would say if it stopped after a block.
 
-Every block only adds to the residual stream, so the stream is in the same space from the embedding to the end, and the
-last two steps of the pass, final norm and LM head, make sense at each point of it. Early blocks often name the token
-itself, late ones the next one.
+Blocks only add to the residual stream, so it stays in the same space from the embedding to the end, and the last two
+steps of the pass, final norm and LM head, can be applied at any point. Early blocks often predict the token itself,
+late blocks the next one.
 
 Source: "The Transformer Block" (Figure 3-30), "The Components of the Forward Pass" (Figure 3-6); nostalgebraist 2020,
 "interpreting GPT: the logit lens".
@@ -16,7 +16,7 @@ from ..lm import LM, lm_head
 
 
 def logit_lens(residual: Float[Array, "... T D"], lm: LM) -> Float[Array, "... T V"]:
-    """The logits of the residual stream, wherever it was tapped: lm_head(norm(residual)).
+    """The logits of the residual stream at any tapped point: lm_head(norm(residual)).
 
     For the last block's "residual_after_feedforward" they are the model's own logits.
     """
@@ -24,7 +24,7 @@ def logit_lens(residual: Float[Array, "... T D"], lm: LM) -> Float[Array, "... T
 
 
 def likeliest(logits: Float[np.ndarray, "... V"], k: int) -> Int[np.ndarray, "... k"]:
-    """The ids of the k likeliest tokens, the likeliest first; of equal ones the lower id. NaN comes before all.
+    """The ids of the k likeliest tokens, the likeliest first; ties in order of id, NaN before everything.
 
     >>> likeliest(np.array([0.1, 0.6, 0.3]), 2)
     array([1, 2])

@@ -1,11 +1,10 @@
-"""The page of `npllm inspect --html`: one file with everything in it, which asks nobody for anything.
+"""The page of `npllm inspect --html`: one self-contained file that makes no requests.
 
-What is shown comes from one `Look`. It stands in the page as JSON, in which arrays are base64 of their bytes; the
-page's script turns it into text and drawings, and its content security policy allows that script and that style, by
-their hashes, and nothing else.
+It shows one `Look`, embedded as JSON with arrays in base64. The page's script renders it; the content security policy
+allows that script and style, by their hashes, and nothing else.
 
-Attention weights are kept in 8 bits: the square root of each, so that small ones are told apart too (from 0.00002 on).
-The page squares them and divides by the sum of their row: what it shows sums to 1 and is off by less than 0.005.
+Attention weights are stored in 8 bits as square roots, which keeps small ones distinct (from 0.00002). The page squares
+them and divides by the sum of their row: the weights shown sum to 1 and are off by less than 0.005.
 """
 
 import base64
@@ -39,11 +38,11 @@ from .summary import cost_table
 from .tokens import token_bytes, visible
 
 ALTERNATIVES = 5  # for each position and layer
-LARGEST = 24_000_000  # bytes of attention weights: browsers take a page of some 40 MB
-STEPS = 8  # at least so many steps of the KV cache
+LARGEST = 24_000_000  # bytes of attention weights: browsers handle pages of about 40 MB
+STEPS = 8  # the least number of steps of the KV cache to show
 LETTERS = {
     "T": "tokens of this pass",
-    "S": "tokens to look at",
+    "S": "tokens attended to",
     "D": "model width",
     "N": "heads",
     "K": "key/value heads",
@@ -54,13 +53,13 @@ LETTERS = {
 
 
 def check_page(lm: LM, ids: Sequence[int]) -> None:
-    """Refuse a text that is too long for a page, before the work."""
+    """Refuse a text that is too long for a page, before computing anything."""
     maps = lm.config.num_hidden_layers * lm.config.num_attention_heads
     most = math.isqrt(2 * LARGEST // maps)
     if len(ids) > most:
         raise UsageError(
-            f"--html: expected at most {most} tokens, for the page holds {maps} attention maps of tokens x tokens,"
-            f" got {len(ids)}; the text form takes any length"
+            f"--html: expected at most {most} tokens, because the page holds {maps} attention maps of tokens x tokens,"
+            f" got {len(ids)}; the text output takes any length"
         )
 
 
@@ -69,8 +68,8 @@ def page(seen: Look, prompt_length: int, name: str) -> str:
 
     Parameters
     ----------
-    prompt_length : so many of the tokens are the prompt; the others were made by the model
-    name : of the model
+    prompt_length : the number of prompt tokens; the model generated the rest
+    name : the name of the model
     """
     template, style, script = (read(f"page.{kind}") for kind in ("html", "css", "js"))
     parts = {
@@ -80,37 +79,39 @@ def page(seen: Look, prompt_length: int, name: str) -> str:
         "script_hash": content_hash(script),
         "data": embedded(contents(seen, prompt_length, name)),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # in one go: the data may hold {{style}}
+    return re.sub(
+        r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template
+    )  # in one pass: the data may contain {{style}}
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write the page into a file, in whole or not at all; an old file of that name is replaced."""
+    """Write the page to a file, atomically; an existing file is replaced."""
     write_file(path, [text.encode()])
 
 
 def read(name: str) -> str:
-    """One of the page's own files, which stand beside this one."""
+    """One of the page's files, from the folder of this module."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def content_hash(text: str) -> str:
-    """How a content security policy names an inline script or style: by its SHA-256."""
+    """The SHA-256 by which a content security policy names an inline script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def embedded(value: Any) -> str:
-    """JSON that may stand in a script element of HTML: nothing in it can end that, or begin a comment."""
+    """JSON that is safe in an HTML script element: nothing in it can close the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def packed(array: np.ndarray, dtype: str) -> str:
-    """Numbers as base64 of their bytes, the lowest first."""
+    """The bytes of an array, little-endian, in base64."""
     return base64.b64encode(np.ascontiguousarray(array, dtype=dtype).tobytes()).decode()
 
 
 def attention_bytes(weights: Float[np.ndarray, "N T T"]) -> np.ndarray:
-    """Attention weights in 8 bits, [N, T (T + 1) / 2]: of each row what it can see. A row with NaN is all 0."""
+    """Attention weights in 8 bits, [N, T (T + 1) / 2]: the visible part of each row. A row with NaN becomes zeros."""
     rows, keys = np.tril_indices(weights.shape[-1])
     known = np.isfinite(weights).all(axis=-1, keepdims=True)
     roots = np.sqrt(np.where(known, weights, 0.0))[:, rows, keys]
@@ -118,12 +119,12 @@ def attention_bytes(weights: Float[np.ndarray, "N T T"]) -> np.ndarray:
 
 
 def token_label(data: bytes | None) -> str | None:
-    """A token as the page shows it: spaces drawn, what does not print escaped."""
+    """A token as the page shows it: spaces visible, unprintable characters escaped."""
     return None if data is None else visible(data).replace(" ", "␣")
 
 
 def contents(seen: Look, prompt_length: int, name: str) -> dict[str, Any]:
-    """All that the page shows, as data."""
+    """Everything the page shows, as data."""
     lm, config, count = seen.lm, seen.lm.config, len(seen.ids)
     probabilities, ranks = given(seen)
     looked, lengths = lens(seen, range(count), ALTERNATIVES), norms(seen)
@@ -179,7 +180,7 @@ def contents(seen: Look, prompt_length: int, name: str) -> dict[str, Any]:
 
 
 def sections(lm: LM) -> dict[str, Any]:
-    """For each part of the page its figures in the chapter, and where the source computes what it shows."""
+    """For each section of the page, its figures in the chapter and the source that computes it."""
     family = family_of(lm.config)
     table: dict[str, tuple[str, Sequence[Callable[..., Any]]]] = {
         "tokens": ("3-4 to 3-6", [Tokenizer.encode, family.lm_head]),
@@ -198,18 +199,18 @@ def sections(lm: LM) -> dict[str, Any]:
 
 
 def place(function: Callable[..., Any], line: str = "", name: bool = True) -> dict[str, Any]:
-    """A line of the source, for a link."""
+    """A line of the source, to link to."""
     path, number = source(function, line).split(":")
     return {"path": path, "line": int(number), "name": function.__name__ if name else ""}
 
 
 def listings(paths: Iterable[str]) -> dict[str, str]:
-    """The source files that the page links into, whole: it loads nothing, so it brings them along."""
+    """The source files that the page links to, in full: the page loads nothing, so they are embedded."""
     return {path: (PACKAGE.parent / path).read_text(encoding="utf-8") for path in sorted(set(paths))}
 
 
 def flow(seen: Look) -> list[dict[str, Any]]:
-    """The values of the pass in order, with those of one block for all blocks."""
+    """The values of the pass in order; the values of the first block stand for all blocks."""
     values, group = [], "before"
     for name, shape in seen.shapes.items():
         if name.startswith("layers.") and not name.startswith("layers.0."):
@@ -237,9 +238,9 @@ def flow(seen: Look) -> list[dict[str, Any]]:
 
 
 def cache_steps(seen: Look, prompt_length: int) -> list[dict[str, Any]]:
-    """The steps of generation, from the prompt on: what each computes with the cache and without it.
+    """What each step of generation computes, starting with the prompt, with and without the cache.
 
-    The first steps make the tokens that the model did make, where there are some.
+    The first steps are those that generated the tokens shown, if any.
     """
     config, weights = seen.lm.config, seen.lm.weights
     made = seen.ids[prompt_length:]

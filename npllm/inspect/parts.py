@@ -18,12 +18,12 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def part(config: Config, name: str) -> Part:
-    """What the value "layers.7.attention.q", or "logits", is in this model."""
+    """The description of a value of this model: "layers.7.attention.q", "logits"."""
     return family_of(config).parts[name.split(".", 2)[2] if name.startswith("layers.") else name]
 
 
 def source(function: Callable[..., Any], line: str = "") -> str:
-    """Where a function is defined, or the first line in it that has this text: "npllm/attention.py:62"."""
+    """The place where a function is defined, or its first line with this text: "npllm/attention.py:62"."""
     lines, first = inspect.getsourcelines(function)
     offset = next(i for i, text in enumerate(lines) if line in text)
     path = Path(inspect.getfile(inspect.unwrap(function))).relative_to(PACKAGE.parent)
