@@ -159,7 +159,7 @@ def test_a_text_that_is_too_long_for_a_page_is_refused_with_the_arithmetic(inspe
     refused(
         inspect("x" * 20, "--html", tmp_path / "x"),
         2,
-        r"--html: expected at most 10 tokens, for the page holds 8 attention maps of tokens x tokens, got 20",
+        r"--html: expected at most 10 tokens, because the page holds 8 attention maps of tokens x tokens, got 20",
     )
     assert inspect("x" * 10, "--html", tmp_path / "x")[0] == 0
 

@@ -1,19 +1,19 @@
 """The families of models, one file per family.
 
-family     the record that describes a family
-keys       config.json, key by key; none is ignored
-metadata   the same for a .gguf file
-common     keys that most families share
+family       the record that describes a family
+keys         config.json, key by key; none is ignored
+metadata     the same for a .gguf file
+common       keys that most families share
 activations  activation functions by name
-work       the cost of a block's parts
-llama      Llama, and what its descendants share
-phi3       Phi-3, the chapter's model
-mistral    a sliding window
-qwen2      biases on queries, keys and values
-qwen3      a norm on each head's queries and keys
-olmo2      norms after the layers; a norm on all queries and all keys
-smollm3    no RoPE in every fourth layer
-gpt2       absolute positions, LayerNorm, GELU
+work         the cost of a block's parts
+llama        Llama, and what its descendants share
+phi3         Phi-3, the chapter's model
+mistral      a sliding window
+qwen2        biases on queries, keys and values
+qwen3        a norm on each head's queries and keys
+olmo2        norms after the layers; a norm on all queries and all keys
+smollm3      no RoPE in every fourth layer
+gpt2         absolute positions, LayerNorm, GELU
 """
 
 from collections.abc import Mapping
