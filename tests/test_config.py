@@ -76,6 +76,10 @@ def test_each_model_type_has_its_defaults(model_type, kv_heads, attention_bias):
     assert read.attention_bias == attention_bias
 
 
+def test_qwen2_has_32_heads_of_keys_and_values_however_many_heads_it_has():
+    assert config(model_type="qwen2", num_attention_heads=64).num_key_value_heads == 32
+
+
 def test_head_dim_wins_over_the_width_per_head():
     assert config(head_dim=128).head_dim == 128
     assert config(head_dim=128, hidden_size=3000).head_dim == 128  # not a multiple of 32
