@@ -40,6 +40,7 @@ def test_a_template_can_refuse_a_conversation():
         ("{{ '\\ud800' }}", "UnicodeEncodeError"),
         ("{% for i in range(10**9) %}{{ i }}{% endfor %}", "OverflowError"),
         ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "OverflowError"),
+        ("{% set r = range(99) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}", "OverflowError"),
         ("{% macro f(n) %}{{ f(n - 1) + f(n - 1) if n > 0 }}{% endmacro %}{{ f(60) }}", "OverflowError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),

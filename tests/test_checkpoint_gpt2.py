@@ -118,6 +118,12 @@ def test_config_json_is_read_under_gpt2s_names():
     assert config.architectures == ("GPT2LMHeadModel",)
 
 
+def test_the_common_name_of_a_key_wins():
+    """As in transformers, where GPT-2's own names are other names for the same attributes."""
+    config = read_config(gpt2_config_keys(n_embd=48, n_layer=2) | {"hidden_size": 64, "num_hidden_layers": 3})
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (64, 3, 4)
+
+
 def test_what_config_json_leaves_out_has_gpt2s_default():
     left_out = {"layer_norm_epsilon", "activation_function", "eos_token_id", "architectures", "n_ctx"}
     config = read_config({key: value for key, value in gpt2_config_keys().items() if key not in left_out})

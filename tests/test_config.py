@@ -6,7 +6,8 @@ import pytest
 from npllm.config import Config
 from npllm.errors import ModelFileError
 from npllm.families import read_config
-from npllm.families.keys import LARGEST
+from npllm.families.common import rope
+from npllm.families.keys import LARGEST, Keys
 from npllm.text.end_ids import read_token_ids
 
 # The keys that every config.json has, with the numbers of Phi-3-mini.
@@ -56,8 +57,13 @@ def test_null_means_the_default():
     assert config(**dict.fromkeys(nulls)) == config()
 
 
-def test_unknown_keys_are_ignored():
+def test_harmless_keys_are_ignored_silently():
     assert config(transformers_version="4.41.2", torch_dtype="bfloat16", use_cache=True) == config()
+
+
+def test_unknown_keys_are_warned_of():
+    with pytest.warns(UserWarning, match="config.json: ignored keys that npllm does not know: speed, color"):
+        assert config(speed=1, color="red", _comment="x", empty=None) == config()
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,10 @@ def test_each_model_type_has_its_defaults(model_type, kv_heads, attention_bias):
     assert read.attention_bias == attention_bias
 
 
+def test_qwen2_has_32_heads_of_keys_and_values_however_many_heads_it_has():
+    assert config(model_type="qwen2", num_attention_heads=64).num_key_value_heads == 32
+
+
 def test_head_dim_wins_over_the_width_per_head():
     assert config(head_dim=128).head_dim == 128
     assert config(head_dim=128, hidden_size=3000).head_dim == 128  # not a multiple of 32
@@ -80,12 +90,41 @@ def test_partial_rotary_turns_a_part_of_the_head():
     assert config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}).rotary_dim == 48
 
 
+def test_partial_rotary_counts_where_the_family_rotates_a_part():
+    assert config(model_type="llama", partial_rotary_factor=0.5).rotary_dim == 96
+
+
 def test_rope_parameters_are_read_where_newer_files_keep_them():
     newer = config(rope_parameters=LLAMA3 | {"rope_theta": 500000.0})
     older = config(rope_scaling=LLAMA3, rope_theta=500000.0)
     assert newer == older
     assert newer.rope_theta == 500000.0
     assert newer.rope_scaling == LLAMA3
+
+
+def test_rope_scaling_replaces_rope_parameters():
+    linear = {"type": "linear", "factor": 2.0}
+    read = rope(Keys({"rope_scaling": linear, "rope_parameters": LLAMA3 | {"rope_theta": 500000.0}}), head_dim=96)
+    assert read["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert read["rope_theta"] == 10000.0
+    assert config(rope_scaling={}, rope_parameters={"rope_theta": 500000.0}).rope_theta == 500000.0
+
+
+def test_what_is_inside_wins_over_the_top_level():
+    inside = {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.5}
+    read = config(rope_parameters=inside, rope_theta=7.0, partial_rotary_factor=0.25)
+    assert (read.rope_theta, read.partial_rotary_factor) == (50.0, 0.5)
+
+
+def test_the_original_context_at_the_top_wins():
+    without = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
+
+    def original(**keys):
+        return config(**keys).rope_scaling["original_max_position_embeddings"]
+
+    assert original(rope_scaling=LLAMA3) == 8192
+    assert original(rope_scaling=LLAMA3, original_max_position_embeddings=2048) == 2048
+    assert original(rope_scaling=without) == PHI3_MINI["max_position_embeddings"]
 
 
 def test_linear_scaling_is_read_under_both_names_of_its_type():
@@ -119,6 +158,26 @@ def test_linear_scaling_is_read_under_both_names_of_its_type():
 def test_the_window_holds_where_the_model_type_says(keys, windows):
     read = config(**{"num_hidden_layers": 3, "num_key_value_heads": 8, "sliding_window": 4} | keys)
     assert [read.window(layer) for layer in range(3)] == windows
+
+
+def test_the_window_where_the_file_gives_none():
+    assert config(model_type="mistral").sliding_window == 4096
+    assert config(model_type="mistral", sliding_window=None).sliding_window is None
+    assert config(model_type="qwen2", use_sliding_window=True).sliding_window == 4096
+
+
+def test_a_window_that_hides_nothing_is_accepted():
+    assert config(model_type="llama", sliding_window=4096).window(0) is None
+
+
+def test_padding_without_an_id():
+    def padding(**keys):
+        return config(architectures=["Phi3ForSequenceClassification"], **keys).pad_token_id
+
+    assert padding() == 32000
+    assert padding(pad_token_id=None) is None
+    assert padding(pad_token_id=7) == 7
+    assert config().pad_token_id is None
 
 
 def test_a_config_cannot_be_changed():
@@ -158,6 +217,7 @@ def test_what_is_not_a_positive_number_is_refused(key, value):
         ({"model_type": "bert"}, "model_type: expected one of phi3, llama, mistral, ministral, qwen2, "),
         ({"model_type": ["phi3"]}, "model_type: expected one of"),
         ({"hidden_act": "gelu"}, "hidden_act: expected 'silu' or 'swish', got 'gelu'"),
+        ({"is_causal": 1}, "is_causal: expected True, got 1; npllm does not compute it"),
         ({"num_key_value_heads": 5}, "num_key_value_heads: expected a divisor of num_attention_heads, 32, got 5"),
         ({"num_key_value_heads": 64}, "num_key_value_heads: expected a divisor"),
         ({"hidden_size": 3000}, "hidden_size: expected a multiple of num_attention_heads, 32"),
@@ -165,10 +225,27 @@ def test_what_is_not_a_positive_number_is_refused(key, value):
         ({"head_dim": 10, "partial_rotary_factor": 0.5}, "expected an even number of rotated dimensions"),
         ({"partial_rotary_factor": 0.001}, "expected an even number of rotated dimensions"),
         ({"partial_rotary_factor": 1.5}, "expected an even number of rotated dimensions"),
+        (
+            {"model_type": "llama", "partial_rotary_factor": 0.5, "rope_scaling": LLAMA3},
+            "partial_rotary_factor: expected 1.0, got 0.5",
+        ),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: expected true or false, got 'yes'"),
         ({"model_type": "llama", "attention_bias": 1}, "attention_bias: expected true or false"),
         ({"sliding_window": 0}, "sliding_window: expected a whole number"),
         ({"sliding_window": "all"}, "sliding_window: expected a whole number"),
+        (
+            {"model_type": "llama", "sliding_window": 4},
+            "sliding_window: expected null, or at least the context of 4096",
+        ),
+        ({"model_type": "llama", "layer_types": ["sliding_attention"] * 32}, "layer_types: expected full_attention"),
+        (
+            {"model_type": "mistral", "sliding_window": None, "layer_types": ["sliding_attention"] * 32},
+            "sliding_window: expected a number of tokens, since layer_types has sliding_attention",
+        ),
+        (
+            {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 32},
+            "layer_types: expected full_attention alone, since there is no sliding window",
+        ),
         ({"eos_token_id": "</s>"}, "eos_token_id: expected a token id or a list of them"),
         ({"eos_token_id": [1, -1]}, "eos_token_id: expected a token id or a list of them"),
         ({"rope_scaling": "linear"}, "rope_scaling: expected an object"),

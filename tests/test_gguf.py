@@ -185,6 +185,16 @@ def test_phi3_4k_files_older_than_the_sliding_window_key(tmp_path):
     assert config.window(31) is None
 
 
+def test_a_llama_file_with_a_window_is_mistrals(tmp_path):
+    config = config_of(tmp_path, metadata={"llama.attention.sliding_window": 8})
+    assert (config.family, config.window(0), config.window(1)) == ("mistral", 8, 8)
+
+
+def test_keys_that_are_not_known_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="m.gguf: ignored keys that npllm does not know: speed"):
+        config_of(tmp_path, metadata={"llama.speed": 1})
+
+
 def test_linear_scaling(tmp_path):
     for keys in ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0}):
         config = config_of(tmp_path, metadata={f"llama.{key}": value for key, value in keys.items()})

@@ -1,5 +1,6 @@
 """Absolute positions: GPT-2's block and the original one, and the pass that adds a vector for each position."""
 
+import math
 import sys
 from functools import partial
 
@@ -16,7 +17,7 @@ from npllm.attention import attention
 from npllm.block import original_block
 from npllm.cache import empty_cache
 from npllm.devices.device import to_host
-from npllm.families.gpt2 import gpt2_block, gpt2_transform
+from npllm.families.gpt2 import ACTIVATIONS, gpt2_block, gpt2_transform
 from npllm.heads import lm_head
 from npllm.inspect.record import record
 from npllm.lm import LM
@@ -80,6 +81,23 @@ def weights_of(kind, config, seed=0, biases=True):
 
 def logits(kind, ids, weights, config, *arguments, **options):
     return npllm.forward(ids, LM(config, weights, None, {}, PASSES[kind]), *arguments, **options)[0]
+
+
+# The activations
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_each_activation_is_the_function_of_its_name(lib, name):
+    def expected(x):
+        if name in ("gelu", "gelu_python"):
+            return x * (1 + math.erf(x / math.sqrt(2))) / 2
+        if name in ("silu", "swish"):
+            return x / (1 + math.exp(-x))
+        return max(x, 0.0) if name == "relu" else loops.gelu(x)
+
+    x = np.linspace(-6, 6, 49, dtype=np.float32)
+    y = to_host(ACTIVATIONS[name](lib.array(x)))
+    np.testing.assert_allclose(y, [expected(float(one)) for one in x], rtol=0, atol=2e-6)
 
 
 # The blocks
