@@ -82,8 +82,8 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.
     partial : whether the family can rotate a part of each head; others ignore `partial_rotary_factor`
     theta : the default for a file without `rope_theta`
     """
-    where = "rope_scaling" if keys.object("rope_scaling") else "rope_parameters"
-    inside = keys.object("rope_scaling") or keys.object("rope_parameters")
+    older, newer = keys.object("rope_scaling"), keys.object("rope_parameters")
+    where, inside = ("rope_scaling", older) if older else ("rope_parameters", newer)
     nested = [key for key, value in inside.items() if isinstance(value, Mapping)]
     if nested:
         raise keys.refusal(where, "one object for all layers", "npllm does not compute RoPE per layer here", got=nested)

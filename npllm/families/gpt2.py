@@ -151,12 +151,14 @@ def read_config(keys: Keys) -> GPT2Config:
     `reorder_and_upcast_attn` is harmless: it means attention in float32, which is always the case here.
     """
     keys.read |= {*KEYS, *KEYS.values()}
-    keys.names.update({common: own for common, own in KEYS.items() if common not in keys.values})  # these win
+    keys.names.update({key: own for key, own in KEYS.items() if key not in keys.values})  # these win
     keys.refuse(unless=REFUSED)
     common.refuse_window(keys, keys.integer("max_position_embeddings"))
     layers, heads, hidden = (keys.integer(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     if hidden % heads:
-        raise keys.refusal("hidden_size", f"a multiple of {keys.names.get('num_attention_heads')}, {heads}")
+        raise keys.refusal(
+            "hidden_size", f"a multiple of {keys.names.get('num_attention_heads', 'num_attention_heads')}, {heads}"
+        )
     return GPT2Config(
         family="gpt2",
         vocab_size=keys.integer("vocab_size"),
