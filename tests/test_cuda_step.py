@@ -208,7 +208,7 @@ def test_the_loop_passes_the_length_of_the_text_to_the_step(by_length, counted):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("window", [None, 4])
 def test_the_loop_makes_the_same_tokens(counted, tied, window):
-    lm = random_lm(NUMPY, tie_word_embeddings=tied, sliding_window=window)
+    lm = random_lm(NUMPY, model_type="mistral", tie_word_embeddings=tied, sliding_window=window)
     other = with_kernels(lm, twins)
     assert (other.weights.lm_head is other.weights.embed_tokens) == tied
     assert other.config is lm.config
