@@ -79,9 +79,8 @@ def page(seen: Look, prompt_length: int, name: str) -> str:
         "script_hash": content_hash(script),
         "data": embedded(contents(seen, prompt_length, name)),
     }
-    return re.sub(
-        r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template
-    )  # in one pass: the data may contain {{style}}
+    # In one pass: the data may contain {{style}}.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
 def write_page(path: Path, text: str) -> None:
