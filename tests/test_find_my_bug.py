@@ -156,7 +156,7 @@ def test_in_the_default_model_they_are_found_too(monkeypatch):
 
     def seen(weights=lm.weights, visible=right):
         values = {}
-        forward(ids, weights, lm.config, visible=visible, tap=record(values))
+        forward(ids, lm._replace(weights=weights), visible=visible, tap=record(values))
         return values
 
     expected = seen()
