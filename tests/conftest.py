@@ -6,8 +6,10 @@ import os
 # pytest starts a process for each core (`-n auto`), which BLAS's threads would slow down.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import jaxtyping
 import pytest
 from command_line import folder, npllm  # noqa: F401
+from default_model import skip_where_missing
 from emulated import cupy, emulator  # noqa: F401
 from hypothesis import Phase, settings
 from kernel_models import counted  # noqa: F401
@@ -49,6 +51,22 @@ def writable_lib(lib) -> Library:
     if lib.xp.__name__ == "jax.numpy":
         pytest.skip("jax arrays cannot be written to; the KV cache is")
     return lib
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs the default model where it is not installed."""
+    skip_where_missing(items)
+
+
+@pytest.fixture(autouse=True)
+def unchecked_shapes(request):
+    """Run the default model without checking the shapes of each call, see default_model.py."""
+    if request.node.get_closest_marker("default_model") is None:
+        yield
+        return
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.hookimpl(wrapper=True)

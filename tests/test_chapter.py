@@ -4,7 +4,7 @@ import statistics
 
 import numpy as np
 import pytest
-from default_model import needs_default_model
+from default_model import default_lm, needs_default_model
 
 import npllm
 from npllm.apps.ablate import without_layers
@@ -16,7 +16,7 @@ pytestmark = [needs_default_model, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def lm():
-    return npllm.load()
+    return default_lm()
 
 
 # "The feedforward neural network at a glance"

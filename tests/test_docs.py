@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bridge import tool_path
-from default_model import needs_default_model
+from default_model import default_lm, needs_default_model
 
 import npllm
 
@@ -45,7 +45,8 @@ def test_a_command_prints_what_it_says(command, expected, tmp_path):
 
 
 @needs_default_model
-def test_the_python_examples_of_the_readme_hold():
+def test_the_python_examples_of_the_readme_hold(monkeypatch):
+    monkeypatch.setattr(npllm, "load", default_lm)
     failed, run = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=FLAGS)
     assert run > 0
     assert failed == 0
@@ -61,7 +62,7 @@ def test_the_readme_lists_every_module_of_the_ground_floor_in_reading_order():
 @pytest.fixture(scope="module")
 def lm() -> npllm.LM:
     """The default model, loaded once for all pages: npllm.load() gives it on each of them."""
-    return npllm.load()
+    return default_lm()
 
 
 def sessions(page: str) -> str:

@@ -394,7 +394,7 @@ def test_ids_are_checked_at_both_ends():
 
 def test_a_cache_without_room_for_the_prompt_is_refused():
     lm = random_lm()
-    with pytest.raises(UsageError, match="cache: expected room for 3 tokens, got 2; use"):
+    with pytest.raises(UsageError, match="cache: expected room for all 3 tokens of the prompt, got less; use"):
         steps(lm, [1, 2, 3], cache=empty_cache(lm.config, 2, like=lm.weights.norm))
 
 

@@ -8,7 +8,7 @@ from checkpoints import write_folder
 from safetensors.numpy import load_file, save_file
 
 import npllm
-from npllm.checkpoint.plan import choose, first_five, stacked
+from npllm.checkpoint.plan import first_five, spelling_of, stacked
 from npllm.storage.stored import Stored
 
 STORED = Stored(Path("model.safetensors"), "any", "F32", (1,), 0)
@@ -24,11 +24,11 @@ SPELLINGS = "a.*.gate a.*.up | a.*.up"
     ],
 )
 def test_the_names_are_those_that_the_file_has(tensors, names):
-    assert choose(SPELLINGS, dict.fromkeys(tensors, STORED)) == names
+    assert spelling_of(SPELLINGS, dict.fromkeys(tensors, STORED)) == names
 
 
 def test_of_projections_that_are_incomplete_the_most_complete_is_named():
-    assert choose("q k v | qkv", {"q.weight": STORED, "k.weight": STORED}) == ["q", "k", "v"]
+    assert spelling_of("q k v | qkv", {"q.weight": STORED, "k.weight": STORED}) == ["q", "k", "v"]
 
 
 def test_parts_lie_one_below_the_other():

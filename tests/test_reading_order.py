@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from default_model import needs_default_model
+from default_model import default_lm, needs_default_model
 
 import npllm
 
@@ -85,7 +85,8 @@ def examples() -> list:
 
 
 @pytest.mark.parametrize("test", examples())
-def test_the_examples_of_a_docstring_hold(test):
+def test_the_examples_of_a_docstring_hold(test, monkeypatch):
+    monkeypatch.setattr(npllm, "load", default_lm)
     printed = []
     doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=printed.append, clear_globs=False)
     assert not printed, "".join(printed)
