@@ -1,10 +1,10 @@
 """npllm: the transformer LLM of the chapter "Looking Inside Large Language Models", as plain array functions.
 
-Text flows one way: text -> ids -> vectors -> blocks -> logits -> id -> text. The modules in reading order, one concept
-each. A module uses only those above it:
+Text flows one way: text -> ids -> vectors -> blocks -> logits -> id -> text. The modules of the ground floor, which
+is the chapter, in reading order. Each has one concept and uses only those above it:
 
-    arrays       arrays of any library; the interface of a packed weight
-    shapes       the letters in every shape; the names of all weights
+    arrays       arrays from any library; the interface of a packed weight
+    shapes       the letters in every shape; the names of the chapter's weights
     tap          observing values inside the pass
     errors       one error class per exit code
     config       a model's configuration
@@ -27,9 +27,9 @@ each. A module uses only those above it:
     lm           a model as one object; the public calls
     loop         the autoregressive loop
 
-The subpackages: text (text at its edges), families (one file per family of models), storage (weights in few bits),
-checkpoint (files to weights), devices (CPU or GPU), cuda (GPU kernels), inspect (looking inside), apps (built on the
-loop), cli (the commands). tokenizer uses text; loop uses text and devices.
+The wings, which are subpackages: text (text at its edges), families (one file per family of models), storage (weights
+in few bits), checkpoint (files to weights), devices (CPU or GPU), cuda (GPU kernels), inspect (looking inside), apps
+(built on the loop), cli (the commands). tokenizer uses text; loop uses text and devices.
 """
 
 import importlib

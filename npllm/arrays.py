@@ -34,10 +34,10 @@ def array_namespace(x: Array) -> Any:
 
 @runtime_checkable
 class Packed(Protocol):
-    """A weight matrix stored in a compact format (16, 8 or 4 bits) that does its own multiplication.
+    """A weight matrix that does its own multiplication, mostly because it is stored in 16, 8 or 4 bits.
 
-    Only `linear` and `embed` check for it; all other functions pass it on. storage/ has the formats. Large models are
-    loaded into them; small models mostly become plain arrays.
+    Only `linear` and `embed` check for it; a pass hands it on. storage/ has the formats. Large models are loaded into
+    them; small models mostly become plain arrays.
     """
 
     shape: tuple[int, int]  # [F, D]

@@ -50,8 +50,8 @@ def relevance_scores(q: Float[Array, "... N T H"], k: Float[Array, "... K S H"])
     """Relevance scores: q · k / sqrt(H) for every query and every key.
 
     With K = N each head has its own keys (multi-head attention); with K < N, G = N / K consecutive query heads share a
-    key head (grouped-query); with K = 1 all of them do (multi-query). The product of two random vectors grows as
-    sqrt(H); dividing by it keeps the softmax from saturating.
+    key head (grouped-query); with K = 1 all of them do (multi-query). The dot product of two random vectors is of
+    the order of sqrt(H); dividing by that keeps the softmax from saturating.
     """
     xp = array_namespace(q)
     *batch, heads, new, width = q.shape

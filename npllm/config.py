@@ -21,7 +21,7 @@ class Config:
     rms_norm_eps: float = 0.0  # in models with RMSNorm
     layer_norm_epsilon: float = 0.0  # in models with LayerNorm: GPT-2
     rope_theta: float = 10000.0
-    rope_scaling: Mapping[str, Any] | None = None  # {"rope_type": "linear", ...}: "llama3", or GGUF's "factors"
+    rope_scaling: Mapping[str, Any] | None = None  # {"rope_type": "linear" | "llama3" | "factors" (GGUF), ...}
     partial_rotary_factor: float = 1.0
     sliding_window: int | None = None  # W: the number of tokens a token sees, including itself
     layer_types: tuple[str, ...]  # "full_attention" or "sliding_attention", for each layer

@@ -11,7 +11,7 @@ class NpllmError(Exception):
 
 
 class UsageError(NpllmError, ValueError):
-    """An argument, a prompt or a sampling option is invalid."""
+    """An argument, a prompt or an option is invalid, or an output cannot be written."""
 
     exit_code = 2
 

@@ -24,7 +24,7 @@ Ids = Int[Array, "... T"] | Sequence[Any]  # an array, or a list of integers (fo
 
 
 class LM(NamedTuple):
-    """A language model as `npllm.load` returns it: everything that generation needs, as data."""
+    """A language model as `npllm.load` returns it: everything that generation needs."""
 
     config: Config
     weights: Weights

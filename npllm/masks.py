@@ -48,7 +48,7 @@ def sliding_window(queries: Int[Array, "... T"], keys: Int[Array, "... S"], wind
 def strided(queries: Int[Array, "... T"], keys: Int[Array, "... S"], stride: int) -> Bool[Array, "... T S"]:
     """Sparse attention: a token sees the last `stride` tokens, and before them every stride-th one counted from itself.
 
-    The paper assigns these two patterns to two heads, or merges them in all heads, as here and in `fixed`.
+    The paper gives these two patterns to different heads, or merges them in every head, as here and in `fixed`.
     """
     each = (queries[..., :, None] - keys[..., None, :]) % stride == 0
     return sliding_window(queries, keys, stride) | (causal(queries, keys) & each)

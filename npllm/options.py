@@ -20,8 +20,8 @@ def check_options(**options: Any) -> None:
         "top_p": (lambda p: 1e-6 <= p <= 1, "from 1e-6 to 1 (off)"),
         "min_p": (lambda p: 0 <= p <= 1, "from 0 (off) to 1"),
         "repetition_penalty": (lambda r: 1e-6 <= r <= 1e6, "from 1e-6 to 1e6 (1: off)"),
-        "stop": (all, "strings that are not empty"),
-        "seed": (lambda s: s is None or s >= 0, "a whole number from 0 on, or None"),
+        "stop": (lambda s: all(isinstance(one, str) and one for one in s), "strings that are not empty"),
+        "seed": (lambda s: s is None or s >= 0, "a whole number, 0 or more, or None"),
         "cache_dtype": (lambda d: d in CACHE_DTYPES, " or ".join(CACHE_DTYPES)),
     }
     for name, value in options.items():
@@ -37,7 +37,7 @@ def check_options(**options: Any) -> None:
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """Raise UsageError if an id has no row in the embeddings matrix. With Python integers the check costs nothing."""
+    """Raise UsageError if an id has no row in the embedding matrix. With Python integers the check costs nothing."""
     for position, token in enumerate(ids):
         if not 0 <= token < vocab_size:
             raise UsageError(f"token {position}: expected an id from 0 to {vocab_size - 1}, got {token}")

@@ -1,4 +1,4 @@
-"""The glossary: the letters in every shape, and the names of all weights.
+"""The glossary: the letters in every shape, and the names of the chapter's weights.
 
     T  query tokens: the positions computed in this pass          N  query heads
     S  key tokens: cached and new                                 K  key/value heads

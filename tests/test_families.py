@@ -103,7 +103,7 @@ def test_every_value_is_explained_traced_and_on_the_page(name):
     sizes |= {"F": lm.config.intermediate_size, "V": lm.config.vocab_size}
     for value, array in seen.items():
         what = part(lm.config, value)
-        assert array.shape == tuple(sizes[letter] for letter in what.letters.split()), value
+        assert array.shape == tuple(sizes[letter] for letter in what.shape.split()), value
         assert source(what.function, what.line).startswith("npllm/")
         assert f"`{re.sub(r'^layers[.][0-9]+[.]', 'layers.*.', value)}`" in PAGE, f"docs/taps.md lacks {value}"
     by_attention = ("_rotated", ".scores", ".weights", ".mixed")  # which tools/hf_trace.py wraps

@@ -31,7 +31,7 @@ def tiny_gpt2(**keys) -> LM:
 def test_every_value_of_the_pass_is_explained_and_its_line_of_the_source_found(lm):
     for name, shape in look(lm, IDS).shapes.items():
         what = part(lm.config, name)
-        assert len(what.letters.split()) == len(shape), name
+        assert len(what.shape.split()) == len(shape), name
         path, line = source(what.function, what.line).split(":")
         text = (PACKAGE.parent / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
         assert what.line in text
@@ -44,5 +44,5 @@ def test_letters_are_the_sizes_that_the_glossary_says():
     lm = tiny_lm(num_attention_heads=4, num_key_value_heads=2)
     sizes = {"T": 5, "S": 5, "D": 8, "N": 4, "K": 2, "H": 4, "F": 6, "V": 11}
     for name, shape in look(lm, IDS).shapes.items():
-        assert tuple(sizes[letter] for letter in part(lm.config, name).letters.split()) == shape, name
-    assert PARTS["attention.k"].letters != PARTS["attention.q"].letters
+        assert tuple(sizes[letter] for letter in part(lm.config, name).shape.split()) == shape, name
+    assert PARTS["attention.k"].shape != PARTS["attention.q"].shape

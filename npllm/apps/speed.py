@@ -176,7 +176,7 @@ def decode_row(lm: LM, seconds: Sequence[float], read: Read, bandwidth: float) -
 def sizes(lm: LM) -> dict[str, Any]:
     """The number of parameters, and their bytes in memory by storage dtype; each matrix is counted once."""
     w = lm.weights
-    # By identity, because with tied embeddings the LM head is the embeddings matrix.
+    # By identity, because with tied embeddings the LM head is the embedding matrix.
     arrays = {
         id(array): array for group in (*w.layers, w._replace(layers=())) for array in group if hasattr(array, "nbytes")
     }

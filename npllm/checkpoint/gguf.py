@@ -51,7 +51,7 @@ class Reader:
         """The error for a file that ends too early."""
         return ModelFileError(
             f"{self.path}: {what}: expected {expected} more bytes, got {self.left}; the file is cut short or damaged:"
-            " get it again"
+            " download it again"
         )
 
     def scalar(self, letter: str, what: str) -> Any:
@@ -83,7 +83,9 @@ class Reader:
         if kind in SCALARS:
             return self.scalar(SCALARS[kind], what)
         if kind != ARRAY:
-            raise ModelFileError(f"{self.path}: {what}: expected a type from 0 to 12, got {kind}; get the file again")
+            raise ModelFileError(
+                f"{self.path}: {what}: expected a type from 0 to 12, got {kind}; download the file again"
+            )
         element, count = self.scalar("I", what), self.scalar("Q", what)
         if element == STRING:
             self.check_count(count, 8, what)
@@ -99,7 +101,7 @@ class Reader:
         if count > MOST or count * least > self.left:
             raise ModelFileError(
                 f"{self.path}: {what}: expected room for {count} of them, got {self.left} bytes to the end of the file;"
-                " it is cut short or damaged: get it again"
+                " it is cut short or damaged: download it again"
             )
 
 
@@ -126,7 +128,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
         for _ in range(key_count):
             key = reader.string("a key's name")
             if key in metadata:
-                raise ModelFileError(f"{path}: expected each key once, got {key} twice; get the file again")
+                raise ModelFileError(f"{path}: expected each key once, got {key} twice; download the file again")
             metadata[key] = reader.value(reader.scalar("I", key), key)
         reader.check_count(tensor_count, 8 + 4 + 4 + 8, "number of tensors")
         entries = [read_entry(reader) for _ in range(tensor_count)]
@@ -137,7 +139,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     stored: dict[str, Stored] = {}
     for name, dtype, shape, offset in entries:
         if name in stored:
-            raise ModelFileError(f"{path}: expected each tensor once, got {name} twice; get the file again")
+            raise ModelFileError(f"{path}: expected each tensor once, got {name} twice; download the file again")
         stored[name] = Stored(path, name, dtype, shape, start + offset)
         check_extent(stored[name], size)
     return metadata, stored
@@ -165,5 +167,6 @@ def check_extent(stored: Stored, size: int) -> None:
     end = stored.offset + (stored.nbytes if stored.dtype in FORMATS else 0)
     if end > size:
         raise ModelFileError(
-            f"{stored.path}: {stored.name}: expected {end} bytes, got a file of {size}; it is cut short: get it again"
+            f"{stored.path}: {stored.name}: expected {end} bytes, got a file of {size}; it is cut short:"
+            " download it again"
         )

@@ -150,7 +150,7 @@ def is_copy(plans: Mapping[str, Sequence[Part]], tensors: Mapping[str, Stored]) 
 
 
 def halves_order(interleaved_heads: int, head_dim: int, rows: int) -> np.ndarray:
-    """The new places of a projection's rows, so that dimensions i and i + H/2 of a head, not neighbours, are a pair.
+    """The new places of a projection's rows, so that dimensions i and i + H / 2, not neighbours, are a pair of a head.
 
     The first heads may be interleaved; the rest (the values of a fused projection) are already in order.
 
@@ -165,7 +165,7 @@ def halves_order(interleaved_heads: int, head_dim: int, rows: int) -> np.ndarray
 def check(
     plans: Mapping[str, Sequence[Part]], tensors: Mapping[str, Stored], not_needed: Collection[str], where: Path
 ) -> None:
-    """Refuse files without exactly the tensors that the plan needs; suffixes in `not_needed` are ignored."""
+    """Refuse files whose tensors are not exactly those of the plan; suffixes in `not_needed` are ignored."""
     needed = {part.name: part.shape for parts in plans.values() for part in parts}
     wrong = {
         "missing tensors": [name for name in needed if name not in tensors],

@@ -57,7 +57,7 @@ def joined_matrix(weight: str, tensors: dict[str, Stored], dtype: str) -> Stored
     for suffix, (part_dtype, part_shape) in expected.items():
         if weight + suffix not in tensors:
             raise ModelFileError(
-                f"{codes.path}: expected {weight}{suffix} with {weight}{CODES}, found none; get the file again"
+                f"{codes.path}: expected {weight}{suffix} with {weight}{CODES}, found none; download the file again"
             )
         part = tensors[weight + suffix]
         if (part.dtype, part.shape) != (part_dtype, part_shape):
@@ -70,5 +70,5 @@ def unexpected(stored: Stored, expected: str) -> ModelFileError:
     """The error for a part of a matrix with another dtype or shape."""
     return ModelFileError(
         f"{stored.path}: {stored.name}: expected {expected}, got {stored.dtype} {list(stored.shape)};"
-        " get the file again"
+        " download the file again"
     )

@@ -42,7 +42,7 @@ from .weights import read_weight
 SHARD_BYTES = 5_000_000_000
 NAMES_IN_FILES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 METADATA = {"format": "pt"}  # transformers refuses a file without it
-# The files of the tokenizer and of generation, which are copied. The last five are for other libraries than npllm.
+# The files of the tokenizer and of generation, which are copied. The last four are for other libraries than npllm.
 COPIED = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("chat_template.jinja", "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt"),

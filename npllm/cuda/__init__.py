@@ -3,8 +3,8 @@
 attention   attention by cuBLAS, with keys and values read in place
 kernels     launches the kernels in the .cu files next to it
 twins       what each kernel computes, as an array function
-fit         which models the kernels compute; the reason where they stay out
+fit         which models the kernels support, and why not the others
 block       the Transformer block for one token, in kernels
 step        a whole decode step, captured as a CUDA graph
-gpu         `on_gpu`: a loaded model with all of this in its place
+gpu         `on_gpu`: installs all of this in a loaded model
 """

@@ -1,4 +1,4 @@
-"""A loaded model with the GPU's ways to compute the same: cuBLAS attention, and decode steps in our kernels."""
+"""Installing the GPU's implementations in a loaded model: cuBLAS attention, and decode steps in our kernels."""
 
 from types import ModuleType
 

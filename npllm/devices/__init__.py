@@ -1,7 +1,7 @@
 """What depends on the machine: which device holds the arrays, its memory, its threads. In reading order:
 
 blas       how long BLAS's threads spin; to be set before NumPy is imported
-units      bytes in words
+units      byte counts as readable text
 memory     how much memory is available, and refusing what does not fit
 device     choosing a device by name; moving arrays to the host
 dtypes     the dtypes of a KV cache by name

@@ -10,7 +10,8 @@ import warnings
 
 
 def short_spin() -> bool:
-    """True if OpenBLAS's threads will spin for only 2**20 cycles after a product; False, with a warning, if not.
+    """True if the time that OpenBLAS's threads spin after a product is set: to 2**20 cycles, unless the environment has
+    another value. False, with a warning, if it is too late to set it.
 
     Call it before the first import of NumPy, in a program that runs 16-bit or quantized weights on the CPU. The command
     line does. `import npllm` does not, because it changes the environment: it sets OPENBLAS_THREAD_TIMEOUT to 20, for

@@ -1,6 +1,7 @@
 """Choosing the device that holds the arrays: NumPy on the CPU, CuPy on a CUDA GPU.
 
-The math asks an array for its namespace, and is the same for both. Only the modules of this wing distinguish them.
+The math asks an array for its namespace, and is the same for both. Only loading, and the wings cuda and storage, depend
+on which one it is.
 """
 
 import re

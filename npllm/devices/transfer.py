@@ -1,7 +1,7 @@
 """Copying weights to a GPU, through two small buffers however large the weights are.
 
 A GPU can read page-locked ("pinned") host memory by DMA, without the processor. There are two such buffers: while the
-GPU reads one, the host fills the other. Elements are sent in float32. The GPU rounds them to float16, in no time.
+GPU reads one, the host fills the other. Elements are sent in float32. The GPU rounds them to float16 at no cost.
 
 float16 ends at 65,504; larger elements are refused before they are sent. Below 6.1e-5 its values are 6e-8 apart:
 smaller elements are rounded to a multiple of that, and to 0 below 3e-8. Both cases are counted, because the file's

@@ -1,4 +1,4 @@
-"""Numbers of bytes in words. It imports nothing, so that the command line starts quickly."""
+"""Byte counts as readable text. It imports nothing, so that the command line starts quickly."""
 
 
 def format_bytes(count: int) -> str:

@@ -35,7 +35,8 @@ from .qwen3 import QWEN3
 from .smollm3 import SMOLLM3
 
 ALL = (PHI3, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, SMOLLM3, GPT2)
-# The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama").
+# The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama": of two
+# families with one architecture the first in ALL reads the metadata, and says which of them it is).
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}
 ARCHITECTURES = {family.gguf.architecture: family for family in reversed(ALL) if family.gguf is not None}
 

@@ -35,9 +35,9 @@ HARMLESS = frozenset(
         *("allow_global_per_layer_attribute_access", "serialize_explicit_per_layer_config"),
     )
 )
-# Keys that affect the computation in every family, and the values that do not. `is_causal: false` is bidirectional
-# attention; in transformers null is too, in some implementations of attention and not in others.
-REFUSED: dict[str, tuple[Any, ...]] = {
+# Keys that affect the computation in every family, with the values that npllm computes; any other value is refused.
+# `is_causal: false` is bidirectional attention; in transformers null is too, in some implementations of attention.
+ALLOWED: dict[str, tuple[Any, ...]] = {
     "is_causal": (True,),
     "per_layer_config": (None, {}),
     "attention_chunk_size": (None,),
@@ -79,7 +79,8 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.
     Newer files have everything in `rope_parameters`; older ones have `rope_scaling`, and `rope_theta` at the top level.
     As in transformers, the two objects are synonyms, and their keys take precedence over the top level.
 
-    partial : whether the family can rotate a part of each head; others ignore `partial_rotary_factor`
+    partial : whether the family can rotate a part of each head; others ignore `partial_rotary_factor`, unless positions
+        are scaled: then they refuse it
     theta : the default for a file without `rope_theta`
     """
     older, newer = keys.object("rope_scaling"), keys.object("rope_parameters")
@@ -147,7 +148,7 @@ def head(keys: Keys, tied: bool = False, pad_token_id: int | None = None) -> dic
     """
     architectures = keys.strings("architectures")
     classifies = any(name.endswith(CLASSIFIERS) for name in architectures)
-    keys.read |= {"id2label", "problem_type"}  # only a classifier needs them
+    keys.mark_read("id2label", "problem_type")  # only a classifier needs them
     labels = keys.optional("num_labels")
     pad = token_ids(keys, "pad_token_id")
     return {
@@ -186,7 +187,10 @@ def token_ids(keys: Keys, key: str) -> tuple[int, ...]:
 
 
 def refuse_window(keys: Keys, context: int) -> None:
-    """Refuse a sliding window in a family without one: transformers ignores it in the pass, but not in its cache."""
+    """Refuse a sliding window in a family without one.
+
+    transformers itself gives two answers there: its pass ignores the window, and its cache drops the keys outside it.
+    """
     window = keys.get("sliding_window")
     kinds = keys.get("layer_types")
     full = isinstance(kinds, list) and set(kinds) == {"full_attention"}

@@ -1,7 +1,9 @@
 """The record that describes a family; each family's file ends with one.
 
 A family is functions and tables. Code outside families/ never checks which family a model belongs to: the record has
-the forward pass, the names of the weights, the descriptions of the tapped values.
+the forward pass, the names of the weights, the descriptions of the tapped values. `names`, `shapes` and the fields of
+`block_weights` use the same names. A family with config keys of its own subclasses `Config`. Kernels run only for the
+chapter's pass with the chapter's weights (cuda/fit.py). CONTRIBUTING.md adds a family step by step.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,15 +15,16 @@ from ..config import Config
 from .keys import Keys
 from .metadata import Metadata
 
-# The rows of each tensor that a weight may be split into, and the columns; None for a vector.
+# A weight's shape: ([rows of its first tensor, of its second, ...], columns), for files that keep its parts in separate
+# tensors; columns is None for a vector.
 Rows = tuple[Sequence[int], int | None]
 
 
-class Part(NamedTuple):
+class Tapped(NamedTuple):
     """A tapped value: its description, and the source line that computes it."""
 
-    words: str
-    letters: str  # its shape, in the letters of shapes.py
+    description: str
+    shape: str  # in the letters of shapes.py
     function: Callable[..., Any]  # computes it
     line: str  # part of the text of that line in the function; "" for its first line
     figures: str  # the chapter's
@@ -60,12 +63,14 @@ class Family(NamedTuple):
     transform: Callable[..., Any]  # the forward pass
     block: Callable[..., Any]
     final_norm: Callable[..., Array]  # (residual stream, weights, config)
-    structure: Callable[[Any, int], Sequence[tuple[str, str]]]  # the lines of a block for `npllm show`, see there
+    # The lines of a block for `npllm show`: (text, weight or ""). ": Linear" is completed with the shape of the weight.
+    structure: Callable[[Any, int], Sequence[tuple[str, str]]]
     norm_text: Callable[[Config], str]  # the final norm for `npllm show`
-    parts: Mapping[str, Part]  # every tapped value, by its name inside a block or outside the blocks
-    work: Callable[[Any, int, Any, int, int], Sequence[Work]]  # of a block: (config, layer, its weights, T, S)
+    parts: Mapping[str, Tapped]  # every tapped value, by its name inside a block or outside the blocks
+    # The cost of a block: (config, layer, its weights, T, S). All layers have the same parts; one may cost 0.
+    work: Callable[[Any, int, Any, int, int], Sequence[Work]]
     norm_flops: Callable[[Config, int], int]  # of the final norm over T tokens
-    traced: Mapping[str, str]  # a tapped value -> the module of transformers' model that computes it
+    traced: Mapping[str, str]  # a tapped value -> the module of transformers' model with that output (>: that input)
     lm_head: Callable[..., Array] = heads.lm_head
     added: tuple[str, str] = ("attention.output", "feedforward.output")  # what the residual stream gets added
     transposed: Collection[str] = ()  # weights that the files store as [in, out]

@@ -25,7 +25,7 @@ from ..shapes import GPT2BlockWeights, Weights
 from ..tap import Tap, under, untapped
 from . import common
 from .activations import ACTIVATIONS, FLOPS
-from .family import Family, Part, Rows, Work
+from .family import Family, Rows, Tapped, Work
 from .keys import Keys
 from .llama import PARTS, attention_text, score_bias
 from .work import attention_work, layer_norm_flops, linear_work
@@ -50,6 +50,8 @@ def gpt2_block(
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
     """GPT-2's block: pre-norm like the modern block, but with LayerNorm, GELU and biases, and without RoPE.
+
+    Its norms are called `ln_1` and `ln_2` in the files; their taps have the names of the modern block.
 
     Parameters as in `npllm.block.block`.
     """
@@ -136,7 +138,7 @@ KEYS = {
     "num_attention_heads": "n_head",
     "max_position_embeddings": "n_positions",
 }
-REFUSED = common.REFUSED | {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
+ALLOWED = common.ALLOWED | {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
 DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 # Keys of other families, which GPT-2 does not read.
 OTHER_FAMILIES: tuple[str, ...] = ("num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias")
@@ -150,9 +152,10 @@ def read_config(keys: Keys) -> GPT2Config:
 
     `reorder_and_upcast_attn` is harmless: it means attention in float32, which is always the case here.
     """
-    keys.read |= {*KEYS, *KEYS.values()}
-    keys.names.update({key: own for key, own in KEYS.items() if key not in keys.values})  # these win
-    keys.refuse(unless=REFUSED)
+    keys.mark_read(*KEYS, *KEYS.values())
+    # The common spellings take precedence where a file has them.
+    keys.names.update({key: own for key, own in KEYS.items() if key not in keys.values})
+    keys.allow_only(ALLOWED)
     common.refuse_window(keys, keys.integer("max_position_embeddings"))
     layers, heads, hidden = (keys.integer(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     if hidden % heads:
@@ -240,15 +243,15 @@ def norm_flops(config: Config, T: int) -> int:
     return layer_norm_flops(T, config.hidden_size)
 
 
-ADDED, POSITIONS = 'tap("residual_after_embedding"', "position_embedding"
+ADDED, POSITIONS = 'tap("residual_after_embedding"', 'tap("position_embedding"'
 GPT2_PARTS = {name: part for name, part in PARTS.items() if not name.endswith(("_rotated", ".gate"))} | {
-    "position_embedding": Part("each position's row of its table", "T D", gpt2_transform, POSITIONS, "3-32"),
-    "residual_after_embedding": Part("their sum", "T D", gpt2_transform, ADDED, "3-29"),
+    "position_embedding": Tapped("each position's row of its table", "T D", gpt2_transform, POSITIONS, "3-32"),
+    "residual_after_embedding": Tapped("their sum", "T D", gpt2_transform, ADDED, "3-29"),
     "input_layernorm": PARTS["input_layernorm"]._replace(function=layer_norm, figures="3-29"),
     "residual_after_attention": PARTS["residual_after_attention"]._replace(function=gpt2_block, figures="3-29"),
     "post_attention_layernorm": PARTS["post_attention_layernorm"]._replace(function=layer_norm, figures="3-29"),
     "feedforward.up": PARTS["feedforward.up"]._replace(function=plain_feedforward),
-    "feedforward.activation": Part("GELU", "T F", gelu, "", "3-29"),
+    "feedforward.activation": Tapped("the activation function", "T F", plain_feedforward, 'tap("output"', "3-29"),
     "feedforward.output": PARTS["feedforward.output"]._replace(function=plain_feedforward),
     "residual_after_feedforward": PARTS["residual_after_feedforward"]._replace(function=gpt2_block, figures="3-29"),
     "norm": PARTS["norm"]._replace(function=layer_norm, figures="3-29"),

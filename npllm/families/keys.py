@@ -1,4 +1,4 @@
-"""config.json, key by key: each is checked when it is read, and none that could affect the computation is ignored.
+"""config.json, key by key: each is checked when it is read, and a key that npllm does not know is named in a warning.
 
 A family reads the keys that it implements, and lists those that it refuses and those that are harmless.
 """
@@ -43,6 +43,10 @@ class Keys:
         self.read.add(name)
         value = self.values.get(name)
         return default if value is None else value
+
+    def mark_read(self, *names: str) -> None:
+        """Count keys as read, by their names in this file."""
+        self.read |= {*names}
 
     def has(self, key: str) -> bool:
         """Whether the file has the key, even as null."""
@@ -108,12 +112,12 @@ class Keys:
             raise self.refusal(key, what)
         return tuple(value)
 
-    def refuse(self, unless: Mapping[str, Sequence[Any]]) -> None:
-        """Refuse keys that change the computation in ways that npllm does not implement.
+    def allow_only(self, allowed: Mapping[str, Sequence[Any]]) -> None:
+        """Refuse any other value of these keys: npllm does not compute it.
 
-        unless : for each key, the values that have no effect; a missing key has none either
+        allowed : the values of each key that do not affect the computation; a missing key never does
         """
-        for key, harmless in unless.items():
+        for key, harmless in allowed.items():
             name = self.names.get(key, key)
             self.read.add(name)
             if name in self.values and not any(same(self.values[name], value) for value in harmless):

@@ -21,7 +21,7 @@ from ..norm import rms_norm
 from ..rope import apply_rope
 from ..shapes import BlockLike, BlockWeights, Weights
 from . import common, metadata
-from .family import Family, Gguf, Part, Rows, Work
+from .family import Family, Gguf, Rows, Tapped, Work
 from .keys import Keys
 from .metadata import Metadata
 from .work import attention_work, linear_work, rms_norm_flops
@@ -55,12 +55,12 @@ GGUF_NAMES = {
 # RoPE's frequencies: in older Llama files, and in Llama 3's .gguf files (checkpoint/gguf_config.py reads those).
 NOT_NEEDED = (".rotary_emb.inv_freq", "rope_freqs.weight")
 
-REFUSED = common.REFUSED | {"hidden_act": ("silu", "swish")}
+ALLOWED = common.ALLOWED | {"hidden_act": ("silu", "swish")}
 
 
 def read_config(keys: Keys) -> Config:
     """Llama's config.json."""
-    keys.refuse(unless=REFUSED)
+    keys.allow_only(ALLOWED)
     sizes = common.sizes(keys)
     common.refuse_window(keys, sizes["max_position_embeddings"])
     return Config(
@@ -177,26 +177,26 @@ def norm_flops(config: Config, T: int) -> int:
 
 AFTER_ATTENTION, AFTER_FEEDFORWARD = 'tap("residual_after_attention"', 'tap("residual_after_feedforward"'
 PARTS = {
-    "embedding": Part("each id's row of the embeddings matrix", "T D", embed, "", "3-5"),
-    "input_layernorm": Part("each vector scaled to the same length", "T D", rms_norm, "", "3-30"),
-    "attention.q": Part("queries: what each token looks for", "N T H", queries_keys_values, "    q = ", "3-18, 3-19"),
-    "attention.k": Part("keys: what each token offers", "K T H", queries_keys_values, "    k = ", "3-18, 3-19"),
-    "attention.v": Part("values: what each token says", "K T H", queries_keys_values, "    v = ", "3-18, 3-19"),
-    "attention.q_rotated": Part("RoPE: rotated by position", "N T H", apply_rope, "", "3-32, 3-33"),
-    "attention.k_rotated": Part("RoPE: rotated by position", "K T H", apply_rope, "", "3-32, 3-33"),
-    "attention.scores": Part("relevance: each query with each key", "N T S", relevance_scores, "", "3-20"),
-    "attention.weights": Part("softmax: shares that sum to 1", "N T S", attention_weights, "", "3-20"),
-    "attention.mixed": Part("the values, weighted and summed", "N T H", combine, "", "3-21"),
-    "attention.output": Part("all heads combined, back to D", "T D", self_attention, 'tap("output"', "3-17"),
-    "residual_after_attention": Part("added to the residual stream", "T D", block, AFTER_ATTENTION, "3-30"),
-    "post_attention_layernorm": Part("each vector scaled to the same length", "T D", rms_norm, "", "3-30"),
-    "feedforward.gate": Part("how much of each element passes", "T F", feedforward, 'tap("gate"', "3-13"),
-    "feedforward.up": Part("up to F dimensions", "T F", feedforward, 'tap("up"', "3-13"),
-    "feedforward.activation": Part("SwiGLU: silu(gate) · up", "T F", swiglu, "", "3-30"),
-    "feedforward.output": Part("back down to D", "T D", feedforward, 'tap("output"', "3-13"),
-    "residual_after_feedforward": Part("added to the residual stream", "T D", block, AFTER_FEEDFORWARD, "3-12, 3-30"),
-    "norm": Part("each vector scaled to the same length", "T D", rms_norm, "", "3-30"),
-    "logits": Part("a score for each token of the vocabulary", "T V", lm_head, "", "3-6"),
+    "embedding": Tapped("each id's row of the embedding matrix", "T D", embed, "", "3-5"),
+    "input_layernorm": Tapped("each vector scaled to the same length", "T D", rms_norm, "", "3-30"),
+    "attention.q": Tapped("queries: what each token looks for", "N T H", queries_keys_values, "    q = ", "3-18, 3-19"),
+    "attention.k": Tapped("keys: what each token offers", "K T H", queries_keys_values, "    k = ", "3-18, 3-19"),
+    "attention.v": Tapped("values: what each token says", "K T H", queries_keys_values, "    v = ", "3-18, 3-19"),
+    "attention.q_rotated": Tapped("RoPE: rotated by position", "N T H", apply_rope, "", "3-32, 3-33"),
+    "attention.k_rotated": Tapped("RoPE: rotated by position", "K T H", apply_rope, "", "3-32, 3-33"),
+    "attention.scores": Tapped("relevance: each query with each key", "N T S", relevance_scores, "", "3-20"),
+    "attention.weights": Tapped("softmax: shares that sum to 1", "N T S", attention_weights, "", "3-20"),
+    "attention.mixed": Tapped("the values, weighted and summed", "N T H", combine, "", "3-21"),
+    "attention.output": Tapped("all heads combined, back to D", "T D", self_attention, 'tap("output"', "3-17"),
+    "residual_after_attention": Tapped("added to the residual stream", "T D", block, AFTER_ATTENTION, "3-30"),
+    "post_attention_layernorm": Tapped("each vector scaled to the same length", "T D", rms_norm, "", "3-30"),
+    "feedforward.gate": Tapped("how much of each element passes", "T F", feedforward, 'tap("gate"', "3-13"),
+    "feedforward.up": Tapped("up to F dimensions", "T F", feedforward, 'tap("up"', "3-13"),
+    "feedforward.activation": Tapped("SwiGLU: silu(gate) · up", "T F", swiglu, "", "3-30"),
+    "feedforward.output": Tapped("back down to D", "T D", feedforward, 'tap("output"', "3-13"),
+    "residual_after_feedforward": Tapped("added to the residual stream", "T D", block, AFTER_FEEDFORWARD, "3-12, 3-30"),
+    "norm": Tapped("each vector scaled to the same length", "T D", rms_norm, "", "3-30"),
+    "logits": Tapped("a score for each token of the vocabulary", "T V", lm_head, "", "3-6"),
 }
 # The same values in transformers: the output of a module, or its input (>). tools/hf_trace.py reads it.
 TRACED = {

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import ModelFileError
 
 # Keys below the architecture's name that affect the computation, and the values that do not.
-REFUSED: dict[str, tuple[Any, ...]] = {
+ALLOWED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.alpha": (0.0, 1.0),
@@ -80,8 +80,9 @@ class Metadata:
             key.removeprefix(f"{self.architecture}.") for key in self.values if key.startswith(f"{self.architecture}.")
         ]
         for key in keys:
-            if key in REFUSED and key not in self.read and self.get(key) not in REFUSED[key]:
-                raise self.refusal(key, "no such key, because npllm does not compute it")
+            if key in ALLOWED and key not in self.read and self.get(key) not in ALLOWED[key]:
+                allowed = " or ".join(map(repr, ALLOWED[key])) or "no such key"
+                raise self.refusal(key, f"{allowed}, because npllm does not compute it")
         unknown = [key for key in keys if key not in self.read and key not in HARMLESS]
         if unknown:
             warnings.warn(f"{self.path}: ignored keys that npllm does not know: {', '.join(unknown[:5])}", stacklevel=2)
@@ -90,7 +91,7 @@ class Metadata:
 def common(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
     """The keys of config.json that correspond to the metadata of a decoder with RMSNorm and RoPE.
 
-    Some follow from the tensors: the vocabulary size is the number of rows of the embeddings matrix, and without an
+    Some follow from the tensors: the vocabulary size is the number of rows of the embedding matrix, and without an
     output matrix the embeddings are tied.
 
     names : the tensors' names
@@ -100,7 +101,7 @@ def common(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
     if m.get("attention.value_length", head_dim) != head_dim:
         raise m.refusal("attention.value_length", f"that of the keys, {head_dim}")
     if "token_embd.weight" not in m.tensors:
-        raise ModelFileError(f"{m.path}: expected a tensor token_embd.weight, found none; get the file again")
+        raise ModelFileError(f"{m.path}: expected a tensor token_embd.weight, found none; download the file again")
     ends = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
     return {
         "vocab_size": m.tensors["token_embd.weight"][0],
@@ -130,6 +131,6 @@ def rope_scaling(metadata: Metadata) -> dict[str, Any] | None:
     m = metadata
     kind = m.get("rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
-        raise m.refusal("rope.scaling.type", "none or linear, because npllm does not compute others")
+        raise m.refusal("rope.scaling.type", "none or linear, because npllm does not compute it")
     factor = m.number("rope.scaling.factor", m.number("rope.scale_linear", 1.0))
     return None if kind == "none" or factor in (0, 1) else {"rope_type": "linear", "factor": factor}

@@ -6,12 +6,12 @@ Source: Jiang et al. 2023, "Mistral 7B"; https://huggingface.co/docs/transformer
 from ..config import Config
 from . import common
 from .keys import Keys
-from .llama import LLAMA, REFUSED, score_bias
+from .llama import ALLOWED, LLAMA, score_bias
 
 
 def read_config(keys: Keys) -> Config:
     """Mistral's config.json. Ministral adds `layer_types`: the layers with the window; others have full attention."""
-    keys.refuse(unless=REFUSED)
+    keys.allow_only(ALLOWED)
     sizes = common.sizes(keys, kv_heads=8)
     layers = sizes["num_hidden_layers"]
     window = keys.optional("sliding_window", absent=4096)

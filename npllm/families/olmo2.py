@@ -1,6 +1,6 @@
 """OLMo 2: norms after the layers and not before them, and a norm on all queries and on all keys of a token.
 
-Each layer reads the residual stream as it is; what it makes of it is normalized, then added. The norms of queries and
+Each layer reads the unnormalized residual stream; its output is normalized, then added. The norms of queries and
 keys go over the whole width, before the heads are split.
 
 Source: OLMo Team 2024, "2 OLMo 2 Furious"; Liu et al. 2022, "Swin transformer V2" (norms after the layers);
@@ -22,7 +22,7 @@ from ..rope import apply_rope
 from ..shapes import Weights
 from ..tap import Tap, under, untapped
 from . import common, llama
-from .family import Part, Rows, Work
+from .family import Rows, Tapped, Work
 from .keys import Keys
 from .llama import LLAMA
 from .work import attention_work, linear_work, rms_norm_flops
@@ -58,7 +58,7 @@ def self_attention(
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
-    """The attention layer: project, normalize queries and keys, split heads, rotate, remember, attend, project back."""
+    """The attention layer: project, normalize all queries and all keys, rotate, cache, attend, project back."""
     heads, kv_heads, eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
     wide, narrow = heads * config.head_dim, kv_heads * config.head_dim
     qkv = linear(x, weights.qkv_proj, weights.qkv_proj_bias)
@@ -117,7 +117,7 @@ def transform(
 
 def read_config(keys: Keys) -> Config:
     """OLMo 2's config.json."""
-    keys.refuse(unless=llama.REFUSED)
+    keys.allow_only(llama.ALLOWED)
     sizes = common.sizes(keys)
     common.refuse_window(keys, sizes["max_position_embeddings"])
     return Config(
@@ -184,10 +184,10 @@ PARTS = {name: part for name, part in llama.PARTS.items() if name != "input_laye
     "attention.q": llama.PARTS["attention.q"]._replace(function=self_attention, line='tap("q"'),
     "attention.k": llama.PARTS["attention.k"]._replace(function=self_attention, line='tap("k"'),
     "attention.v": llama.PARTS["attention.v"]._replace(function=self_attention, line='tap("v"'),
-    "attention.q_normed": Part(SAME_LENGTH, "N T H", self_attention, 'tap("q_normed"', "3-30"),
-    "attention.k_normed": Part(SAME_LENGTH, "K T H", self_attention, 'tap("k_normed"', "3-30"),
+    "attention.q_normed": Tapped(SAME_LENGTH, "N T H", self_attention, 'tap("q_normed"', "3-30"),
+    "attention.k_normed": Tapped(SAME_LENGTH, "K T H", self_attention, 'tap("k_normed"', "3-30"),
     "attention.output": llama.PARTS["attention.output"]._replace(function=self_attention),
-    "post_feedforward_layernorm": Part(SAME_LENGTH, "T D", rms_norm, "", "3-30"),
+    "post_feedforward_layernorm": Tapped(SAME_LENGTH, "T D", rms_norm, "", "3-30"),
     **{
         name: llama.PARTS[name]._replace(function=block)
         for name in ("residual_after_attention", "residual_after_feedforward")

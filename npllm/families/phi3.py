@@ -12,13 +12,13 @@ from ..config import Config
 from . import common, metadata
 from .family import Gguf
 from .keys import Keys
-from .llama import GGUF_NAMES, LLAMA, REFUSED, TRACED, score_bias
+from .llama import ALLOWED, GGUF_NAMES, LLAMA, TRACED, score_bias
 from .metadata import Metadata
 
 
 def read_config(keys: Keys) -> Config:
     """Phi-3's config.json. LongRoPE, the position scaling of the 128k models, is refused by `common.rope`."""
-    keys.refuse(unless=REFUSED)
+    keys.allow_only(ALLOWED)
     sizes = common.sizes(keys)
     window = keys.optional("sliding_window")
     return Config(

@@ -8,12 +8,12 @@ from typing import Any
 from ..config import Config
 from . import common
 from .keys import Keys
-from .llama import LLAMA, REFUSED, score_bias
+from .llama import ALLOWED, LLAMA, score_bias
 
 
 def read_config(keys: Keys) -> Config:
     """Qwen2's config.json. Without `use_sliding_window` the window is off, whatever `sliding_window` says."""
-    keys.refuse(unless=REFUSED)
+    keys.allow_only(ALLOWED)
     sizes = common.sizes(keys, kv_heads=32)
     return Config(
         family="qwen2",
@@ -28,7 +28,7 @@ def read_config(keys: Keys) -> Config:
 
 def windowed(keys: Keys, layers: int) -> dict[str, Any]:
     """The fields of the sliding window: which layers have it, and how long it is."""
-    keys.read.add("sliding_window")  # read only if it is used
+    keys.mark_read("sliding_window")  # read only if it is used
     window = keys.optional("sliding_window", absent=4096) if keys.boolean("use_sliding_window") else None
     first = keys.integer("max_window_layers", 28, least=0)
     kinds = common.layer_types(keys, layers, default=common.windows(layers, window, first))

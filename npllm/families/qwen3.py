@@ -1,6 +1,6 @@
 """Qwen3: Qwen2 without its biases, and with a norm on each head's queries and keys before RoPE (QK-norm).
 
-The scores are then products of vectors of one length, times learned weights: they cannot grow without limit.
+The scores are then products of vectors of the same length (up to learned weights), so they are bounded.
 
 Source: Yang et al. 2025, "Qwen3 technical report"; Henry et al. 2020, "Query-key normalization for transformers";
 https://huggingface.co/docs/transformers/model_doc/qwen3
@@ -21,7 +21,7 @@ from ..rope import apply_rope
 from ..shapes import Weights
 from ..tap import Tap, under, untapped
 from . import common, llama
-from .family import Part, Rows, Work
+from .family import Rows, Tapped, Work
 from .keys import Keys
 from .llama import LLAMA
 from .qwen2 import windowed
@@ -58,7 +58,7 @@ def self_attention(
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
-    """The attention layer: project, normalize queries and keys head by head, rotate, remember, attend, project back."""
+    """The attention layer: project, normalize queries and keys head by head, rotate, cache, attend, project back."""
     q, k, v = queries_keys_values(x, weights, config)
     q, k, v = tap("q", q), tap("k", k), tap("v", v)
     q = tap("q_normed", rms_norm(q, weights.q_norm, config.rms_norm_eps))
@@ -109,7 +109,7 @@ def transform(
 
 def read_config(keys: Keys) -> Config:
     """Qwen3's config.json: windows as in Qwen2; a head is 128 wide where the file does not say."""
-    keys.refuse(unless=llama.REFUSED)
+    keys.allow_only(llama.ALLOWED)
     sizes = common.sizes(keys, kv_heads=32, head_dim=128)
     return Config(
         family="qwen3",
@@ -146,8 +146,8 @@ def work(config: Config, layer: int, weights: Qwen3BlockWeights, T: int, S: int)
 
 NORMED = 'tap("q_normed"', 'tap("k_normed"'
 PARTS = llama.PARTS | {
-    "attention.q_normed": Part("each query scaled to the same length", "N T H", self_attention, NORMED[0], "3-30"),
-    "attention.k_normed": Part("each key scaled to the same length", "K T H", self_attention, NORMED[1], "3-30"),
+    "attention.q_normed": Tapped("each query scaled to the same length", "N T H", self_attention, NORMED[0], "3-30"),
+    "attention.k_normed": Tapped("each key scaled to the same length", "K T H", self_attention, NORMED[1], "3-30"),
     **{
         name: llama.PARTS[name]._replace(function=block)
         for name in ("residual_after_attention", "residual_after_feedforward")

@@ -63,7 +63,7 @@ def transform(
 
 def read_config(keys: Keys) -> SmolLM3Config:
     """SmolLM3's config.json. Sliding windows, if any, are in the layers without RoPE."""
-    keys.refuse(unless=llama.REFUSED)
+    keys.allow_only(llama.ALLOWED)
     sizes = common.sizes(keys, kv_heads=4)
     layers = sizes["num_hidden_layers"]
     rotated = rotated_layers(keys, layers)
@@ -87,7 +87,7 @@ def read_config(keys: Keys) -> SmolLM3Config:
 
 
 def rotated_layers(keys: Keys, layers: int) -> tuple[bool, ...]:
-    """Which layers have RoPE: those with a 1 (sic) in `no_rope_layers`; without it all but every fourth.
+    """Which layers have RoPE: those with a 1 (despite its name) in `no_rope_layers`; without it all but every fourth.
 
     `no_rope_layer_interval` puts another number in place of four.
     """

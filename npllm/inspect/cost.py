@@ -5,7 +5,7 @@ operation (FLOP) each. Comparisons, selections, sign changes and copies do not c
 built once per pass. For T new tokens after P cached ones (S = P + T), in the chapter's block:
 
     part            FLOPs                                 read
-    embedding       0                                     T rows of the embeddings matrix
+    embedding       0                                     T rows of the embedding matrix
     norm            T (4D + 2)                            its weight; two in a block, one after the last
     qkv_proj        2 T D (N + 2K) H                      its weight
     RoPE            6 R T (N + K)
@@ -85,7 +85,7 @@ def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int
 
 
 def total(parts: list[Cost]) -> Cost:
-    """All of them together."""
+    """The sum of all parts."""
     _, flops, weight_bytes, cache_bytes = zip(*parts, strict=True)
     return Cost("total", sum(flops), sum(weight_bytes), sum(cache_bytes))
 

@@ -38,7 +38,7 @@ class Look(NamedTuple):
 
 
 def look(lm: LM, ids: Sequence[int], attention: str = "*") -> Look:
-    """One pass over the tokens, with the values to show.
+    """One pass over the tokens, recording what the views need.
 
     attention : the layers whose attention weights are recorded: an index, or "*" for all
 

@@ -224,8 +224,8 @@ def flow(seen: Look) -> list[dict[str, Any]]:
             {
                 "name": short,
                 "group": group,
-                "words": what.words,
-                "letters": what.letters,
+                "words": what.description,
+                "letters": what.shape,
                 "shape": list(shape),
                 "source": place(what.function, what.line, name=False),
                 "figures": what.figures,

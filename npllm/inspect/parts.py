@@ -1,6 +1,6 @@
 """The values of a pass by their names: what each is, in which shape, and which line of the source computes it.
 
-A family says what its own values are (families/family.py).
+Each family describes its own values (families/family.py).
 
 Source: the chapter's figures, by their numbers.
 """
@@ -12,12 +12,12 @@ from typing import Any
 
 from ..config import Config
 from ..families import family_of
-from ..families.family import Part
+from ..families.family import Tapped
 
 PACKAGE = Path(__file__).parent.parent
 
 
-def part(config: Config, name: str) -> Part:
+def part(config: Config, name: str) -> Tapped:
     """The description of a value of this model: "layers.7.attention.q", "logits"."""
     return family_of(config).parts[name.split(".", 2)[2] if name.startswith("layers.") else name]
 

@@ -152,7 +152,7 @@ def shapes(data: dict[str, Any], lm: LM) -> list[Line]:
             rows.append([f"{data['model']['layers']} blocks, each:", "", "", ""])
         what = part(lm.config, name)
         short = name.replace("layers.0.", "  ")
-        rows.append([short, str(shape), what.letters, source(what.function, what.line)])
+        rows.append([short, str(shape), what.shape, source(what.function, what.line)])
     return table(["value", "shape", "", "computed by"], rows, "llll")
 
 

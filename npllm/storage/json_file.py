@@ -20,9 +20,9 @@ def parse_json(text: bytes, where: Path) -> dict[str, Any]:
     try:
         keys = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError includes bytes that are not UTF-8
-        raise ModelFileError(f"{where}: expected JSON, got {error}; get the file again") from error
+        raise ModelFileError(f"{where}: expected JSON, got {error}; download the file again") from error
     if not isinstance(keys, dict):
-        raise ModelFileError(f"{where}: expected a JSON object, got {type(keys).__name__}; get the file again")
+        raise ModelFileError(f"{where}: expected a JSON object, got {type(keys).__name__}; download the file again")
     return keys
 
 
@@ -32,7 +32,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelFileError(f"{path}: expected this file, there is none; take the whole folder of the checkpoint")
     size = path.stat().st_size
     if size > LARGEST_JSON:
-        raise ModelFileError(f"{path}: expected at most {LARGEST_JSON} bytes of JSON, got {size}; get the file again")
+        raise ModelFileError(
+            f"{path}: expected at most {LARGEST_JSON} bytes of JSON, got {size}; download the file again"
+        )
     return parse_json(path.read_bytes(), path)
 
 

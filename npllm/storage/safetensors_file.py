@@ -65,7 +65,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         if size < 8 or length > min(size - 8, LARGEST_JSON):
             raise ModelFileError(
                 f"{path}: expected a header of {length} bytes, got a file of {size} bytes; it is cut short or not a"
-                " safetensors file: get it again"
+                " safetensors file: download it again"
             )
         keys = parse_json(file.read(length), path)
     keys.pop("__metadata__", None)
@@ -81,10 +81,10 @@ def read_header(path: Path) -> dict[str, Stored]:
         if begin != end:
             raise ModelFileError(
                 f"{path}: expected a tensor to begin at byte {end}, got {begin}: there is an overlap or a gap;"
-                " get the file again"
+                " download the file again"
             )
     if start + spans[-1][1] != size:
-        raise ModelFileError(f"{path}: expected {start + spans[-1][1]} bytes, got {size}; get the file again")
+        raise ModelFileError(f"{path}: expected {start + spans[-1][1]} bytes, got {size}; download the file again")
     return stored
 
 
@@ -97,7 +97,7 @@ def check_size(stored: Stored, nbytes: int) -> None:
     if nbytes != expected:
         raise ModelFileError(
             f"{stored.path}: {stored.name}: expected {expected} bytes for {stored.dtype} {list(stored.shape)}, got"
-            f" {nbytes}; get the file again"
+            f" {nbytes}; download the file again"
         )
 
 
@@ -116,7 +116,9 @@ def read_entry(value: Any, name: str, path: Path) -> tuple[str, tuple[int, ...],
         or len(span) != 2
         or len(shape) > 8
     ):
-        raise ModelFileError(f"{path}: {name}: expected {', '.join(KEYS)}, got {str(value)[:80]!r}; get the file again")
+        raise ModelFileError(
+            f"{path}: {name}: expected {', '.join(KEYS)}, got {str(value)[:80]!r}; download the file again"
+        )
     if span[0] > span[1]:
-        raise ModelFileError(f"{path}: {name}: expected data_offsets in order, got {span}; get the file again")
+        raise ModelFileError(f"{path}: {name}: expected data_offsets in order, got {span}; download the file again")
     return dtype, tuple(shape), span[0], span[1]

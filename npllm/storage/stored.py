@@ -30,7 +30,7 @@ from .blocks import BlockFormat
 from .gguf_blocks import BLOCK_FORMATS
 from .own_format import OWN_FORMATS, joined_split
 
-PIECE = 2**17  # elements that are widened at once: they fit the processor's cache
+PIECE = 2**17  # elements widened at a time: they fit in the CPU's cache
 
 
 class Stored(NamedTuple):
@@ -121,7 +121,7 @@ def read_exactly(file: BinaryIO, out: np.ndarray, stored: Stored) -> None:
     if got != out.nbytes:
         raise ModelFileError(
             f"{stored.path}: {stored.name}: expected {out.nbytes} more bytes, got {got}: the file was cut short while"
-            " it was read; get it again"
+            " it was read; download it again"
         )
 
 
@@ -163,7 +163,7 @@ def is_finite(values: np.ndarray) -> bool:
 
 def not_finite(stored: Stored, rounded_to: str = "") -> ModelFileError:
     """The error for a tensor with a NaN or an infinity, or with an element too large for the dtype `rounded_to`."""
-    fault, remedy = "a NaN or an infinity", "get the file again"
+    fault, remedy = "a NaN or an infinity", "download the file again"
     if rounded_to:
         fault, remedy = f"one too large for {rounded_to}", "take another dtype"
     return ModelFileError(f"{stored.path}: {stored.name}: expected finite numbers, got {fault}; {remedy}")

@@ -46,7 +46,7 @@ def chat_ids(
     if render is None:
         raise UsageError("the model has no chat template: use generate without --chat")
     texts: dict[str, str] = {}  # placeholder -> the message's text; digits, because no template changes them
-    over_placeholders = []
+    with_placeholders = []
     for message in messages:
         if set(message) != {"role", "content"} or not all(isinstance(text, str) for text in message.values()):
             raise UsageError(f"messages: expected strings under role and content, got {dict(message)!r:.80}")
@@ -57,10 +57,10 @@ def chat_ids(
             placeholder = str(10**40 + secrets.randbelow(10**40))
             texts[placeholder] = text
             content = content.replace(text, placeholder, 1)
-        over_placeholders.append({"role": message["role"], "content": content})
+        with_placeholders.append({"role": message["role"], "content": content})
 
     whole = render(messages, add_generation_prompt)
-    template = render(over_placeholders, add_generation_prompt)
+    template = render(with_placeholders, add_generation_prompt)
     for placeholder, text in texts.items():
         if placeholder not in template and text not in whole:
             warnings.warn(f"the model's chat template leaves out the message {text[:40]!r}", stacklevel=2)
