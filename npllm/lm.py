@@ -66,6 +66,5 @@ def as_array(ids: Ids, lm: LM) -> Int[Array, "... T"]:
         return ids
     for row in ids if ids and isinstance(ids[0], Sequence) else [ids]:
         check_ids(row, lm.config.vocab_size)
-    like = lm.weights.norm  # any weight, for its array library and device
-    xp = array_namespace(like)
-    return xp.asarray(ids, dtype=xp.int64, device=device(like))
+    xp = array_namespace(lm.weights.norm)  # any weight, for its array library and device
+    return xp.asarray(ids, dtype=xp.int64, device=device(lm.weights.norm))
