@@ -52,9 +52,9 @@ def default(golden):
 def tiny(request, transformers, golden, tmp_path_factory):
     """A tiny random model here and there, and two prompts."""
     path = tmp_path_factory.mktemp("model")
-    rng = np.random.default_rng(list(CLASSES).index(request.param))
+    rng = np.random.default_rng(CLASSES.index(request.param))
     keys = random_config_keys(request.param, rng) | {"num_hidden_layers": 2}
-    config = getattr(transformers, CLASSES[request.param])(**keys)
+    config = transformers.AutoConfig.for_model(request.param, **keys)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=golden.torch.float32)
     golden.randomize(model, 0)
     model.save_pretrained(path)

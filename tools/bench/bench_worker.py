@@ -205,7 +205,7 @@ def in_transformers(lm: npllm.LM) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
     c, w = lm.config, lm.weights
-    fused = c.model_type == "phi3"
+    fused = c.family == "phi3"
     inner, q_rows, k_rows = c.intermediate_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     w = w._replace(embed_tokens=by_rows(w.embed_tokens), lm_head=by_rows(w.lm_head))
     arrays = {"model.embed_tokens": w.embed_tokens, "model.norm": w.norm, "lm_head": w.lm_head}
