@@ -1,4 +1,4 @@
-"""What imports what: no module needs itself, and a small import stays small."""
+"""Import structure: no import cycles, and a small import stays small."""
 
 import ast
 import subprocess
@@ -18,7 +18,7 @@ FILES = {
 
 
 def imported(name: str) -> set[str]:
-    """The modules of npllm that a module imports: at its top, inside functions, and for type checkers only."""
+    """The npllm modules that a module imports: at the top, inside functions and under TYPE_CHECKING."""
     is_package = FILES[name].name == "__init__.py"
     found = set()
     for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
@@ -41,7 +41,7 @@ def test_no_module_imports_itself_in_a_circle():
 
 
 def loaded_after(code: str) -> set[str]:
-    """The modules in memory after the code has run in a fresh process."""
+    """The modules loaded after running the code in a fresh process."""
     command = [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"]
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     return set(done.stdout.split())

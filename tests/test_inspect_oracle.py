@@ -1,4 +1,4 @@
-"""Looking inside, beside transformers: every value, what an intervention does, perplexity and divergence."""
+"""Inspection compared with transformers: every value, interventions, perplexity and divergence."""
 
 import copy
 
@@ -15,7 +15,7 @@ from npllm.inspect.compare import compare, first_beyond
 from npllm.inspect.patch import zero_head, zero_neuron
 from npllm.inspect.trace import trace
 
-pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers warns of its own matters
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
 PROMPT = (
     "The dog chased the squirrel because it was hungry, and when the squirrel had climbed a tree,"
     " the dog sat down below it and waited until it was dark."
@@ -33,13 +33,13 @@ def transformers():
 
 @pytest.fixture(scope="module")
 def golden(transformers):
-    """tools/golden/make_golden.py, which knows how to make a model's weights random and how to ask transformers."""
+    """tools/golden/make_golden.py, which randomizes a model's weights and runs transformers."""
     return tool("make_golden")
 
 
 @pytest.fixture(scope="module")
 def default(golden):
-    """The default model here and there, and the ids of two prompts of the same length, 32 tokens."""
+    """The default model in transformers and in npllm, and the ids of two 32-token prompts."""
     model, _ = golden.load_default_model()
     lm = npllm.load(dtype="float32")
     ids, others = (lm.tokenizer.encode(prompt)[:32] for prompt in (PROMPT, OTHER))
@@ -50,7 +50,7 @@ def default(golden):
 
 @pytest.fixture(scope="module", params=CLASSES)
 def tiny(request, transformers, golden, tmp_path_factory):
-    """A tiny random model here and there, and two prompts."""
+    """A tiny random model in transformers and in npllm, and two prompts."""
     path = tmp_path_factory.mktemp("model")
     rng = np.random.default_rng(CLASSES.index(request.param))
     keys = random_config_keys(request.param, rng) | {"num_hidden_layers": 2}
@@ -79,11 +79,11 @@ def test_every_value_of_a_32_token_prompt_is_that_of_transformers(default):
     assert first_beyond(compare(expected, trace(lm, ids, chunks=[31, 1]))) is None
 
 
-# Interventions: on our side a patch, on theirs a hook that does the same
+# Interventions: a patch on our side, an equivalent hook on theirs
 
 
 def hooked(golden, model, ids, module, change, before=False):
-    """The logits of transformers while a hook changes what a module gives, or before it, what it takes."""
+    """The logits of transformers while a hook changes a module's output, or its input if `before`."""
 
     def change_output(_, args, out):
         return change(out)
@@ -105,7 +105,7 @@ def patched(lm, ids, changes):
 
 
 def check_interventions(golden, model, lm, ids, others, layers, heads, neurons):
-    """All of them on some layers; each changes the logits, and in both the same way."""
+    """Every intervention on some layers: each changes the logits, and in the same way in both libraries."""
     plain = patched(lm, ids, {})
     width = lm.config.head_dim
     donor = trace(lm, others, "*.residual_*,*.output,*.mixed,embedding")
@@ -144,7 +144,7 @@ def check_interventions(golden, model, lm, ids, others, layers, heads, neurons):
             patched(lm, ids, {name: lambda value: np.where(np.arange(value.shape[-1]) == neurons[0], 0, value)}),
         )
 
-        # Activation patching: what another prompt had there, at one token or at all of them.
+        # Activation patching: another prompt's activations, at one token or at all of them.
         for leaf, module in (
             ("residual_after_feedforward", block),
             ("attention.output", block.self_attn.o_proj),
@@ -181,12 +181,12 @@ def test_interventions_in_the_default_model_do_what_hooks_in_transformers_do(gol
 
 
 def test_edited_attention_weights_do_what_an_edited_softmax_does(golden, tiny, monkeypatch):
-    """Every query takes half of its weight from itself and gives it to the first token."""
+    """Every query moves half of the weight on itself to the first token."""
     model, lm, ids, _ = tiny
     edits = []
 
     def edit(weights):
-        """In place, on an array of either library."""
+        """Edit the array, of either library, in place."""
         own = range(1, len(ids))
         for t in own:
             weights[..., 0, t, 0] += 0.5 * weights[..., 0, t, t]
@@ -216,7 +216,7 @@ def test_edited_attention_weights_do_what_an_edited_softmax_does(golden, tiny, m
 
 
 def losses_of(golden, model, ids, window, stride):
-    """The loop of transformers' documentation, which gives the mean loss of each window's targets."""
+    """The mean loss over a text in windows, computed by the loop from transformers' documentation."""
     torch = golden.torch
     total, count, before = 0.0, 0, 0
     for begin in range(0, len(ids), stride):
@@ -226,7 +226,7 @@ def losses_of(golden, model, ids, window, stride):
         targets[:, : -(end - before)] = -100
         with torch.no_grad():
             loss = model(part, labels=targets).loss.double().item()
-        scored = int((targets[:, 1:] != -100).sum())  # the model shifts the labels: the first one is never scored
+        scored = int((targets[:, 1:] != -100).sum())  # the model shifts the labels, so the first is never scored
         total, count, before = total + loss * scored, count + scored, end
         if end == len(ids):
             break

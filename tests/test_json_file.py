@@ -1,4 +1,4 @@
-"""JSON objects in files: everything else is refused with a message that names the file."""
+"""JSON objects in files; anything else is refused with a message that names the file."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""docs/laws.md: every law is a test that is there, and runs on the libraries that the page says."""
+"""docs/laws.md: every law has an existing test, which runs on the libraries that the page lists."""
 
 import ast
 import re
@@ -15,10 +15,10 @@ LAW = re.compile(
 LAWS = [match.groupdict() for row in ROWS if (match := LAW.fullmatch(row))]
 NAMES = [f"{law['file']}::{law['test']}" for law in LAWS]
 
-# The mark behind a law, and the fixture of conftest.py that makes it true.
+# The mark after a law, and the fixture in conftest.py that enforces it.
 FIXTURES = {None: {"lib"}, "not JAX": {"writable_lib"}, "no arrays": set()}
 
-# The laws that must be among them, and the tests that hold them.
+# The laws that the page must list, and the tests that check them.
 NEEDED = {
     "cache == no cache": "test_model::test_cache_equals_no_cache",
     "chunked == whole": "test_model::test_chunked_equals_whole",
@@ -57,7 +57,7 @@ NEEDED = {
 
 
 def fixtures(file: str, test: str) -> set[str]:
-    """Which of the fixtures for array libraries the test takes; that it is there."""
+    """The array-library fixtures that the test takes. Fails unless the test exists."""
     tree = ast.parse((ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"))
     (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == test)
     return {argument.arg for argument in function.args.args} & {"lib", "writable_lib"}

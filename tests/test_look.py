@@ -1,4 +1,4 @@
-"""One pass and what it shows: probabilities, the lens, norms."""
+"""One pass and what it shows: probabilities, the logit lens and norms."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The loop, around tiny models: one with random weights, and one that recites a text."""
+"""The generation loop on tiny models: one with random weights, and one that recites a text."""
 
 import importlib
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ SAMPLED = {"temperature": 1.0, "top_k": 8, "top_p": 0.95, "min_p": 0.01, "repeti
 
 
 class Pieces:
-    """A stand-in for the tokenizer: a list of the tokens' texts."""
+    """A stand-in for the tokenizer: a list of token texts."""
 
     def __init__(self, pieces, ends=()):
         self.pieces, self.end_ids, self.backend = pieces, frozenset(ends), self
@@ -38,7 +38,7 @@ class Pieces:
 
 
 class PieceStream:
-    """A stand-in for text.stream.TextStream. A piece in parentheses stays incomplete until the next one, or the end."""
+    """A stand-in for text.stream.TextStream. A piece in parentheses stays incomplete until the next or the end."""
 
     def __init__(self, backend, context_ids):
         self.pieces, self.incomplete = backend.pieces, ""
@@ -62,15 +62,15 @@ def _pieces_instead_of_a_tokenizer():
 
 
 def random_lm(lib=NUMPY, seed=0, tokenizer=None, **keys):
-    """A random model of 11 tokens, without end token and tokenizer."""
+    """A random model with 11 tokens, no end token and no tokenizer."""
     config = tiny_config(**keys)
     return LM(config, lib.tree(random_weights(config, seed)), tokenizer, {})
 
 
 def reciting_lm(pieces, ends=(), eos_token_id=None, generation_config=None):
-    """A model that says token 1 after token 0, token 2 after token 1, and so on; token i + 1 has the text pieces[i].
+    """A model that predicts token i + 1 after token i; token i + 1 has the text pieces[i].
 
-    All blocks are zero, so what reaches the head is the embedding of the last token, a vector with a single 1.
+    All blocks are zero, so the head receives the last token's embedding, a one-hot vector.
     """
     size = len(pieces) + 1
     config = tiny_config(vocab_size=size, hidden_size=size, num_hidden_layers=1, eos_token_id=eos_token_id)
@@ -82,7 +82,7 @@ def reciting_lm(pieces, ends=(), eos_token_id=None, generation_config=None):
 
 @pytest.fixture
 def passes():
-    """The passes that the loop makes of the model passes.of(lm): the ids, the attention of each, rows for the head."""
+    """The passes the loop runs on the model passes.of(lm): ids, attention function and rows for the head."""
     seen = SimpleNamespace(ids=[], attention=[], head_rows=[], total_lengths=[])
 
     def looking_transform(ids, *arguments, attention=attention, total_length=None, **options):
@@ -154,7 +154,7 @@ def test_a_long_prompt_goes_through_in_chunks_of_256_tokens(passes):
     assert passes.head_rows == [1, 1]
     best = np.argmax(npllm.forward(np.array(ids), lm)[0], axis=-1)
     assert made.ids[0] == best[-1]
-    assert len({best[-1], best[1024], best[0]}) == 3  # no other row would do
+    assert len({best[-1], best[1024], best[0]}) == 3  # any other row would give a different token
 
 
 def test_a_given_cache_is_continued(passes):
@@ -162,7 +162,7 @@ def test_a_given_cache_is_continued(passes):
     cache = empty_cache(lm.config, 20, like=lm.weights.norm)
     first = generate(lm, [3, 1, 4], max_new_tokens=4, cache=cache)
     text = [3, 1, 4, *first.ids, 5, 9]
-    assert cache["length"] == 6  # the last token was chosen, and not computed
+    assert cache["length"] == 6  # the last token was chosen but not computed
     passes.ids.clear()
     second = generate(lm, text, max_new_tokens=3, cache=cache)
     assert passes.ids[0] == [first.ids[-1], 5, 9]
@@ -201,7 +201,7 @@ def test_a_stream_can_be_left_at_any_step(passes):
     assert passes.ids == [[0]]
 
 
-# Where it ends
+# Where generation ends
 
 
 @pytest.mark.parametrize("where", ["config", "generation_config", "tokenizer"])
@@ -246,7 +246,7 @@ TEXTS = st.text("ab", max_size=3)
 @example(pieces=["aab", "b"], stop=["aabb", "bc"])
 def test_a_stop_string_never_leaks(pieces, stop):
     expected, finish_reason = "".join(pieces), "length"
-    for count in range(1, len(pieces) + 1):  # the first token with which a stop string is in the text
+    for count in range(1, len(pieces) + 1):  # the first token that completes a stop string
         text = "".join(pieces[:count])
         if any(s in text for s in stop):
             expected, finish_reason = text[: min(text.index(s) for s in stop if s in text)], "stop"
@@ -255,7 +255,7 @@ def test_a_stop_string_never_leaks(pieces, stop):
     assert "".join(step.text for step in made) == expected
     assert made[-1].finish_reason == finish_reason
     shown = ""
-    for step in made:  # on the way, too
+    for step in made:  # also while streaming
         shown += step.text
         assert expected.startswith(shown)
 
@@ -288,7 +288,7 @@ def test_split_at_stop_waits_for_the_longest_beginning():
     assert split_at_stop("text", []) == ("text", "", False)
 
 
-# Chance
+# Sampling
 
 
 def test_the_same_seed_gives_the_same_text_on_every_library(writable_lib):
@@ -309,7 +309,7 @@ def test_without_a_seed_every_text_is_another():
 
 def test_the_repetition_penalty_counts_the_prompt_and_the_new_tokens():
     lm = random_lm()
-    # So strong a penalty leaves a token that was there already only when no other has a better logit.
+    # With a penalty this strong, a token repeats only when no other has a better logit.
     ids = [3, 1, 4, *generate(lm, [3, 1, 4], max_new_tokens=4, repetition_penalty=1e6).ids]
     assert len(set(ids)) == len(ids)
 
@@ -329,7 +329,7 @@ def test_the_repetition_penalty_counts_the_prompt_and_the_new_tokens():
 )
 def test_a_prompt_that_cannot_be_used_is_refused(passes, ids, message):
     with pytest.raises(UsageError, match=message):
-        steps(passes.of(random_lm()), ids)  # at once, not with the first token
+        steps(passes.of(random_lm()), ids)  # on the call, not when the first token is requested
     assert not passes.ids
 
 

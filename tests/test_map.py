@@ -1,4 +1,4 @@
-"""docs/map.md: every figure, heading and code cell of the chapter has a function, a test and a page, and they exist."""
+"""docs/map.md: every figure, heading and code cell of the chapter has a function, a test and a page that exist."""
 
 import ast
 import functools
@@ -14,7 +14,7 @@ FIGURES, HEADINGS, CELLS = (
     [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*\|$", part, re.MULTILINE)][2:]
     for part in MAP.split("\n## ")[1:]
 )
-# What there is of each, counted in the chapter itself, which is not part of the repository.
+# The number of each, counted in the chapter itself, which is not in the repository.
 FIGURE_NUMBERS = [f"3-{n}" for n in range(1, 34)]
 BOOK_HEADINGS, NOTES_HEADINGS, BOOK_CELLS, NOTES_CELLS = 24, 4, 10, 2
 ROWS = [pytest.param(*row[2:], id=f"{row[0]} {row[1]}") for row in [*FIGURES, *HEADINGS, *CELLS]]
@@ -34,7 +34,7 @@ TESTS = every_test()
 
 
 def found(dotted: str) -> object:
-    """What a dotted name means. npllm.generate is a module, and a function of the package: here it is the module."""
+    """The object with a dotted name. npllm.generate is both a module and a function; here it is the module."""
     parts = dotted.split(".")
     files = range(len(parts), 0, -1)
     end = next(n for n in files if (path := ROOT.joinpath(*parts[:n])).is_dir() or path.with_suffix(".py").exists())
@@ -64,7 +64,7 @@ def test_its_functions_its_tests_and_its_pages_are_there(functions, tests, pages
 
 
 def test_each_page_of_the_chapter_names_its_figures_as_the_map_does():
-    """A page says in its first lines which figures it is about; the map sends the reader of a figure to that page."""
+    """A page names its figures in its first lines, and the map links each figure to that page."""
     for name in {re.search(r"\(([\w-]+)\.md\)", row[4])[1] for row in FIGURES}:
         page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
         said = re.search(r"Figures? ((?:3-\d+(?: to | and |, )?)+)", page[: page.index("*\n\n", 10)])[1]

@@ -22,7 +22,7 @@ from npllm.masks import (
 )
 from npllm.model import transform
 
-# Each mask that looks back only, and its arguments.
+# The causal masks and their arguments.
 LOOKING_BACK = {
     causal: st.just(()),
     sliding_window: st.tuples(st.integers(1, 9)),
@@ -41,7 +41,7 @@ EXAMPLES = [
 
 
 def matrix(text):
-    """The mask that a drawing of 0s and 1s shows."""
+    """The mask drawn as 0s and 1s."""
     return np.array([[cell == "1" for cell in row] for row in text.split()])
 
 
@@ -178,7 +178,7 @@ def test_documents_of_three_tokens_and_two_and_padding_that_nobody_sees(lib):
 
 def test_the_last_of_8192_tokens_sees_1920_in_phi_3_small():
     seen = block_local(np.array([8191]), np.arange(8192))
-    assert np.sum(seen) == 16 * 64 + 14 * 64  # its 16 last blocks; one in 8 of the 112 before them
+    assert np.sum(seen) == 16 * 64 + 14 * 64  # its last 16 blocks, and one in 8 of the 112 before them
 
 
 @pytest.mark.parametrize("mask", LOOKING_BACK)
@@ -242,7 +242,7 @@ def test_the_heads_of_phi_3_small_see_every_block_together_and_none_beyond_their
 ):
     places, before = positions(lib, length), np.tri(length) > 0
     heads = [to_host(block_local(places, places, size, near, stride, offset)) for offset in range(stride + 1)]
-    local = to_host(block_local(places, places, size, near, length + 1))  # so long a stride that it reaches no block
+    local = to_host(block_local(places, places, size, near, length + 1))  # the stride is too long to reach any block
     np.testing.assert_array_equal(np.any(heads[:stride], axis=0), before)
     np.testing.assert_array_equal(np.sum(heads[:stride], axis=0)[~local], before[~local])
     np.testing.assert_array_equal(heads[stride], heads[0])

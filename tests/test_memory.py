@@ -1,4 +1,4 @@
-"""How much memory is available, and refusing what does not fit."""
+"""How much memory is available, and the refusal of models that do not fit."""
 
 import subprocess
 import sys
@@ -75,7 +75,7 @@ def test_no_control_groups(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="unknown on Windows")
 def test_peak_bytes():
-    """In another process: 400 MB, allocated and freed."""
+    """Another process allocates and frees 400 MB."""
     program = (
         "import numpy as np\n"
         "from npllm.devices.memory import peak_bytes\n"

@@ -1,4 +1,4 @@
-"""The laws of the whole pass."""
+"""Laws of the whole forward pass."""
 
 import loops
 import numpy as np

@@ -8,7 +8,7 @@ from bridge import tool
 mutate = tool("mutate")
 NPLLM = Path(__file__).parent.parent / "npllm"
 COVERED = ("checkpoint", "text", "storage", "families")  # every module of these has mutants
-EXEMPT = ("families.family",)  # types only: it has no line that could compute something wrong
+EXEMPT = ("families.family",)  # types only, with no line that could compute a wrong value
 MODULES = [
     ".".join(path.relative_to(NPLLM).with_suffix("").parts)
     for folder in COVERED

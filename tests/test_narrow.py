@@ -1,4 +1,4 @@
-"""Reading matrices in 16, 8 and 4 bits: they have the values of the file."""
+"""Matrices read in 16, 8 and 4 bits have the values in the file."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from npllm.storage.stored import read_rows
 @pytest.mark.parametrize("dtype", BLOCK_FORMATS)
 @pytest.mark.parametrize("interleaved_heads", [0, 2])
 def test_blocks_of_a_file_keep_their_numbers(tmp_path, dtype, interleaved_heads):
-    """Bit for bit those that widening gives, with the rows of interleaved heads in their new places."""
+    """The values equal the widened ones bit for bit, with the rows of interleaved heads reordered."""
     width = 3 * BLOCK_FORMATS[dtype].numbers
     raw = blocks_of(dtype, rows=24)
     write_gguf_file(tmp_path / "x.gguf", {}, {"w": (GGUF_DTYPES[dtype], (24, width), raw.tobytes())})
@@ -39,7 +39,7 @@ def test_blocks_of_a_file_keep_their_numbers(tmp_path, dtype, interleaved_heads)
 
 
 def test_parts_of_different_formats_share_a_storage_that_holds_both(tmp_path):
-    """As in Q4_K_M files, whose value projections are Q6_K where queries and keys are Q4_K."""
+    """As in Q4_K_M files, where the value projections are Q6_K and queries and keys are Q4_K."""
     raw = {"q": ("Q4_K", blocks_of("Q4_K", rows=4)), "v": ("Q6_K", blocks_of("Q6_K", rows=2))}
     tensors = {name: (GGUF_DTYPES[kind], (len(rows), 768), rows.tobytes()) for name, (kind, rows) in raw.items()}
     write_gguf_file(tmp_path / "x.gguf", {}, tensors)
@@ -54,7 +54,7 @@ def test_parts_of_different_formats_share_a_storage_that_holds_both(tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("model_type", ["phi3", "llama"])
 def test_a_model_in_a_narrow_dtype_computes_with_its_own_numbers(tmp_path, dtype, model_type):
-    """The logits of the same matrices in float32."""
+    """The logits equal those of the same matrices in float32."""
     write_folder(tmp_path / "m", model_type, hidden_size=64, intermediate_size=96, head_dim=16, tokenizer=False)
     lm = npllm.load(tmp_path / "m", dtype=dtype)
     assert all(isinstance(block.qkv_proj, Packed) for block in lm.weights.layers)

@@ -1,4 +1,4 @@
-"""Two 4-bit codes in a byte."""
+"""Two 4-bit codes per byte."""
 
 import numpy as np
 from hypothesis import given

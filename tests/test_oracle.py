@@ -1,6 +1,6 @@
-"""npllm agrees with transformers on models that nobody chose: random configurations, saved by transformers itself.
+"""npllm agrees with transformers on random configurations, saved by transformers itself.
 
-The golden values of test_golden.py are a few models for which all was thought through; here are 30 of each kind.
+test_golden.py covers a few carefully chosen models. This file covers 30 random ones of each kind.
 """
 
 import json
@@ -15,7 +15,7 @@ import npllm
 from npllm import sampling
 from npllm.cache import empty_cache
 
-pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers warns of its own matters
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
 CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3"]
 
 
@@ -29,12 +29,12 @@ def transformers():
 
 @pytest.fixture(scope="module")
 def golden(transformers):
-    """tools/golden/make_golden.py, which knows how to make a model's weights random and how to ask transformers."""
+    """tools/golden/make_golden.py, which randomizes a model's weights and runs transformers."""
     return tool("make_golden")
 
 
 def random_config_keys(model_type, rng):
-    """The keys of a configuration, drawn at random; transformers' own checks let all of them through."""
+    """Random configuration keys, all of which pass transformers' own checks."""
 
     def pick(*choices):
         return choices[rng.integers(len(choices))]
@@ -58,7 +58,7 @@ def random_config_keys(model_type, rng):
         "eos_token_id": pick(0, [0, 1]),
         "pad_token_id": 0,
     }
-    window = int(rng.integers(2, 20))  # with 1, the cache of transformers keeps what it means to drop (-1 + 1 is 0)
+    window = int(rng.integers(2, 20))  # with 1, the cache of transformers keeps what it should drop (-1 + 1 is 0)
     if model_type == "phi3":
         keys["sliding_window"] = pick(None, window)
         rope["partial_rotary_factor"] = pick(1.0, 0.5) if head_dim % 4 == 0 else 1.0
@@ -95,7 +95,7 @@ def test_random_model_agrees_with_transformers(transformers, golden, tmp_path, m
     if seed % 5 == 0:
         file = tmp_path / "config.json"
         golden.write_json(file, golden.as_published(json.loads(file.read_text())))
-    # From the files: a model cast to 16 bits and back has lost digits of its RoPE frequencies as well.
+    # Load from the files: casting a model to 16 bits and back also rounds its RoPE frequencies.
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
 
     lm = npllm.load(tmp_path)
@@ -115,7 +115,7 @@ def test_random_model_agrees_with_transformers(transformers, golden, tmp_path, m
 
 
 def random_gpt2_keys(rng):
-    """The same for GPT-2."""
+    """Random configuration keys for GPT-2."""
 
     def pick(*choices):
         return choices[rng.integers(len(choices))]
@@ -162,7 +162,7 @@ def test_random_gpt2_agrees_with_transformers(transformers, golden, tmp_path, se
     for part in (ids[:half], ids[half:]):
         tap = npllm.record(in_chunks)
         npllm.forward(np.asarray(part), lm, cache, tap=tap)
-    expected = {} if config.reorder_and_upcast_attn else golden.trace(model, ids)  # it is then another function
+    expected = {} if config.reorder_and_upcast_attn else golden.trace(model, ids)  # a different function then
     for values in (seen, in_chunks) if expected else ():
         assert {*values} == {name for name in expected if not name.endswith(".visible")}
         for name, value in values.items():
@@ -224,7 +224,7 @@ def test_top_k_keeps_ties_as_transformers_does(transformers, golden):
     ],
 )
 def test_filters_together_leave_the_distribution_that_transformers_draws_from(transformers, golden, options):
-    """Their order matters: each filter sees what those before it have left."""
+    """The order matters: each filter sees what the earlier ones left."""
     model = transformers.AutoModelForCausalLM.from_pretrained(golden.GOLDEN / "llama-biases-tied")
     for seed in range(5):
         ids = np.random.default_rng(seed).integers(0, 80, (1, 30))

@@ -1,4 +1,4 @@
-"""What a fresh installation has."""
+"""What a fresh installation contains."""
 
 import ast
 import configparser
@@ -14,12 +14,12 @@ SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
 
 
 def requirements(text: str) -> set[str]:
-    """The names of a list of requirements, as modules are named."""
+    """The package names in a list of requirements, spelled like module names."""
     return {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in text.split("\n") if line.strip()}
 
 
 def imported(path: Path) -> set[str]:
-    """The first names of all absolute imports in a file, those inside functions among them."""
+    """The top-level names of all absolute imports in a file, including those inside functions."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
@@ -34,7 +34,7 @@ def test_every_library_that_is_imported_is_required_and_the_other_way_round():
 
 def test_every_folder_of_the_package_is_packaged():
     folders = {path.parent for path in (ROOT / "npllm").rglob("*.py")}
-    assert all((folder / "__init__.py").exists() for folder in folders)  # find: leaves out the others
+    assert all((folder / "__init__.py").exists() for folder in folders)  # find: leaves the others out
 
 
 def test_every_file_of_the_package_that_is_no_module_is_packaged():

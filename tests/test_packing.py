@@ -26,7 +26,7 @@ def documents(lengths, vocab_size=11):
 
 
 def masks(packing, config):
-    """One for each layer: the documents' own tokens, those before, and within the layer's window."""
+    """One mask per layer: earlier tokens of the same document, within the layer's window."""
     places = np.arange(packing.ids.shape[-1])
     windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
     return [
@@ -43,7 +43,7 @@ def masks(packing, config):
         ([8], [[0]]),
         ([1] * 9, [[0, 1, 2, 3, 4, 5, 6, 7], [8]]),
         ([7, 7, 1, 1], [[0, 2], [1, 3]]),
-        ([6, 5, 3, 2, 2], [[0, 3], [1, 2], [4]]),  # 3 does not fit behind 6, the later 2 does
+        ([6, 5, 3, 2, 2], [[0, 3], [1, 2], [4]]),  # 3 does not fit after 6, but the later 2 does
         ([], []),
     ],
 )
@@ -133,9 +133,9 @@ def test_positions_that_begin_anew_are_not_enough_without_the_mask_documents_lea
         return to_host(forward(lib.array(ids), weights, config, **options)[0])
 
     positions = lib.array(packing.positions)
-    leaking = logits(packing.ids, positions=positions)  # causal, over all of the row
+    leaking = logits(packing.ids, positions=positions)  # causal over the whole row
     first, second = (logits(text) for text in texts)
-    assert_close("first", leaking[0, :3], first)  # nothing stands before it
+    assert_close("first", leaking[0, :3], first)  # nothing precedes it
     assert np.all(np.max(np.abs(leaking[0, 3:] - second), axis=-1) > 1e-2)
     other = packing.ids.copy()
     other[0, 0] = (other[0, 0] + 1) % config.vocab_size
@@ -148,7 +148,7 @@ def test_under_the_mask_absolute_positions_must_begin_anew_and_rotary_ones_need_
     packing = pack(texts, capacity=7)
 
     def off(config, weights, **options):
-        """How far the second document's logits are from those that it has alone."""
+        """The largest difference between the second document's logits in the row and on its own."""
         ids, visible = lib.array(packing.ids), list(map(lib.array, masks(packing, config)))
         lm = LM(config, lib.tree(weights), None, {}, family_of(config).transform)
         together, _ = npllm.forward(ids, lm, visible=visible, **options)
@@ -156,7 +156,7 @@ def test_under_the_mask_absolute_positions_must_begin_anew_and_rotary_ones_need_
         return np.max(np.abs(to_host(together)[0, 3:] - to_host(alone)))
 
     config, gpt2 = tiny_config(), tiny_gpt2_config()
-    assert off(config, random_weights(config)) < 1e-5  # they tell the distance of two tokens, and that is the same
+    assert off(config, random_weights(config)) < 1e-5  # RoPE depends on distances, and these are the same
     weights = random_gpt2_weights(gpt2)
     assert off(gpt2, weights) > 1e-2
     assert off(gpt2, weights, positions=lib.array(packing.positions)) < 1e-5

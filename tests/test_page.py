@@ -1,4 +1,4 @@
-"""The page of `npllm inspect --html`: what stands in it, and in headless Chromium, what it does."""
+"""The page of `npllm inspect --html`: its contents, and its behaviour in headless Chromium."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ HOSTILE = '</script><img src=x onerror=alert(1)><!-- {{style}} "&amp;\u2028\u202
 
 
 def tiny_lm(seed=0, **keys) -> LM:
-    """A tiny model with the tests' byte-level tokenizer, whose distributions are neither flat nor certain."""
+    """A tiny model with the tests' byte-level tokenizer; its distributions are neither flat nor one-hot."""
     config = tiny_config(vocab_size=len(byte_tokenizer()), max_position_embeddings=512, num_hidden_layers=3, **keys)
     return LM(config, random_weights(config, seed), byte_tokenizer(), {})
 
@@ -47,7 +47,7 @@ def data_of(html: str) -> dict[str, Any]:
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
 
 
-# What stands in the page
+# Contents of the page
 
 
 def test_only_the_pages_own_style_and_script_are_allowed_by_their_hashes():
@@ -167,11 +167,11 @@ def test_the_page_of_64_tokens_of_the_default_model_is_less_than_5_mb():
 
 
 class Shown(NamedTuple):
-    """A page in Chromium, and what it is of."""
+    """A page in Chromium, and the look it shows."""
 
     tab: Any  # playwright's Page
     seen: Look
-    events: list[str]  # every request, message of the console, exception and dialog
+    events: list[str]  # every request, console message, exception and dialog
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def browser():
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """Opens the page of a look in a new window."""
+    """A function that opens the page of a look in a new window."""
     contexts = []
 
     def run(seen: Look, prompt_length=None, width=1280, height=900, zoom=1, scheme="light") -> Shown:
@@ -212,12 +212,12 @@ def show(browser, tmp_path):
 
 
 def share(text: str) -> float:
-    """A percentage as the page writes it."""
+    """A percentage on the page, as a fraction."""
     return 5e-7 if text.startswith("<") else float(text.removesuffix("%").strip()) / 100
 
 
 def bars(tab, where: str) -> dict[str, float]:
-    """A list of bars, as {label: share}; what has the same label is added."""
+    """A list of bars as {label: share}; shares with the same label are added up."""
     told: dict[str, float] = {}
     for item in tab.locator(f"{where} li").all():
         label = item.locator(".token").text_content()
@@ -230,7 +230,7 @@ def label(seen: Look, token: int) -> str:
 
 
 def close(a: float, b: float) -> bool:
-    """As close as three digits are."""
+    """Whether two values agree to about three digits."""
     return abs(a - b) <= 0.006 * max(abs(a), abs(b)) + 1e-6
 
 
@@ -253,7 +253,7 @@ class TestInChromium:
         tab.wait_for_function("stopped.length >= 3")
         assert sorted(tab.evaluate("stopped")) == ["img-src", "script-src-elem", "style-src-attr"]
         assert tab.evaluate("window.ran") is None
-        asked = [event for event in events[1:] if not event.startswith("console")]  # the console tells of all three
+        asked = [event for event in events[1:] if not event.startswith("console")]  # the console reports all three
         assert asked == ["request https://other.invalid/a.png", "stopped by csp"]
 
     def test_a_hostile_prompt_stays_inert(self, show):
@@ -520,7 +520,7 @@ class TestInChromium:
         links = tab.locator(".where a, #flow-chart a").all()
         assert len(links) > 20
         for link in links[:: len(links) // 6]:
-            for _ in range(2):  # also a second time, when the address is the same already
+            for _ in range(2):  # a second click too, when the address does not change
                 tab.evaluate("scrollTo(0, 0)")
                 link.click()
                 line = tab.locator("#listings .here")

@@ -1,4 +1,4 @@
-"""Every value of the pass has a description, a shape and a line of the source."""
+"""Every value of the pass has a description, a shape and a source line."""
 
 import pytest
 from models import (

@@ -1,4 +1,4 @@
-"""Patches: what is put in is what the pass goes on with, and nothing else changes."""
+"""Patches: the pass goes on with the patched value, and nothing else changes."""
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ def test_edited_attention_weights_mix_the_values_accordingly():
         return weights
 
     seen = recorded({"layers.0.attention.weights": all_to_the_first})
-    values = np.repeat(seen["layers.0.attention.v"], 2, axis=0)  # two query heads share a value head
+    values = np.repeat(seen["layers.0.attention.v"], 2, axis=0)  # two query heads share one value head
     np.testing.assert_array_equal(seen["layers.0.attention.mixed"], np.repeat(values[:, :1], 4, axis=1))
 
 

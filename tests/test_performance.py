@@ -1,4 +1,4 @@
-"""The page of measurements, and the tools that make it: arithmetic and files; no figure here depends on time."""
+"""The page of measurements and the tools that write it: arithmetic and files. Nothing here depends on timing."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The tiny model of tools/bench/make_checkpoint.py."""
+    """The tiny model from tools/bench/make_checkpoint.py."""
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     command = [sys.executable, str(tool_path("make_checkpoint")), "--preset", "tiny", str(folder)]
     subprocess.run(command, check=True, capture_output=True)

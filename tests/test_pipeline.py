@@ -1,4 +1,4 @@
-"""The chapter's pipeline call: what it takes, what it returns, and that it is transformers' own."""
+"""The chapter's pipeline call: its arguments, its results, and its agreement with transformers' own."""
 
 import importlib
 from pathlib import Path
@@ -123,12 +123,12 @@ def test_special_tokens_are_no_text(lm, monkeypatch):
     assert npllm.pipeline("text-generation", lm, return_full_text=False)("Hello") == [{"generated_text": "a"}]
 
 
-# How it draws
+# Sampling
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The options that the loop is called with."""
+    """The options passed to the loop."""
     seen = []
 
     def looking(lm, ids, **options):
@@ -231,7 +231,7 @@ def test_a_generation_config_that_is_wrong_is_refused(lm):
         generator("Hello")
 
 
-# Beside transformers
+# Compared with transformers
 
 
 @pytest.fixture(scope="module")
@@ -273,9 +273,9 @@ CALLS = [
 
 
 @pytest.mark.oracle
-@pytest.mark.filterwarnings("default")  # transformers warns of its own matters
+@pytest.mark.filterwarnings("default")  # transformers issues warnings of its own
 class TestBesideTransformers:
-    """The same call there."""
+    """The same call in transformers."""
 
     @pytest.mark.parametrize(("prompts", "options"), CALLS)
     def test_a_tiny_model(self, lm, theirs, prompts, options):
@@ -293,7 +293,7 @@ class TestBesideTransformers:
         "options", [{}, {"temperature": 1.3, "top_k": 7}, {"top_p": 0.6, "min_p": 0.1, "repetition_penalty": 1.2}]
     )
     def test_what_it_draws_from(self, lm, theirs, options, monkeypatch):
-        """Tokens drawn cannot be compared; the logits that are left to draw from can."""
+        """Drawn tokens cannot be compared, but the filtered logits can."""
         left = []
 
         def looking(logits, **options):
@@ -309,7 +309,7 @@ class TestBesideTransformers:
         assert_close("logits", left[0], expected, where=np.isfinite(expected))
 
     def test_the_space_before_a_word_is_lost_there(self, transformers, tmp_path):
-        """With a tokenizer that drops the first space of a text, as Llama's and Phi-3's do."""
+        """For tokenizers that drop the first space of a text, like those of Llama and Phi-3."""
         write_folder(tmp_path / "llama", vocab_size=1024)
         for file in (Path(__file__).parent / "golden" / "tokenizer-llama").iterdir():
             (tmp_path / "llama" / file.name).write_bytes(file.read_bytes())

@@ -1,4 +1,4 @@
-"""What each weight is made of: the tensors of the files, found by name and put in order."""
+"""What each weight is built from: the tensors in the files, found by name and put in order."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_parts_lie_one_below_the_other():
 
 
 def test_a_head_that_differs_in_its_last_row_only(tmp_path, monkeypatch):
-    monkeypatch.setattr("npllm.storage.stored.PIECE", 64)  # a row at a time
+    monkeypatch.setattr("npllm.storage.stored.PIECE", 64)  # one row at a time
     write_folder(tmp_path / "m", "llama", tied=True, tokenizer=False)
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     head = tensors["model.embed_tokens.weight"].copy()

@@ -1,7 +1,7 @@
-"""The math asks the host for nothing on the way: it runs on torch's "meta" device, whose arrays have no numbers.
+"""The math never needs a value on the host: it runs on torch's "meta" device, whose arrays hold no values.
 
-What would make a GPU wait raises there: `.item()`, int(), float(), bool() or an `if` on a value, a copy to NumPy. And
-the products with weights are of two matrices, which CuPy multiplies as they are.
+Anything that would make a GPU wait raises there: `.item()`, int(), float(), bool(), an `if` on a value or a copy to
+NumPy. Also, products with weights have two matrices as operands, which CuPy multiplies without copying.
 """
 
 import ast
@@ -41,13 +41,13 @@ GROUND_FLOOR = sorted(Path(npllm.__file__).parent.glob("*.py"))
 
 @pytest.fixture(scope="module", params=[pytest.param("meta", marks=pytest.mark.torch)])
 def meta(request) -> Library:
-    """torch with its device that knows shapes and dtypes only."""
+    """torch on its meta device, which only tracks shapes and dtypes."""
     pytest.importorskip("torch", reason="torch is not installed")
     return Library(import_module("array_api_compat.torch"), request.param)
 
 
 def check(array, shape):
-    """It has the right shape, is float32, and stayed on the device."""
+    """Assert that the array has the right shape, is float32 and stayed on the device."""
     assert tuple(array.shape) == shape
     assert str(array.dtype) == "torch.float32"
     assert array.device.type == "meta"
@@ -55,7 +55,7 @@ def check(array, shape):
 
 @given(keys=config_keys(), new=st.integers(1, 5), past=st.integers(0, 4), biases=st.booleans())
 def test_a_pass_never_asks_for_a_value(meta, keys, new, past, biases):
-    """Without a cache, with one, and the step that follows."""
+    """Without a cache, with one, and in the decode step that follows."""
     config = tiny_config(**keys)
     weights = meta.tree(random_weights(config, biases=biases))
     ids = meta.array(random_ids(config, past + new))
@@ -95,7 +95,7 @@ def test_a_pass_of_gpt2_never_asks_for_a_value(meta, keys, new):
     ],
 )
 def test_a_token_is_chosen_without_asking_for_a_value_and_fetched_in_8_bytes(meta, monkeypatch, options):
-    """Its id and the largest logit come to the host together: nothing else does."""
+    """The id and the largest logit are copied to the host together, and nothing else is."""
     copies = []
 
     def to_host(array):
@@ -138,7 +138,7 @@ def test_masks_heads_norms_and_positions_never_ask_for_a_value(meta):
 
 
 def test_flash_attention_asks_for_one_thing_only_which_tiles_are_visible(meta):
-    """Python decides what to compute. A decode step has one query, and does not go tile by tile."""
+    """Python decides which tiles to compute. A decode step has one query and uses no tiles."""
     q = meta.xp.zeros((4, 6, 4), device="meta")
     check(flash_attention(q, q, q, tile=(2, 3)), (4, 6, 4))
     places = meta.xp.arange(6, device="meta")
@@ -159,7 +159,7 @@ def test_flash_attention_asks_for_one_thing_only_which_tiles_are_visible(meta):
     ids=["item", "float", "if", "numpy", "numpy array in the path", "as many as are positive"],
 )
 def test_a_stray_question_raises(meta, stray):
-    """The tests above would see it."""
+    """A check that the tests above would notice."""
 
     def asking(q, k, v, visible=None, **options):
         stray(q)
@@ -175,7 +175,7 @@ def test_a_stray_question_raises(meta, stray):
 
 
 class Watched(np.ndarray):
-    """A weight that notes how it is multiplied: what is computed from it is a plain array."""
+    """A weight that records its products. Results computed from it are plain arrays."""
 
     products: list = []  # noqa: RUF012
 
@@ -191,7 +191,7 @@ class Watched(np.ndarray):
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 1, 5)])
 def test_products_with_weights_are_of_two_matrices(shape):
-    """CuPy's product of more axes, and its einsum, first copy the whole weight and widen it to float32."""
+    """With more axes, CuPy's matmul and einsum first copy the whole weight and widen it to float32."""
     config = tiny_config()
     plain = random_weights(config, biases=True)
     layers = tuple(

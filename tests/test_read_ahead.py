@@ -1,4 +1,4 @@
-"""Reading with several threads: in order, not too far ahead, and nothing after it is closed."""
+"""Reading with several threads: in order, not too far ahead, and not at all after closing."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""The house rules: what a module may import, and that what is said in docstrings is there and true."""
+"""The house rules: what a module may import, and that docstrings exist and their examples run."""
 
 import ast
 import doctest
@@ -16,9 +16,9 @@ import npllm
 PACKAGE = Path(npllm.__file__).parent
 READING_ORDER = re.findall(r"^    (\w+)  ", npllm.__doc__, flags=re.MULTILINE)
 MATH = READING_ORDER[READING_ORDER.index("embedding") : READING_ORDER.index("model") + 1]
-FREE = {"arrays", "shapes", "tap", "errors"}  # for all
-WINGS = {"tokenizer": {"text"}, "loop": {"devices", "text"}}  # and no other module of the ground floor
-LIBRARIES = {"array_api_compat"}  # what the math may use, beside Python's own
+FREE = {"arrays", "shapes", "tap", "errors"}  # allowed everywhere
+WINGS = {"tokenizer": {"text"}, "loop": {"devices", "text"}}  # no other module of the ground floor has exceptions
+LIBRARIES = {"array_api_compat"}  # what the math may use besides the standard library
 
 
 def parsed(name: str) -> ast.Module:
@@ -26,7 +26,7 @@ def parsed(name: str) -> ast.Module:
 
 
 def imports(tree: ast.Module) -> tuple[set[str], set[str]]:
-    """The modules of npllm that a ground-floor module imports, and those from elsewhere, by their first names."""
+    """The npllm modules that a ground-floor module imports, and the top-level names of its other imports."""
     own, other = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -73,7 +73,7 @@ def test_every_public_function_and_class_says_what_it_is(name):
 
 
 def examples() -> list:
-    """The docstrings with examples of all modules; those that load a model need the default one."""
+    """The docstrings with examples in all modules; those that load a model need the default model."""
     found = []
     for info in pkgutil.walk_packages([str(PACKAGE)], "npllm."):
         if not info.name.endswith("__main__"):

@@ -1,4 +1,4 @@
-"""Each folder of npllm lists its modules in its docstring: one per line, in reading order, as `name  what it holds`."""
+"""Each folder of npllm lists its modules in its docstring: one per line, in reading order, as `name  contents`."""
 
 import ast
 import re

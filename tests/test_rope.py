@@ -25,7 +25,7 @@ def random(*shape, seed=0):
 
 
 def turned(lib, x, positions, config):
-    """x [..., N, T, H] with RoPE, computed by that library."""
+    """x [..., N, T, H] with RoPE applied by the given library."""
     return to_host(apply_rope(lib.array(x), *rope_tables(lib.array(positions), config, total_length=1000)))
 
 
@@ -118,7 +118,7 @@ def test_partial_rotary_passes_the_rest(lib):
     y = turned(lib, x, [5, 6, 7], config)
     np.testing.assert_array_equal(y[..., 4:], x[..., 4:])
     assert np.all(y[..., :4] != x[..., :4])
-    # The frequencies are those of a head that is as wide as the rotated part.
+    # The frequencies are those of a head as wide as the rotated part.
     np.testing.assert_array_equal(y[..., :4], turned(lib, x[..., :4], [5, 6, 7], tiny_config(head_dim=4)))
 
 
@@ -171,7 +171,7 @@ def test_llama3_scaling_is_that_of_its_formula(lib):
 
 @given(turns=st.sampled_from([1.0, 4.0]))
 def test_llama3_scaling_has_no_jump(lib, turns):
-    # One pair, whose frequency is always 1: the original context decides how many turns it makes.
+    # A single pair, with frequency 1: the original context sets its number of turns.
     def scaled(turns):
         scaling = LLAMA3 | {"original_max_position_embeddings": turns * 2 * math.pi}
         return to_host(rope_frequencies(tiny_config(head_dim=2, rope_scaling=scaling), lib.array([0]))).item()

@@ -1,4 +1,4 @@
-"""Quantized weights in rows, as the GPU kernels read them: the same numbers as in blocks."""
+"""Quantized weights in rows, as the GPU kernels read them: the same values as in blocks."""
 
 import numpy as np
 import pytest

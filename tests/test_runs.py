@@ -1,4 +1,4 @@
-"""The sides of a comparison: how a model runs, and what a side is."""
+"""The two sides of a comparison, and how a model is run for one."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_all_ways_to_run_agree_position_by_position(window, length):
 
 
 def test_a_bug_in_the_cache_shows_at_the_last_position_and_nowhere_before(monkeypatch):
-    """Keys that stay unrotated in the cache: only what reads the cache is wrong, and the first of it are scores."""
+    """With wrong keys in the cache, only what reads the cache is wrong, starting with the scores."""
     from npllm import block
 
     append = block.append

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what is written, and every way in which one that is read can be wrong."""
+"""The header of a safetensors file: writing it, and every way in which a header can be malformed."""
 
 import json
 import struct
@@ -19,13 +19,13 @@ NORM = "model.norm.weight"  # [64] float32: 256 bytes
 
 @pytest.fixture
 def path(tmp_path):
-    """The file of a Phi-3 folder, for a test to damage."""
+    """The weights file of a Phi-3 folder, for a test to damage."""
     write_folder(tmp_path / "model", tokenizer=False)
     return tmp_path / "model" / "model.safetensors"
 
 
 def rewrite(path, change):
-    """Let `change` have the header and the data, and write what it returns."""
+    """Pass the header and the data to `change`, and write what it returns."""
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     keys, data = change(json.loads(raw[8 : 8 + length]), raw[8 + length :])
@@ -34,7 +34,7 @@ def rewrite(path, change):
 
 
 def refuses(path, *parts):
-    """Reading the header must fail with ModelFileError, in one line that has all the parts."""
+    """Assert that reading the header raises ModelFileError with a one-line message that contains all parts."""
     with pytest.raises(ModelFileError) as raised:
         read_header(path)
     assert "\n" not in str(raised.value)
@@ -135,7 +135,7 @@ def test_bytes_that_belong_to_no_tensor(path):
 
 @given(st.data())
 def test_no_damage_to_a_header_is_a_crash(tmp_path_factory, data):
-    """Some damage goes unnoticed (a letter of a name that is then unknown is noticed); none raises anything else."""
+    """Damage raises ModelFileError or goes unnoticed here, like a changed letter in a name."""
     path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
     keys = config_keys(num_hidden_layers=1, hidden_size=8, intermediate_size=8, vocab_size=2)
     raw = bytearray(save(random_weights(keys)))

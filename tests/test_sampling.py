@@ -20,7 +20,7 @@ from npllm.sampling import (
     softmax,
 )
 
-JUST_BELOW_1 = 1 - 2**-53  # the largest number that Generator.random() returns
+JUST_BELOW_1 = 1 - 2**-53  # the largest value that Generator.random() returns
 
 
 def array(values):
@@ -29,13 +29,13 @@ def array(values):
 
 @st.composite
 def logits_without_ties(draw):
-    """Different logits, far enough from each other that rounding cannot change their order."""
+    """Distinct logits, far enough apart that rounding cannot change their order."""
     steps = draw(st.permutations(range(draw(st.integers(1, 8)))))
     return array(steps) * np.float32(draw(st.sampled_from([0.1, 0.5, 3.0]))) - np.float32(draw(st.floats(-5, 5)))
 
 
 def probabilities(logits):
-    """In float64."""
+    """The softmax in float64."""
     shares = [math.exp(float(logit) - float(max(logits))) for logit in logits]
     return np.array(shares) / sum(shares)
 
@@ -81,13 +81,13 @@ def test_a_higher_temperature_takes_from_the_likeliest_and_gives_to_the_least_li
     best, last = np.argmax(logits), np.argmin(logits)
     assert hot[best] <= cold[best]
     assert hot[last] >= cold[last]
-    if 0.5 < cold[best] < 0.99:  # so far from even shares and from all or nothing that it shows
+    if 0.5 < cold[best] < 0.99:  # far enough from uniform and from one-hot to be visible
         assert hot[best] < cold[best]
 
 
 @given(logits=logits_without_ties(), shift=st.integers(-100, 100))
 def test_the_softmax_of_shifted_logits_is_the_same(lib, logits, shift):
-    logits = np.round(16 * logits) / np.float32(16)  # so few digits that shifting them is exact
+    logits = np.round(16 * logits) / np.float32(16)  # few enough digits for an exact shift
     shifted = softmax(lib.array(logits + np.float32(shift)))
     np.testing.assert_array_equal(to_host(shifted), to_host(softmax(lib.array(logits))))
 
@@ -113,7 +113,7 @@ def test_top_p_keeps_the_fewest_tokens_that_sum_to_p(lib, logits, p):
 
 def test_top_p_reached_exactly_is_enough():
     logits = array(np.log([0.5, 0.25, 0.125, 0.125]))
-    # With 0.5 the first token is enough; a hair more needs the second.
+    # The first token is enough for 0.5. Slightly more needs the second.
     assert kept(keep_top_p(logits, 0.4999)) == {0}
     assert kept(keep_top_p(logits, 0.5001)) == {0, 1}
     assert kept(keep_top_p(logits, 0.7501)) == {0, 1, 2, 3}  # the last two tie
@@ -150,7 +150,7 @@ def test_tokens_that_tie_stay_together(lib, name):
 def test_a_token_is_drawn_as_often_as_it_is_likely(lib, logits):
     grid, array = 400, lib.array(logits)
     counts = np.zeros(len(logits))
-    for i in range(grid):  # random numbers that are spread evenly: no chance is left in it
+    for i in range(grid):  # evenly spaced random numbers, so the counts are exact
         counts[int(draw(array, (i + 0.5) / grid))] += 1
     assert np.all(np.abs(counts - grid * probabilities(logits)) <= 1.01)
 
@@ -199,7 +199,7 @@ def test_greedy_decoding_knows_the_repetition_penalty(lib):
 
 def test_temperature_comes_before_top_p(lib):
     logits = lib.array(np.log([0.5, 0.3, 0.2]))
-    # At temperature 1 the first two make 0.8; at temperature 2 the shares are 0.41, 0.32, 0.26, and all are needed.
+    # At temperature 1 the first two sum to 0.8; at temperature 2 the shares are 0.41, 0.32, 0.26: all are needed.
     assert int(choose(logits, uniform=0.999, temperature=1.0, top_p=0.75)) == 1
     assert int(choose(logits, uniform=0.999, temperature=2.0, top_p=0.75)) == 2
 
@@ -250,7 +250,7 @@ def test_the_funnel_ends_with_the_token_that_choose_takes(lib, logits, options, 
     assert kept(to_host(steps[-1].logits)) == {token}
     assert steps[-1].left == 1
     assert_close("probabilities", to_host(steps[-1].probabilities), np.eye(len(logits))[token])
-    if steps[-1].name == "draw":  # from what the step before it leaves
+    if steps[-1].name == "draw":  # from what the previous step left
         assert int(draw(steps[-2].logits, uniform)) == token
     else:
         assert int(np.argmax(to_host(steps[-2].logits))) == token

@@ -1,4 +1,4 @@
-"""npllm selftest: what it finds, on the CPU; tests/test_cuda.py runs it on a device."""
+"""npllm selftest on the CPU: what it finds. tests/test_cuda.py runs it on a device."""
 
 from importlib import import_module
 
@@ -15,7 +15,7 @@ from npllm.devices.device import pick
 
 @pytest.fixture(autouse=True)
 def little_to_read(monkeypatch):
-    """The bandwidth by a small array: here nobody asks for the figure."""
+    """Measure the bandwidth on a small array, as these tests ignore the figure."""
     monkeypatch.setattr(selftest, "bandwidth_buffer", lambda like: like)
 
 
@@ -55,7 +55,7 @@ def test_the_default_model_passes(npllm, monkeypatch):
 
 
 def test_a_device_that_computes_something_else(npllm, monkeypatch):
-    """A projection of layer 1 that is off by a hundredth."""
+    """A projection of layer 1 is off by 1 %."""
     options = import_module("npllm.cli.options")
     load_model = options.load_model
 
@@ -73,7 +73,7 @@ def test_a_device_that_computes_something_else(npllm, monkeypatch):
 
 
 def test_only_the_step_of_generation_is_wrong(npllm, monkeypatch):
-    """As a kernel may be, that a tap switches off."""
+    """Like a faulty kernel that is not used when there is a tap."""
     step_logits = selftest.step_logits
     monkeypatch.setattr(selftest, "step_logits", lambda lm, ids: 1.01 * step_logits(lm, ids))
     done = npllm("selftest")

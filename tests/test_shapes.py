@@ -1,4 +1,4 @@
-"""The annotations are executed: npllm/shapes.py is not only read."""
+"""The shape annotations in npllm/shapes.py are checked at run time."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from npllm.norm import rms_norm
 
 
 class PackedMatrix:
-    """A storage of its own, as a later module might have one: the matrix, halved, as int8."""
+    """A custom weight storage, as a later module might define: twice the matrix, as int8."""
 
     dtype = np.dtype(np.int8)
 
@@ -73,6 +73,6 @@ def test_an_array_is_not_a_packed_weight(lib):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tests_run_on(name):
-    lib = library(name)  # skips where it is not installed
+    lib = library(name)  # skips if it is not installed
     assert lib.array([0.5]).dtype == lib.xp.float32
     assert lib.array([1]).dtype == lib.xp.int64

@@ -1,7 +1,7 @@
-"""Checkpoints that npllm once computed wrongly without a word, or refused although transformers runs them.
+"""Checkpoints that npllm once silently computed wrongly, or refused although transformers runs them.
 
-Each is a tiny model next to transformers (marker oracle), and once more without it, with the recorded right answer.
-What changes the logits is computed or refused by name; what transformers runs is not refused.
+Each is a tiny model, compared with transformers (marker oracle) and also, without it, with the recorded right answer.
+A key that changes the logits is computed or refused by name. What transformers runs is not refused.
 """
 
 import json
@@ -20,7 +20,7 @@ from npllm.errors import ModelFileError
 
 FAMILIES = sorted(getattr(families, "FAMILIES", ("phi3", "llama", "mistral", "qwen2", "gpt2")))
 WITH_ROPE = [family for family in FAMILIES if family != "gpt2"]
-oracle = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers warns of its own matters
+oracle = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
 
 
 def next_to_transformers(test):
@@ -35,7 +35,7 @@ def transformers():
     module = pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[oracle]'")
     module.utils.logging.disable_progress_bar()
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for models this small, threads only wait for each other
+    torch.set_num_threads(1)  # with models this small, threads only wait for each other
     yield module
     torch.set_num_threads(threads)
 
@@ -43,7 +43,7 @@ def transformers():
 def equal_or_refused(
     folder, family, key, head=CAUSAL, tensors=None, drop=(), text=tuple(sweep.TEXT), may_refuse=True, **changes
 ):
-    """A checkpoint of transformers with these keys: npllm has its logits, or refuses it by that key."""
+    """Assert that npllm computes the logits of a transformers checkpoint with these keys, or refuses that key."""
     keys = {name: value for name, value in sweep.base(family, head).items() if name not in drop} | changes
     sweep.write_model(folder, family, keys, head, tensors=tensors)
     expected = sweep.expected_logits(folder, text, head)
@@ -65,7 +65,7 @@ def refused(folder, key):
 
 
 def write(folder, family, **keys):
-    """A checkpoint without transformers, in the shape of tests/checkpoints.py."""
+    """Write a checkpoint with tests/checkpoints.py, without transformers."""
     if family == "gpt2":
         write_gpt2_folder(folder, **keys)
     else:
@@ -74,7 +74,7 @@ def write(folder, family, **keys):
 
 
 def edit(folder, drop=(), tensors=None, **keys):
-    """Change a written checkpoint: keys (JSON null is None), keys to drop, tensors to add or (None) to drop."""
+    """Change a written checkpoint: set keys (None is JSON null), drop keys, and add tensors or drop them (None)."""
     path = folder / "config.json"
     old = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in (old | keys).items() if key not in drop}))
@@ -104,7 +104,7 @@ def test_attention_both_ways_next_to_transformers(transformers, tmp_path, family
 @pytest.mark.parametrize("value", [False, None, 0])
 @pytest.mark.parametrize("family", OWN)
 def test_attention_both_ways_is_refused(tmp_path, family, value):
-    """null is refused as well: transformers then attends both ways or not, as its attention kernel is eager or sdpa."""
+    """null is refused too: there, transformers depends on its attention kernel, eager or sdpa."""
     refused(edit(write(tmp_path / "m", family), is_causal=value), "is_causal")
 
 
@@ -127,7 +127,7 @@ def test_a_gguf_file_that_says_it_is_causal_is_computed(tmp_path):
 
 @pytest.mark.parametrize("arch", ["llama", "phi3"])
 def test_a_gguf_file_that_scales_the_rotation_is_refused(tmp_path, arch):
-    """llama.cpp multiplies cosine and sine by it, whatever the scaling type."""
+    """llama.cpp multiplies cosine and sine by the factor, whatever the scaling type."""
     write_gguf(tmp_path / "m.gguf", arch, metadata={f"{arch}.rope.scaling.attn_factor": 1.5})
     refused(tmp_path / "m.gguf", rf"{arch}\.rope\.scaling\.attn_factor")
 
@@ -143,7 +143,7 @@ def test_a_gguf_file_whose_rotation_is_scaled_by_one_is_computed(tmp_path, arch)
 
 
 def other_head(tensors):
-    """The same tensors with an lm_head that is not the embeddings."""
+    """The same tensors with an lm_head that differs from the embeddings."""
     table = next(value for name, value in tensors.items() if name.endswith(("embed_tokens.weight", "wte.weight")))
     return tensors | {"lm_head.weight": np.ascontiguousarray(table[::-1] * 0.5)}
 
@@ -176,7 +176,7 @@ def test_convert_keeps_a_head_of_its_own_in_a_tied_model(tmp_path, family):
     np.testing.assert_array_equal(npllm.load(tmp_path / "out", dtype="float32").weights.lm_head, head)
 
 
-# RoPE: what stands inside rope_scaling wins
+# RoPE: the keys inside rope_scaling win
 
 
 INSIDE = [
@@ -220,7 +220,7 @@ def test_the_partial_rotary_factor_inside_rope_scaling_wins(tmp_path):
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
 @pytest.mark.parametrize("family", [family for family in OWN if family != "gpt2"])
 def test_rope_for_each_kind_of_layer_is_refused(tmp_path, family, name):
-    """transformers passes over the inner values or fails; neither is what the file means."""
+    """transformers ignores the inner values or fails; neither is what the file means."""
     nested = {kind: {"rope_type": "default", "rope_theta": 50.0} for kind in ("full_attention", "sliding_attention")}
     refused(write(tmp_path / "m", family, **{name: nested}), name)
 
@@ -235,7 +235,7 @@ def test_mistral_with_layer_types_next_to_transformers(transformers, tmp_path, l
 
 
 def test_mistral_with_layer_types_has_windows_in_some_layers(tmp_path):
-    """The full layers of transformers' ministral see everything: all full is a mistral without a window."""
+    """In transformers' ministral, full layers see everything: all full is a mistral without a window."""
     kinds = {"full": ["full_attention"] * 2, "sliding": ["sliding_attention"] * 2}
     kinds["mixed"] = ["sliding_attention", "full_attention"]
     given = {
@@ -287,7 +287,7 @@ def test_other_classifiers_without_a_pad_token_have_none(tmp_path, family):
 
 @pytest.mark.parametrize("family", OWN)
 def test_a_config_for_each_layer_is_refused(tmp_path, family):
-    """transformers fails on most of it, and passes over `skip`."""
+    """transformers fails on most of these, and ignores `skip`."""
     for value in ({"1": {"rms_norm_eps": 0.5}}, {"1": {"skip": ["attention"]}}):
         folder = write(tmp_path / str(len(str(value))), family)
         refused(edit(folder, per_layer_config=value), "per_layer_config")

@@ -1,6 +1,6 @@
-"""The site as a reader meets it: built by its one command, and each page opened in Chromium.
+"""The site as a reader sees it: built with one command, and each page opened in Chromium.
 
-The pages come from a server on this machine.
+The pages come from a local server.
 """
 
 import functools
@@ -27,7 +27,7 @@ pytestmark = [
 PAGES = [*sorted(path.stem for path in (ROOT / "docs").glob("*.md")), "search"]
 WIDTHS = {"a desktop": 1280, "a desktop at 200 % zoom": 640, "a telephone": 360}
 
-# How many different colours there are among some of each picture's pixels; [] where it was not loaded.
+# The number of distinct colours in a sample of each picture's pixels; 0 if it did not load.
 COLOURS = """images => images.map(image => {
     if (!image.naturalWidth) return [image.src, 0];
     const canvas = document.createElement("canvas");
@@ -43,19 +43,19 @@ class Opened(NamedTuple):
     """What the browser found on a page."""
 
     title: str
-    messages: list[str]  # errors and warnings of the console, and exceptions
-    failed: list[str]  # requests that got no answer, or one from 400 on
+    messages: list[str]  # console errors and warnings, and exceptions
+    failed: list[str]  # requests without a response, or with status 400 or above
     elsewhere: list[str]  # requests to another server
-    links: list[str]  # absolute addresses
-    ids: set[str]  # what a link on this page can lead to
-    pictures: dict[str, int]  # how many colours each has
-    without_text: list[str]  # pictures that have no alt text
-    overflow: dict[str, int]  # by how many pixels the page is wider than the window
+    links: list[str]  # absolute URLs
+    ids: set[str]  # possible link targets on this page
+    pictures: dict[str, int]  # the number of colours in each
+    without_text: list[str]  # pictures without alt text
+    overflow: dict[str, int]  # how many pixels wider than the window the page is
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site, built anew from the sources: its address and its folder."""
+    """The address and the folder of the site, freshly built from the sources."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, str(tool_path("build_docs")), str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -70,7 +70,7 @@ def site(tmp_path_factory):
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """The pages' server, which writes no log."""
+    """An HTTP server that writes no log."""
 
     def log_message(self, *arguments: Any) -> None:
         pass
@@ -84,7 +84,7 @@ def opened(site) -> dict[str, Opened]:
 
 
 def open_page(browser: Any, site: str, name: str) -> Opened:
-    """Open a page, wait until it is quiet, and look around."""
+    """Open a page, wait until the network is idle, and record what the browser found."""
     page = browser.new_page()
     messages, failed, elsewhere = [], [], []
     page.on("console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None)

@@ -1,4 +1,4 @@
-"""Drafted tokens change the speed and nothing else: the same ids, or with a drawn draft the same probabilities."""
+"""Drafting changes only the speed: the ids stay the same, or with a sampled draft, the probabilities."""
 
 import importlib
 import math
@@ -33,13 +33,13 @@ OPTIONS = pytest.mark.parametrize("options", [{}, SAMPLED, HOT], ids=["greedy", 
 
 
 def tiny_lm(keys=(), seed=0, scale=1.0):
-    """A random model of 11 tokens. With a small scale the blocks do little, and it soon repeats itself."""
+    """A random model with 11 tokens. At a small scale the blocks do little, and it soon repeats itself."""
     config = tiny_config(**dict(keys))
     return LM(config, random_weights(config, seed, scale), None, {})
 
 
 def assert_same_text(lm, ids, made, plain):
-    """Assert that a greedy text is the plain one, but where two logits are nearly the same."""
+    """Assert that a greedy text equals the plain one, up to near ties between logits."""
     if made != plain:
         text = np.array([*ids, *plain])
         logits = np.sort(npllm.forward(text, lm)[0][len(ids) - 1 : -1], axis=-1)
@@ -95,7 +95,7 @@ def test_a_model_that_drafts_for_itself_is_always_right():
     for options in ({}, HOT):
         told = {}
         generate(lm, [3, 1, 4], max_new_tokens=21, tokens=draft_model(lm, 4, told), **options)
-        assert told == {"passes": 5, "drafted": 16, "accepted": 16}  # 1 token of the prompt's pass, then 5 each
+        assert told == {"passes": 5, "drafted": 16, "accepted": 16}  # 1 token from the prompt's pass, then 5 per pass
 
 
 def test_the_same_seed_gives_the_same_text_with_a_draft_model():
@@ -111,7 +111,7 @@ SHARES = st.lists(st.integers(0, 6), min_size=4, max_size=4).filter(any)
 
 
 class Scripted(np.random.Generator):
-    """Random numbers that are those of a list."""
+    """A generator that returns the numbers in a list."""
 
     def __init__(self, numbers):
         super().__init__(np.random.PCG64())
@@ -124,12 +124,12 @@ class Scripted(np.random.Generator):
 @given(p=SHARES, q=SHARES)
 def test_a_drawn_draft_leaves_the_models_probabilities(p, q):
     p, q = (np.array(shares, dtype=np.float32) / np.float32(sum(shares)) for shares in (p, q))
-    evenly = (np.arange(16) + 0.5) / 16  # random numbers that are spread evenly: no chance is left in it
+    evenly = (np.arange(16) + 0.5) / 16  # evenly spaced random numbers, so the shares are exact
     made = np.zeros(4)
     for guess in np.flatnonzero(q):
         results = [accept_or_replace(int(guess), p, q, Scripted([u, v])) for u, v in product(evenly, evenly[1::4])]
         made += q[guess] * np.bincount(results, minlength=4) / len(results)
-    assert np.all(np.abs(made - p) <= 1 / 32 + 1 / 8)  # half a step of the grids of u and v
+    assert np.all(np.abs(made - p) <= 1 / 32 + 1 / 8)  # half a grid step of u and of v
     assert not np.any(made[p == 0])
 
 
@@ -143,11 +143,11 @@ def test_a_draft_is_accepted_with_the_ratio_of_the_probabilities():
 
 @pytest.mark.slow
 def test_a_text_with_a_draft_model_has_the_probabilities_of_one_without(monkeypatch):
-    """How often each text of three tokens comes, in 600 texts that are always the same."""
+    """The frequency of each three-token text among 600 texts with fixed seeds."""
     lm, small = tiny_lm({"vocab_size": 3}.items()), tiny_lm({"vocab_size": 3}.items(), seed=1)
     sampling = {"temperature": 0.9, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.5}
 
-    def logits(model, ids):  # any, that depend on all of the text
+    def logits(model, ids):  # arbitrary, but dependent on the whole text
         return np.random.default_rng([model is small, *ids]).standard_normal(3).astype(np.float32)
 
     def next_logits(model, ids, cache, rows=1):
@@ -172,14 +172,14 @@ def test_a_text_with_a_draft_model_has_the_probabilities_of_one_without(monkeypa
 
 
 def test_a_text_has_the_drafts_own_probabilities_in_mind():
-    """A model that drafts for itself draws from the very probabilities that it is checked with, penalty included."""
+    """A model that drafts for itself draws from the probabilities it is checked with, penalty included."""
     lm, told = tiny_lm(), {}
     options = {"temperature": 1.0, "repetition_penalty": 4.0, "seed": 3}
     generate(lm, [3, 1, 4], max_new_tokens=25, tokens=draft_model(lm, 8, told), **options)
     assert told["accepted"] == told["drafted"] > 0
 
 
-# What is drafted
+# Drafting
 
 
 @given(ids=st.lists(st.integers(0, 3), max_size=20), most=st.integers(0, 8))
@@ -197,7 +197,7 @@ def test_the_lookup_copies_what_followed_the_last_place_of_the_last_tokens(ids, 
 
 
 def counting(lm):
-    """The widths of the passes, and the model that counts them."""
+    """The widths of the passes, and a model that records them."""
     widths = []
 
     def looking_transform(ids, *arguments, **options):
@@ -211,7 +211,7 @@ def test_a_pass_checks_all_that_was_drafted():
     told, (widths, lm) = {}, counting(reciting_lm("abcd")._replace(tokenizer=None))
     made = generate(lm, [0, 1, 2, 3, 4, 0, 1], max_new_tokens=12, tokens=prompt_lookup(4, told))
     assert made.ids == [2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2, 3]
-    assert widths == [7, 5, 5, 1]  # the prompt; twice four that were drafted, and one before them; the last token
+    assert widths == [7, 5, 5, 1]  # the prompt; twice, four drafts and the token before them; the last token
     assert told == {"passes": 4, "drafted": 8, "accepted": 8}
 
 
@@ -219,7 +219,7 @@ def test_what_was_refused_is_counted_and_the_models_own_token_taken():
     told, (widths, lm) = {}, counting(reciting_lm("abcdef")._replace(tokenizer=None))
     made = generate(lm, [2, 3, 3, 1, 2], max_new_tokens=3, tokens=prompt_lookup(2, told))
     assert made.ids == [3, 4, 5]
-    assert widths == [5, 2, 1]  # after 2, 3 stood 3, and after it the model says 4
+    assert widths == [5, 2, 1]  # 2, 3 was followed by 3, but the model predicts 4
     assert told == {"passes": 3, "drafted": 1, "accepted": 0}
 
 
@@ -252,7 +252,7 @@ def test_a_draft_model_with_a_shorter_context_drafts_as_far_as_it_reaches():
 def test_a_draft_model_is_read_the_prompt_once():
     lm, (widths, small) = tiny_lm(), counting(tiny_lm())
     generate(lm, [1, 2, 3, 4, 5], max_new_tokens=9, tokens=draft_model(small, 3))
-    assert widths == [6, 1, 1, 2, 1, 1]  # after it was right: the token it drafted last, and the model's own
+    assert widths == [6, 1, 1, 2, 1, 1]  # after a full match: its last draft and the model's own token
 
 
 def test_a_draft_model_can_be_used_for_one_text_after_another():
@@ -304,7 +304,7 @@ def test_a_given_cache_that_is_nearly_full_bounds_the_draft():
     assert [step.id for step in made] == [0, 1, 2, 3]
 
 
-# Where it ends
+# Where generation ends
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Timing decode, prefill and load: the arithmetic around the clock, with clocks that tick as told. Nothing is timed."""
+"""Timing decode, prefill and load: the arithmetic, with fake clocks. Nothing is really timed."""
 
 import importlib
 from itertools import accumulate, repeat
@@ -31,14 +31,14 @@ def lm():
 
 @pytest.fixture(params=["phi3", "gpt2"])
 def folder(request, tmp_path):
-    """A small model, also one whose block has other names."""
+    """A small model, of two families whose blocks have different names."""
     path = tmp_path / request.param
     (write_folder if request.param == "phi3" else write_gpt2_folder)(path)
     return path
 
 
 def ticking(*seconds):
-    """A clock by which so much passes from one look to the next; then a second each."""
+    """A clock that advances by the given seconds from call to call, then by one second each."""
     ticks = accumulate([0.0, *seconds, *repeat(1.0, 50)])
     return lambda: next(ticks)
 
@@ -64,7 +64,7 @@ def test_decoding_counts_the_seconds_of_the_tokens_after_the_first(lm):
     cache = filled_cache(lm, ids, 5)
     seconds, _ = decode(lm, ids, cache, 4, clock)
     assert seconds == 6.0 / 4
-    # The first token came from the prompt's last stream; the four that are timed each added one to the cache.
+    # The first token came from the prompt's last stream; each of the four timed tokens added one to the cache.
     assert looked == [3, 7]
 
 
@@ -87,7 +87,7 @@ def test_what_a_token_reads_is_the_mean_over_the_tokens_that_are_timed(lm, monke
     ids = speed.random_ids(lm, context)
     cache = filled_cache(lm, ids, new + 1)
     decode(lm._replace(transform=looking), ids, cache, new)
-    timed = held[1:]  # the first token is not
+    timed = held[1:]  # the first token is not timed
     read = decode_read(lm, context, new)
     assert read.kv_cache == sum(kv_cache_bytes(lm.config, past) for past in timed) / new
     arrays = [lm.weights.norm, lm.weights.lm_head, *(array for block in lm.weights.layers for array in block)]
@@ -156,7 +156,7 @@ def test_the_products_are_those_of_a_pass_with_the_pairs_that_nobody_may_see_lef
 
 
 def test_the_bare_product_does_as_many_operations(lm):
-    height, width = lm.weights.layers[0].qkv_proj.shape  # the largest of this block
+    height, width = lm.weights.layers[0].qkv_proj.shape  # the largest in this block
     one = 2 * 5 * height * width
     assert speed.bare_matmul(lm, 5, 7 * one, ticking(3.5)) == 7 * one / 3.5
     assert speed.bare_matmul(lm, 5, 1, ticking(3.5)) == one / 3.5, "at least one"
@@ -167,7 +167,7 @@ def test_the_figures_of_prefill_follow_from_seconds_and_operations(lm):
     row = speed.prefill_row(lm, 4, [2.0, 1.0, 8.0], [flops / 1.0, flops / 0.75, flops / 6.4])
     assert (row["seconds"]["median"], row["tokens_per_second"]) == (2.0, 2.0)
     assert (row["flops"], row["flops_per_second"]) == (flops, flops / 2.0)
-    # Within the rounds the product took 1 of 2, 0.75 of 1 and 6.4 of 8 seconds.
+    # In the three rounds, the product took 1 of 2, 0.75 of 1 and 6.4 of 8 seconds.
     assert row["matmul_share"] == pytest.approx(0.75)
     assert row["matmul_flops_per_second"] == pytest.approx(flops)
 

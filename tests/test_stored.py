@@ -32,7 +32,7 @@ def test_floats_are_bit_equal_with_the_gguf_package(tmp_path, dtype):
 
 
 def test_all_values_that_16_bits_can_write(tmp_path):
-    """Every float16 and every bfloat16: also the smallest, which many conversions lose."""
+    """Every float16 and bfloat16 value, including the subnormals, which many conversions lose."""
     every = np.arange(2**16, dtype=np.uint16)
     tensors = {"half": (1, (2**16,), every.tobytes()), "brain": (30, (2**16,), every.tobytes())}
     write_gguf_file(tmp_path / "x.gguf", {}, tensors)

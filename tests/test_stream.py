@@ -1,4 +1,4 @@
-"""The text of ids that arrive one at a time: whole characters that join to the text."""
+"""The text of ids that arrive one at a time: pieces of whole characters that join to the full text."""
 
 import pytest
 from hypothesis import assume, given
@@ -22,12 +22,12 @@ def streamed(tokenizer, context, ids):
 @given(data=st.data())
 def test_streamed_pieces_join_to_what_decode_adds(name, data):
     ids = st.integers(0, len(tokenizer(name)) - 1)
-    if name != "default-model":  # half of them bytes and control tokens, which are few in a large vocabulary
+    if name != "default-model":  # more bytes and control tokens, which are rare in a large vocabulary
         ids |= st.sampled_from([*range(300), *range(len(tokenizer(name)) - 8, len(tokenizer(name)))])
     context, new = data.draw(st.lists(ids, max_size=8)), data.draw(st.lists(ids, max_size=12))
     before = tokenizer(name).decode(context, skip_special_tokens=True)
     after = tokenizer(name).decode(context + new, skip_special_tokens=True)
-    # Where the context ends within a character, or in bytes that the new ones belong to, they change its text.
+    # New ids change the text of a context that ends inside a character or a run of bytes.
     assume(after.startswith(before))
     assert "".join(streamed(tokenizer(name), context, new)) == after.removeprefix(before)
 
@@ -47,9 +47,9 @@ def test_streamed_text_is_the_text(name, context, text):
     [
         ("bytes", "", "a🙂b", ["a", "🙂", "b"]),
         ("llama", "A", " 🙂 b", [" ", " ", "🙂 b"]),  # the bytes end with the next piece
-        ("bytes", "", "\ufffd\ufffd.", ["\ufffd", "\ufffd."]),  # a U+FFFD of the text's own
+        ("bytes", "", "\ufffd\ufffd.", ["\ufffd", "\ufffd."]),  # a U+FFFD that is in the text
         ("bytes", "", "船<|im_end|>", ["船"]),
-        ("bytes", "", "<think>a", ["<think>", "a"]),  # a token that is not special has its text
+        ("bytes", "", "<think>a", ["<think>", "a"]),  # a token that is not special has text
     ],
 )
 def test_a_piece_is_whole_characters(name, context, text, expected):
@@ -78,7 +78,7 @@ def test_half_a_character_at_the_end_is_a_replacement_character():
     assert stream.step(first) == ""
     assert stream.flush() == "\ufffd"
     assert stream.flush() == ""
-    assert streamed(tokenizer("bytes"), [first], []) == [""]  # it is the context's
+    assert streamed(tokenizer("bytes"), [first], []) == [""]  # it belongs to the context
     assert streamed(tokenizer("bytes"), [first], rest)[-2:] == ["🙂", ""]
     a, first, *_ = tokenizer("llama").backend.encode("A🙂", add_special_tokens=False).ids[-5:]
     stream = TextStream(tokenizer("llama").backend)

@@ -1,4 +1,4 @@
-"""The parallel streams, one for each token: what flows between them, and which of them are computed."""
+"""The parallel streams, one per token: what flows between them, and which are computed."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ WEIGHTS = random_weights(CONFIG)
 
 
 def streams(seen):
-    """How many streams a recorded pass has computed, and how many keys they looked at in the last layer."""
+    """The number of streams that a recorded pass computed, and of keys seen in the last layer."""
     layers = range(CONFIG.num_hidden_layers)
     computed = {
         seen["embedding"].shape[-2],
@@ -34,7 +34,7 @@ def streams(seen):
 
 
 def generated(ids, new, use_cache):
-    """Greedy generation of `new` tokens as the loop does it, and the recorded trace of each pass."""
+    """The ids after greedily generating `new` tokens as the loop does, and the trace of each pass."""
     cache, passes = empty_cache(CONFIG, len(ids) + new, like=WEIGHTS.norm), []
     for _ in range(new):
         seen = {}

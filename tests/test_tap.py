@@ -14,7 +14,7 @@ from npllm.tap import under, untapped
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)
 
-# Every tap of a block, in the order of execution, with the letters of npllm/shapes.py.
+# Every tap of a block, in execution order, with the letters of npllm/shapes.py.
 OF_A_BLOCK = {
     "input_layernorm": "T D",
     "attention.q": "N T H",

@@ -1,4 +1,4 @@
-"""docs/taps.md: the list of all values, their shapes and their order; and what tapping costs a pass."""
+"""docs/taps.md: the list of all values, their shapes and order, and the cost of tapping."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ GROUND_FLOOR = sorted(Path(npllm.__file__).parent.glob("*.py"))
 
 
 def in_order(listed, layers):
-    """The names of the page for a model of so many layers, in its order, with their letters."""
+    """{name: letters} for a model with this many layers, in the order of the page."""
     of_block = {name.removeprefix("layers.*."): shape for name, shape in listed.items() if name.startswith("layers.*")}
     before = dict(list(listed.items())[: list(listed).index(next(name for name in listed if "*" in name))])
     after = {name: shape for name, shape in listed.items() if "*" not in name and name not in before}
@@ -34,7 +34,7 @@ def in_order(listed, layers):
 
 
 def shapes(config, weights, model, batch, past=2, new=3):
-    """The shapes of a pass over new tokens after cached ones, by name, as sizes."""
+    """{name: shape} of the values in a pass over new tokens after cached ones."""
     cache = empty_cache(config, past + new, batch, like=weights.norm)
     model(random_ids(config, *batch, past), weights, config, cache)
     seen = {}
@@ -43,7 +43,7 @@ def shapes(config, weights, model, batch, past=2, new=3):
 
 
 def listed_shapes(listed, config, batch):
-    """The same as the page has it."""
+    """The same shapes according to the page."""
     sizes = {"T": 3, "S": 5, "D": config.hidden_size, "N": config.num_attention_heads, "H": config.head_dim}
     sizes |= {"K": config.num_key_value_heads, "F": config.intermediate_size, "V": config.vocab_size}
     return {
@@ -89,7 +89,7 @@ def test_the_original_block_ends_with_a_norm_of_its_own():
     assert seen["layers.1.post_feedforward_layernorm"].shape == (3, config.hidden_size)
 
 
-# What it costs: calls, and nothing but calls
+# The cost: calls and nothing else
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
@@ -128,7 +128,7 @@ def test_the_functions_with_taps_are_found():
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_no_array_operation_is_there_for_a_tap_alone(function):
-    """What is tapped is what the pass goes on with: returned, handed on, or in a local that is read afterwards."""
+    """The pass uses each tapped value: it is returned, passed on, or in a local that is read afterwards."""
     for statement in ast.walk(function):
         assert not (isinstance(statement, ast.Expr) and is_tap_call(statement.value)), "its value is thrown away"
         if isinstance(statement, ast.Assign) and any(is_tap_call(node) for node in ast.walk(statement.value)):
@@ -145,7 +145,7 @@ def test_no_array_operation_is_there_for_a_tap_alone(function):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_whether_somebody_looks_changes_no_step(function):
-    """No branch asks for the tap: what is computed is the same with and without one."""
+    """No branch depends on the tap: the computation is the same with and without one."""
     for node in ast.walk(function):
         if isinstance(node, ast.If | ast.IfExp | ast.While):
             assert "tap" not in {part.id for part in ast.walk(node.test) if isinstance(part, ast.Name)}

@@ -1,4 +1,4 @@
-"""The threads that share a product: each row once, each thread on its own core, no scratch used twice."""
+"""The threads that share a product: each row once, each thread on its own core, no scratch buffer used twice."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ def test_an_error_in_a_thread_is_an_error_of_the_product(monkeypatch):
 
 
 def test_each_thread_has_a_core_of_its_own_while_they_share(monkeypatch):
-    """Told by what is asked of the system, so that it holds on any number of cores."""
+    """Checked by the calls to the system, so it works on any number of cores."""
     cores, asked = {3, 5, 8}, []
     allowed = threading.local()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: getattr(allowed, "cores", cores), raising=False)
@@ -52,7 +52,7 @@ def test_each_thread_has_a_core_of_its_own_while_they_share(monkeypatch):
 
 
 def test_fewer_threads_than_cores_go_where_they_like(monkeypatch):
-    """Two of the cores may be halves of one."""
+    """Two of the logical cores may share a physical one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert own_cores(3) == []
     assert own_cores(4) == [0, 1, 2, 3]
@@ -63,7 +63,7 @@ def test_fewer_threads_than_cores_go_where_they_like(monkeypatch):
 
 
 def test_after_an_interruption_nobody_gets_scratch_that_is_in_use():
-    """Ctrl-C in the calling thread, while another is still at work."""
+    """Ctrl-C in the calling thread while another is still working."""
     some_workers, in_use = Workers(2), []
     at_work, may_end = threading.Event(), threading.Event()
 
@@ -85,7 +85,7 @@ def test_after_an_interruption_nobody_gets_scratch_that_is_in_use():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_fork_makes_threads_of_its_own():
-    """Those of its parent it does not have, and waiting for them would take for ever."""
+    """It does not inherit its parent's threads, and waiting for them would hang."""
     some_workers = Workers(2)
     some_workers.share(2, 2**30, lambda first, last, scratch: None)
     child = multiprocessing.get_context("fork").Process(
@@ -99,7 +99,7 @@ def test_a_fork_makes_threads_of_its_own():
 
 
 def covered(count, some_workers):
-    """The rows that the threads are given."""
+    """The rows that the threads process."""
     seen = []
     some_workers.share(count, 2**30, lambda first, last, scratch: seen.extend(range(first, last)))
     return sorted(seen)
@@ -111,7 +111,7 @@ def test_the_threads_cover_every_row_once(count):
 
 
 def test_products_at_the_same_time_do_not_mix(monkeypatch):
-    """Two threads that use one model: they share the scratch, so they must wait for each other."""
+    """Two threads that use one model share the scratch buffer, so they must wait for each other."""
     monkeypatch.setattr(threads, "SHARED_FROM", 2**30)
     weights = [pack(matrix(300, 320, seed), "int8", WORKERS[0]) for seed in range(2)]
     x = matrix(1, 320, seed=9)

@@ -1,4 +1,4 @@
-"""Weights sent to a GPU a few rows at a time are those of the file; NumPy stands in for CuPy, see test_transfer.py."""
+"""Weights sent to a GPU a few rows at a time equal the file. NumPy stands in for CuPy, see test_transfer.py."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from npllm.errors import ModelFileError
 
 @pytest.fixture
 def sent(tmp_path, monkeypatch):
-    """sent(shape, parts, dtype, name=array, ...): the weight made of these tensors of a file, read in small pieces."""
+    """sent(shape, parts, dtype, name=array, ...): the weight built from tensors in a file, read in small pieces."""
     monkeypatch.setattr("npllm.storage.stored.PIECE", 16)
 
     def send(shape, parts, dtype="float32", **tensors):

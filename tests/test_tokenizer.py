@@ -1,4 +1,4 @@
-"""Text to ids and back: the ids of transformers, and text streamed in pieces that join to what decode gives."""
+"""Text to ids and back: the ids of transformers, and streamed pieces that join to the decoded text."""
 
 import unicodedata
 
@@ -28,11 +28,11 @@ def test_ids_have_the_pieces_and_the_text_that_transformers_gives(name):
         assert tokenizer(name).decode(ids, skip_special_tokens=True) == entry["decoded_without_special"]
 
 
-# What each tokenizer can spell, and what comes back. The default model's vocabulary has not every byte: control
-# characters are missing, and what begins the UTF-8 of the rarest characters.
+# What each tokenizer can encode, and what it decodes to. The default model's vocabulary lacks some bytes: control
+# characters, and the first UTF-8 bytes of the rarest characters.
 COMES_BACK = {
     "bytes": (TEXTS, lambda text: unicodedata.normalize("NFC", text)),  # its normalizer
-    "llama": (HARMLESS, lambda text: text.replace("▁", " ")),  # its sign for a space
+    "llama": (HARMLESS, lambda text: text.replace("▁", " ")),  # its symbol for a space
     "default-model": (st.text(st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cc", "Cs"])), str),
 }
 

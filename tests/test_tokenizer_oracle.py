@@ -1,4 +1,4 @@
-"""Tokenizers beside transformers' own, on texts, settings and chat templates that nobody chose."""
+"""Tokenizers compared with transformers' own on random texts, settings and chat messages."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from npllm.checkpoint.gguf_tokenizer import WORDS
 from npllm.errors import UsageError
 from npllm.text.chat_ids import control_ids
 
-pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers warns of its own matters
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def transformers():
 
 @pytest.fixture(scope="module")
 def theirs(transformers):
-    """transformers' tokenizers, by the names of `tokenizer`."""
+    """transformers' tokenizers, by the names that `tokenizer` takes."""
     known = {name: transformers.PreTrainedTokenizerFast.from_pretrained(GOLDEN / f"tokenizer-{name}") for name in NAMES}
 
     def find(name):
@@ -108,13 +108,13 @@ MADE = {}
 
 
 def with_settings(transformers, tmp_path_factory, name, setting):
-    """A folder with changed settings, read by npllm and by transformers."""
+    """npllm's and transformers' tokenizers from a folder with changed settings."""
     if (name, setting) not in MADE:
         folder = tmp_path_factory.mktemp("settings") / name
         shutil.copytree(GOLDEN / f"tokenizer-{name}", folder)
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")) | SETTINGS[setting]
         (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-        # Beside a tokenizer.json, transformers 5 reads these two only from its caller; 4 read them from the file.
+        # With a tokenizer.json, transformers 5 takes these two only from its caller; 4 read them from the file.
         explicit = {
             key: value for key, value in SETTINGS[setting].items() if key.startswith("add_") and value is not None
         }
@@ -203,7 +203,7 @@ def test_a_chat_template_writes_what_it_writes_in_transformers(transformers, nam
     render = transformers.utils.chat_template_utils.render_jinja_template
     try:
         [expected], _ = render([messages], chat_template=template, add_generation_prompt=prompt, **special)
-    except Exception as error:  # noqa: BLE001 - jinja2's, of which transformers makes nothing
+    except Exception as error:  # noqa: BLE001 - jinja2's errors, which transformers lets through
         with pytest.raises(UsageError, match=str(error).split("/")[0]):
             chat_renderer(template, special)(messages, prompt)
     else:

@@ -7,7 +7,7 @@ VALUES = np.array([1.0, -200.0, 0.0], dtype=np.float32)
 
 def test_a_few_roundings_pass():
     assert_close("values", VALUES * np.float32(1 + 5e-7), VALUES)
-    assert_close("values", VALUES + np.float32(0.003), VALUES)  # small beside the largest
+    assert_close("values", VALUES + np.float32(0.003), VALUES)  # small compared with the largest
 
 
 @pytest.mark.parametrize("wrong", [0.03, -0.03, np.nan, np.inf, -np.inf])

@@ -1,4 +1,4 @@
-"""Tests and tools are linked by tests/bridge.py alone."""
+"""Tests and tools are connected only by tests/bridge.py."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ BRIDGE = "bridge"
 
 
 def imported(path):
-    """The names of all modules that a file imports, also by import_module("name")."""
+    """The names of all modules that a file imports, including those by import_module("name")."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

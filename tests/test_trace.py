@@ -1,4 +1,4 @@
-"""Traces: computing them in one pass or in several, and files that keep them, or are none."""
+"""Traces: computing them in one pass or several, writing and reading them, and files that are not traces."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Copying weights to a GPU, seen from the host: NumPy with a log stands in for CuPy. test_cuda.py does it on CuPy."""
+"""Copying weights to a GPU, tested on the host: NumPy with a log stands in for CuPy. test_cuda.py uses CuPy."""
 
 from types import SimpleNamespace
 
@@ -13,16 +13,16 @@ from npllm.devices.transfer import FLOAT16_OVERFLOW, FLOAT16_SMALLEST, Staging
 
 
 class DeviceArray(np.ndarray):
-    """An array that stands in for one on the device."""
+    """A stand-in for an array on the device."""
 
     @property
     def data(self):
-        """As in CuPy: memory that can be copied to."""
+        """Memory that can be copied to, as in CuPy."""
         return SimpleNamespace(copy_from_host_async=lambda pointer, size, stream: stream.copy(self, pointer, size))
 
 
 class Stream:
-    """Copies at once, and logs its calls in order."""
+    """A stream that copies immediately and logs its calls in order."""
 
     def __init__(self):
         self.log = []
@@ -34,7 +34,7 @@ class Stream:
 
 
 class Event:
-    """Logs when it is recorded and waited for."""
+    """An event that logs when it is recorded and waited for."""
 
     def __init__(self, stream):
         self.stream, self.recorded = stream, 0
@@ -77,7 +77,7 @@ def test_all_numbers_arrive_in_their_order(pieces, stage):
 
 
 def test_a_buffer_is_written_to_only_after_it_was_read(monkeypatch):
-    """Before it fills a buffer, it waits for the event recorded after the buffer's last copy."""
+    """Before filling a buffer, staging waits for the event recorded after the buffer's last copy."""
     monkeypatch.setattr(transfer, "STAGE", 4)
     device, stream = numpy_device()
     staging = Staging(device)

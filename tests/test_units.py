@@ -1,4 +1,4 @@
-"""Numbers of bytes in words."""
+"""Byte counts as text."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The weights of a model in memory: which storage each gets."""
+"""The weights of a model in memory, and the storage of each."""
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +10,7 @@ import npllm
 
 @pytest.fixture(scope="module")
 def short_rows(tmp_path_factory):
-    """A tied model, large enough for matrices to be reordered."""
+    """A tied model, large enough for its matrices to be reordered."""
     folder = tmp_path_factory.mktemp("short")
     write_folder(folder / "tied", "llama", "bfloat16", tied=True, vocab_size=4096, hidden_size=64)
     return folder
@@ -32,7 +32,7 @@ def test_rows_that_no_group_fits_stay_float32(tmp_path):
 
 
 def test_small_matrices_share_a_piece_of_memory(short_rows, monkeypatch):
-    """Turned or not, with the same numbers as each by itself."""
+    """Transposed or not, with the same values as when each is allocated separately."""
     first = npllm.load(short_rows / "tied").weights.layers
     pieces = {id(weight.base.base if weight.base.base is not None else weight.base) for weight in matrices(first)}
     assert len(pieces) == 1

@@ -1,4 +1,4 @@
-"""The tokenizers of the tests, what transformers makes of texts with them, and texts to try them on."""
+"""The tokenizers used in the tests, the results of transformers with them, and texts to try them on."""
 
 import functools
 import json
@@ -24,13 +24,13 @@ each_tokenizer = pytest.mark.parametrize(
 
 @functools.cache
 def tokenizer(name: str) -> Tokenizer:
-    """tokenizer-bytes or tokenizer-llama, see tools/golden/make_tokenizer_golden.py, or that of the default model."""
+    """tokenizer-bytes or tokenizer-llama, see tools/golden/make_tokenizer_golden.py, or the default model's."""
     if name == "default-model":
         return tokenizer_from_gguf(read_gguf(default_model())[0])
     return tokenizer_from_folder(GOLDEN / f"tokenizer-{name}")
 
 
-# Text with what matters to a tokenizer: spaces, digits, characters of several bytes, halves of control tokens.
+# Text that is hard for a tokenizer: spaces, digits, multi-byte characters, halves of control tokens.
 HARMLESS = st.lists(
     st.one_of(
         st.sampled_from(

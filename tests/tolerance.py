@@ -1,4 +1,4 @@
-"""How close is close enough: the one place where the tests' tolerances stand.
+"""How close is close enough: all the tests' tolerances, in one place.
 
 Two computations of the same formula in float32 differ by a few roundings of each operation, so a tolerance is a number
 of roundings: a multiple of the dtype's eps (float32: 1.19e-7).
@@ -7,20 +7,20 @@ of roundings: a multiple of the dtype's eps (float32: 1.19e-7).
 import numpy as np
 
 # Against transformers, in float32: |a - b| <= 1e-4 |b| + 2e-5 max|b|, the max over all of the tapped value. The
-# second term is for sums that nearly cancel: their error goes by what was summed, and not by what is left of it.
+# second term is for sums that nearly cancel: their error scales with the summands, not with the result.
 RELATIVE = 838  # eps: 0.999e-4
 OF_LARGEST = 167  # eps: 1.99e-5
 
-# Where the two best logits lie closer together than this, rounding may decide which of them is the larger.
+# If the two best logits are closer than this, rounding may decide which one is larger.
 NEAR_TIE = 1e-3
-# Logits of the default model, against those of transformers.
+# Logits of the default model, compared with transformers.
 TOP_LOGIT = 1e-3
 
 
 def assert_close(name, got, expected, where=None):
     """Raise AssertionError with the worst element unless got is expected, within the tolerance of got's dtype.
 
-    `where` (broadcast to the values' shape) is where to compare. A NaN on either side never passes, nor an infinity.
+    `where` (broadcast to the values' shape) selects what to compare. NaN or infinity on either side never passes.
     """
     got, expected = np.asarray(got), np.asarray(expected)
     assert got.shape == expected.shape, f"{name}: expected shape {expected.shape}, got {got.shape}"
@@ -45,8 +45,8 @@ def assert_close(name, got, expected, where=None):
 def assert_same_ids(name, got, expected, gaps):
     """Raise AssertionError unless two greedy continuations agree.
 
-    gaps[i] is the distance between the two best logits at step i. The first difference is allowed where that is a near
-    tie; what follows it is then another text, and not compared.
+    gaps[i] is the distance between the two best logits at step i. The first difference is allowed at a near tie.
+    The texts diverge from there, and the rest is not compared.
     """
     got, expected = list(got), list(expected)
     for step, (a, b) in enumerate(zip(got, expected, strict=False)):
