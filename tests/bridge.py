@@ -1,6 +1,6 @@
-"""The only link between tests/ and tools/: tests get tools from here, and tools get the tests' tolerances.
+"""The only link between tests/ and tools/: tests import tools from here, and tools import the tests' tolerances.
 
-A tool that needs it puts tests/ on sys.path. test_tools.py checks that there is no other link.
+A tool that needs this module puts tests/ on sys.path. test_tools.py checks that there is no other link.
 """
 
 import importlib
@@ -16,13 +16,13 @@ TOOLS = Path(__file__).parent.parent / "tools"
 
 
 def tool_path(name: str) -> Path:
-    """The file of a tool, to run it in a process of its own."""
+    """The path of a tool, for running it in a separate process."""
     [path] = TOOLS.rglob(f"{name}.py")
     return path
 
 
 def tool(name: str) -> ModuleType:
-    """A tool as a module. Its folder goes on sys.path, as when the tool runs as a script."""
+    """A tool, imported as a module. Its folder is added to sys.path, as when it runs as a script."""
     folder = str(tool_path(name).parent)
     if folder not in sys.path:
         sys.path.append(folder)

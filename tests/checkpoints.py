@@ -1,10 +1,10 @@
-"""Tiny checkpoints with random weights, written as the tests need them: folders and .gguf files.
+"""Tiny checkpoints with random weights, written on demand: folders and .gguf files.
 
     write_folder(path, model_type="phi3", dtype="bfloat16", shards=2, sliding_window=8)
     write_gguf(path, arch="llama", dtype="Q8_0")
 
-Both have a small tokenizer that works: one token for each byte, some merges, four special tokens. With the same seed
-and the same configuration they hold the same weights.
+Both include a small working tokenizer: one token per byte, some merges, four special tokens. The same seed and
+configuration give the same weights in both formats.
 """
 
 import functools
@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_letters():
-    """GPT-2's letters for the bytes: printable ones stand for themselves, the others come from 256 on."""
+    """GPT-2's byte-to-character map: printable bytes map to themselves, the others to code points from 256 up."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
@@ -66,12 +66,12 @@ def config_keys(model_type="phi3", **overrides):
         "pad_token_id": TOKENS.index("<|endoftext|>"),
     }
     if model_type in ("phi3", "mistral"):
-        keys["sliding_window"] = None  # transformers would put 4096
+        keys["sliding_window"] = None  # transformers would default to 4096
     return keys | overrides
 
 
 def random_weights(keys, dtype="float32", seed=0):
-    """Weights for a config.json, under the names that transformers gives them, rounded to dtype."""
+    """Weights for a config.json, under transformers' names, rounded to dtype."""
     rng = np.random.default_rng(seed)
     width, inner, vocab = keys["hidden_size"], keys["intermediate_size"], keys["vocab_size"]
     head_dim = keys.get("head_dim") or width // keys["num_attention_heads"]
@@ -110,7 +110,7 @@ def random_weights(keys, dtype="float32", seed=0):
 
 
 def gpt2_config_keys(**overrides):
-    """A tiny config.json of GPT-2, with the keys of the published ones. An override of None removes the key."""
+    """A tiny GPT-2 config.json, with the keys of the published ones. An override of None removes the key."""
     keys = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -133,7 +133,7 @@ def gpt2_config_keys(**overrides):
 
 
 def random_gpt2_weights(keys, dtype="float32", seed=0):
-    """Weights for a config.json of GPT-2, under the names of the published files; matrices are [in, out]."""
+    """Weights for a GPT-2 config.json, under the names in the published files. Matrices are [in, out]."""
     rng = np.random.default_rng(seed)
     width, inner = keys["n_embd"], keys.get("n_inner", 4 * keys["n_embd"])
     tensors = {
@@ -156,14 +156,14 @@ def random_gpt2_weights(keys, dtype="float32", seed=0):
 
 
 def gpt2_buffers(keys):
-    """What lies among the weights of published GPT-2 files: the causal mask of every layer."""
+    """The non-weight tensors in published GPT-2 files: each layer's causal mask."""
     mask = np.tri(keys["n_positions"], dtype=np.uint8)[None, None]
     some = {f"h.{layer}.attn.bias": mask for layer in range(keys["n_layer"])}
     return some | {f"h.{layer}.attn.masked_bias": np.array(-1e4, np.float32) for layer in range(keys["n_layer"])}
 
 
 def write_tokenizer(path):
-    """tokenizer.json and tokenizer_config.json, chat template included."""
+    """Write tokenizer.json and tokenizer_config.json, including the chat template."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     tokenizer = {
@@ -203,7 +203,7 @@ def write_tokenizer(path):
 
 @functools.cache
 def byte_tokenizer():
-    """The tokenizer of these checkpoints."""
+    """The tokenizer used by these checkpoints."""
     from npllm.checkpoint.folder_tokenizer import tokenizer_from_folder
 
     with tempfile.TemporaryDirectory() as folder:
@@ -214,7 +214,7 @@ def byte_tokenizer():
 def write_folder(
     path, model_type="phi3", dtype="float32", shards=1, tied=False, seed=0, tokenizer=True, **config_overrides
 ):
-    """A checkpoint in Hugging Face layout, in a new folder. Returns its tensors."""
+    """Write a checkpoint in Hugging Face layout to a new folder, and return its tensors."""
     keys = config_keys(model_type, tie_word_embeddings=tied, **config_overrides)
     return write_files(Path(path), keys, random_weights(keys, dtype, seed), dtype, shards, tokenizer)
 
@@ -222,7 +222,7 @@ def write_folder(
 def write_gpt2_folder(
     path, dtype="float32", shards=1, prefix="", buffers=False, seed=0, tokenizer=True, **config_overrides
 ):
-    """The same of a GPT-2; prefix="transformer." as GPT2LMHeadModel saves it. The tensors are returned without it."""
+    """The same for GPT-2. GPT2LMHeadModel saves with prefix="transformer."; the returned tensors are without it."""
     keys = gpt2_config_keys(**config_overrides)
     tensors = random_gpt2_weights(keys, dtype, seed)
     named = {name if name == "lm_head.weight" else prefix + name: tensor for name, tensor in tensors.items()}
@@ -232,7 +232,7 @@ def write_gpt2_folder(
 
 
 def write_files(path, keys, tensors, dtype, shards, tokenizer):
-    """The files of a checkpoint, in a new folder. Returns the tensors."""
+    """Write the files of a checkpoint to a new folder, and return the tensors."""
     from safetensors.numpy import save_file
 
     path.mkdir(parents=True)
@@ -270,7 +270,7 @@ GGUF_NAMES = {
 
 
 def dense(weight):
-    """A weight as a plain float32 array, whatever it is kept in."""
+    """A weight as a plain float32 array, whatever its storage."""
     return weight.rows(np.arange(weight.shape[0])) if is_packed(weight) else weight
 
 
@@ -290,12 +290,12 @@ def gguf_name(name):
 
 
 def interleave(weight, heads):
-    """The order of rows that llama.cpp's converter gives q and k: the halves of a head become neighbours."""
+    """The row order that llama.cpp's converter gives q and k: the two halves of a head are interleaved."""
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 def quantize(array, dtype):
-    """An array [F, D] as the bytes of a GGUF dtype, [F, bytes]. Coarse is good enough."""
+    """An array [F, D] encoded as the bytes of a GGUF dtype, [F, bytes]. Coarse quantization is good enough."""
     if dtype in ("F32", "F16", "BF16"):
         narrow = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[dtype]
         return array.astype(narrow).view(np.uint8).reshape(len(array), -1)
@@ -316,7 +316,7 @@ def quantize(array, dtype):
 
 
 def gguf_value(value):
-    """Type number and bytes of a metadata value."""
+    """The type number and the bytes of a metadata value."""
     if isinstance(value, list):
         kind = gguf_value(value[0])[0] if value else 8
         return 9, struct.pack("<IQ", kind, len(value)) + b"".join(gguf_value(item)[1] for item in value)
@@ -330,7 +330,7 @@ def gguf_value(value):
 
 
 def write_gguf_file(path, metadata, tensors, version=3, alignment=32):
-    """A .gguf file of these metadata and tensors: {name: (dtype number, shape [out, in], bytes)}."""
+    """Write a .gguf file with this metadata and these tensors: {name: (dtype number, shape [out, in], bytes)}."""
     string = lambda text: struct.pack("<Q", len(text.encode())) + text.encode()  # noqa: E731
     header = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -346,7 +346,7 @@ def write_gguf_file(path, metadata, tensors, version=3, alignment=32):
 
 
 def gguf_metadata(arch, keys):
-    """A config.json as the metadata of a .gguf file, with the tokenizer."""
+    """A config.json as .gguf metadata, including the tokenizer."""
     values = {
         "block_count": keys["num_hidden_layers"],
         "context_length": keys["max_position_embeddings"],
@@ -377,9 +377,9 @@ def gguf_metadata(arch, keys):
 
 
 def write_gguf(path, arch="llama", dtype="F32", tied=False, seed=0, metadata=(), extra=(), **config_overrides):
-    """A .gguf file with the weights that `write_folder` gives the same arguments; matrices in dtype, vectors in F32.
+    """Write a .gguf file with the weights of `write_folder` for the same arguments: matrices in dtype, vectors in F32.
 
-    metadata : entries to add or to put in place of others; None removes one
+    metadata : entries to add or replace; None removes one
     extra : tensors to add, {name: float32 array}
     """
     keys = config_keys(arch, tie_word_embeddings=tied, **config_overrides)

@@ -1,4 +1,4 @@
-"""A real browser for the tests marked `browser`: headless Chromium, driven by playwright, which downloads none."""
+"""A real browser for the tests marked `browser`: headless Chromium driven by Playwright, which never downloads one."""
 
 import importlib.util
 import shutil
@@ -11,7 +11,7 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
-# The marks of a test, or of a module as `pytestmark`.
+# Marks for a test, or for a whole module as `pytestmark`.
 in_chromium = [
     pytest.mark.browser,
     pytest.mark.skipif(
@@ -23,7 +23,7 @@ in_chromium = [
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """The browser, as playwright's Browser."""
+    """The running browser, as a Playwright Browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

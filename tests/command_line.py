@@ -1,4 +1,4 @@
-"""The command line as the tests run it: in this process, with a tiny model as the default one."""
+"""The command line as the tests run it: in-process, with a tiny model as the default."""
 
 import importlib
 import io
@@ -11,7 +11,7 @@ from checkpoints import write_folder
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 
 class Stdin(io.TextIOWrapper):
-    """Bytes as stdin: of a pipe, or typed at a terminal."""
+    """Bytes as stdin, from a pipe or typed at a terminal."""
 
     def __init__(self, data: bytes, terminal: bool = False):
         super().__init__(io.BytesIO(data), encoding="utf-8")
@@ -38,11 +38,11 @@ class Stdin(io.TextIOWrapper):
 
 @pytest.fixture
 def npllm(capsys, monkeypatch, folder):
-    """The command line in this process, with the tiny model as the default one."""
+    """The command line, run in-process with the tiny model as the default."""
     monkeypatch.setenv("NPLLM_MODEL", str(folder))
     monkeypatch.delenv("NPLLM_DEVICE", raising=False)
     monkeypatch.delenv("NPLLM_DEBUG", raising=False)
-    main = importlib.import_module("npllm.cli.main").main  # not before: conftest.py comes before jaxtyping's hook
+    main = importlib.import_module("npllm.cli.main").main  # not at the top: conftest.py loads before jaxtyping's hook
 
     def run(*argv, stdin=b"", terminal=False) -> Done:
         monkeypatch.setattr(sys, "stdin", None if stdin is None else Stdin(stdin, terminal))
@@ -53,7 +53,7 @@ def npllm(capsys, monkeypatch, folder):
 
 
 def fails(done: Done, code: int, message: str) -> None:
-    """Assert that a command ended with this exit code and one line of error that the pattern is found in."""
+    """Assert that a command ended with this exit code and one error line that matches the pattern."""
     assert done.code == code, done
     assert re.fullmatch(r"npllm: error: [^\n]+\n", done.err), done.err
     assert re.search(message, done.err), done.err

@@ -3,7 +3,7 @@
 import importlib.util
 import os
 
-# pytest starts a process for each core (`-n auto`), which BLAS's threads would slow down.
+# pytest starts one process per core (`-n auto`), and BLAS threads would slow them down.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jaxtyping
@@ -15,11 +15,11 @@ from hypothesis import Phase, settings
 from kernel_models import counted  # noqa: F401
 from libraries import NAMES, Library, library
 
-# derandomize: the same examples in every run. `HYPOTHESIS_PROFILE=thorough pytest` tries others.
+# derandomize: every run tries the same examples. `HYPOTHESIS_PROFILE=thorough pytest` tries others.
 settings.register_profile("quick", max_examples=15, deadline=None, derandomize=True, database=None)
 settings.register_profile("ci", settings.get_profile("quick"), max_examples=25)
 settings.register_profile("thorough", max_examples=500, deadline=None)
-# JAX compiles each operation again for each shape, so its tests have their own marker and profile.
+# JAX recompiles each operation for every shape, so its tests have their own marker and profile.
 settings.register_profile("jax", settings.get_profile("quick"), max_examples=3)
 # tools/checks/mutate.py only needs to know whether a test fails: no shrinking.
 settings.register_profile("mutants", settings.get_profile("quick"), phases=[Phase.explicit, Phase.generate])
@@ -41,26 +41,26 @@ MARKS = {
     params=[pytest.param(name, marks=MARKS.get(name, [])) for name in INSTALLED],
 )
 def lib(request) -> Library:
-    """The same test for every array library that is installed; test_shapes.py skips once for each that is not."""
+    """Each installed array library, one test run per library. test_shapes.py skips once for each missing one."""
     return library(request.param)
 
 
 @pytest.fixture(scope="session")
 def writable_lib(lib) -> Library:
-    """`lib`, for a test that writes to a KV cache: JAX computes all of the math, but nobody can write to its arrays."""
+    """`lib` for tests that write to a KV cache. JAX is skipped: it does all the math, but its arrays are immutable."""
     if lib.xp.__name__ == "jax.numpy":
         pytest.skip("jax arrays cannot be written to; the KV cache is")
     return lib
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what needs the default model where it is not installed."""
+    """Skip tests that need the default model if it is not installed."""
     skip_where_missing(items)
 
 
 @pytest.fixture(autouse=True)
 def unchecked_shapes(request):
-    """Run the default model without checking the shapes of each call, see default_model.py."""
+    """Run the default model without checking the shapes of each call (see default_model.py)."""
     if request.node.get_closest_marker("default_model") is None:
         yield
         return
@@ -71,8 +71,8 @@ def unchecked_shapes(request):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Try fewer examples in a quick run on a library other than NumPy: NumPy covers the math, and CI tries more."""
-    name = "_hypothesis_internal_use_settings"  # where @given stores them; all parameters of a test share the function
+    """Try fewer examples in quick runs on libraries other than NumPy: NumPy covers the math, and CI tries more."""
+    name = "_hypothesis_internal_use_settings"  # where @given stores them; a test's parameters share one function
     chosen = getattr(getattr(item, "obj", None), name, None)
     others = hasattr(item, "callspec") and item.callspec.params.get("lib", "numpy") != "numpy"
     if PROFILE != "quick" or chosen is None or not others:

@@ -1,4 +1,4 @@
-"""Counting the operations of a pass while they are done, as npllm/inspect/cost.py says they are counted."""
+"""Counts the operations of a forward pass as it runs, by the rules of npllm/inspect/cost.py."""
 
 import numpy as np
 from libraries import Library
@@ -7,7 +7,7 @@ import npllm
 
 
 class Counting(np.ndarray):
-    """A NumPy array that counts the operations in which it takes part."""
+    """A NumPy array that counts the operations it is used in."""
 
     flops = 0
     ARITHMETIC = (np.add, np.subtract, np.multiply, np.true_divide, np.exp, np.sqrt, np.tanh)
@@ -31,7 +31,7 @@ class Counting(np.ndarray):
         return np.asarray(result).view(Counting)
 
     def __array_function__(self, function, types, args, how):
-        result = super().__array_function__(function, types, args, how)  # np.where forgets the class
+        result = super().__array_function__(function, types, args, how)  # np.where drops the subclass
         return result.view(Counting) if isinstance(result, np.ndarray) else result
 
 
@@ -43,7 +43,7 @@ class CountingNumpy:
 
 
 def counted_flops(lm, ids) -> int:
-    """The floating-point operations of one pass over these ids."""
+    """The number of floating-point operations in one pass over these ids."""
     counting = lm._replace(weights=Library(CountingNumpy()).tree(lm.weights))
     Counting.flops = 0
     npllm.forward(ids, counting)

@@ -1,4 +1,4 @@
-"""CuPy for the tests: on a GPU, or on the emulated device of cupy-on-cpu.
+"""CuPy for the tests: on a GPU, or on cupy-on-cpu's emulated device.
 
     PYTHONPATH=$CUPY_ON_CPU python -m pytest -p cupy_on_cpu.plugin -m cuda
 
@@ -26,7 +26,7 @@ from npllm.shapes import BlockWeights, Weights
 
 @pytest.fixture(scope="module")
 def cupy() -> Any:
-    """The cupy module. Without it, or without a device, the test is skipped with the reason."""
+    """The cupy module. Skips the test, with the reason, if CuPy or a device is missing."""
     library("cupy")
     return sys.modules["cupy"]
 
@@ -40,13 +40,13 @@ def emulator(cupy) -> Any:
 
 
 def phi3_mini() -> Config:
-    """The chapter's model."""
+    """The model from the chapter."""
     return tool("gpu_model").config()
 
 
 def empty_model(cupy: Any, config: Config) -> npllm.LM:
-    """A model of these shapes on the GPU: float16 matrices, float32 vectors, undefined values."""
-    gc.collect()  # another test's model may be alive in a traceback's cycle; both do not fit
+    """A model of this shape on the GPU, with float16 matrices, float32 vectors and uninitialized values."""
+    gc.collect()  # another test's model may survive in a traceback cycle, and two do not fit
     cupy.get_default_memory_pool().free_all_blocks()
     reserve(Device("cuda:0", cupy))
     D, F, V, H = config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim
@@ -67,12 +67,12 @@ def empty_model(cupy: Any, config: Config) -> npllm.LM:
 
 
 def matrices(lm: npllm.LM) -> list[Any]:
-    """The matrices of all blocks."""
+    """The weight matrices of all blocks."""
     return [weight for block in lm.weights.layers for weight in block if weight is not None and weight.ndim == 2]
 
 
 def weight_bytes(lm: npllm.LM) -> int:
-    """The bytes of all weights, each counted once."""
+    """The size of all weights in bytes, each counted once."""
     arrays = {id(array): array for array in (*lm.weights, *(w for block in lm.weights.layers for w in block))}
     return sum(getattr(array, "nbytes", 0) for array in arrays.values())
 
@@ -85,12 +85,12 @@ def filled_cache(lm: npllm.LM, past: int, capacity: int, **options: Any) -> Cach
 
 
 def cache_bytes(cache: Cache) -> int:
-    """The bytes of all keys and values."""
+    """The size of all keys and values in bytes."""
     return sum(array.nbytes for name in ("keys", "values") for array in cache[name])
 
 
 def decoding(lm: npllm.LM, past: int, cache: Cache, **options: Any) -> Iterator[npllm.Step]:
-    """The loop's steps after a text of `past` cached tokens and one more, past the first two as warm-up."""
+    """The loop's steps after `past` cached tokens and one new one. The first two steps have run, as warm-up."""
     cache["length"] = past
     steps = npllm.steps(lm, [1] * (past + 1), cache=cache, **options)
     next(steps), next(steps)

@@ -1,4 +1,4 @@
-"""Tiny models of every family, with random weights: what tests/test_families.py runs over."""
+"""Tiny models of every family, with random weights, for tests/test_families.py."""
 
 import math
 
@@ -19,7 +19,7 @@ SMALL = {
     "max_position_embeddings": 64,
     "rope_theta": 100.0,
 }
-# The keys with which each family shows what is special about it.
+# The config keys that exercise what is special about each family.
 KEYS = {
     "phi3": SMALL | {"sliding_window": 3, "partial_rotary_factor": 0.5},
     "llama": SMALL | {"attention_bias": True, "mlp_bias": True},
@@ -42,7 +42,7 @@ KEYS = {
 
 
 def random_lm(name: str, seed: int = 0, **keys) -> LM:
-    """A tiny model of that model_type. Its weights are so large that every part of it shows in the result."""
+    """A tiny model of this model_type, with weights large enough for every part to affect the result."""
     config = read_config({"model_type": name} | KEYS[name] | keys)
     family, random = family_of(config), np.random.default_rng(seed)
 

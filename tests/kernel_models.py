@@ -1,4 +1,4 @@
-"""Small models for the tests of the GPU kernels, which run on their definitions (npllm/cuda/twins.py) without a GPU."""
+"""Small models for the GPU kernel tests, which without a GPU run the kernels' definitions (npllm/cuda/twins.py)."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def random_lm(lib, seed=0, biases=False, **keys):
 
 
 def pass_by_pass(lm, ids, whole_pass, chunks, cache=None, **options):
-    """The hidden states of each pass, with the ids in chunks of these lengths, and the cache."""
+    """The hidden states of each pass and the cache, with the ids split into chunks of these lengths."""
     cache = empty_cache(lm.config, ids.shape[0] + 2, like=lm.weights.norm) if cache is None else cache
     made, start = [], 0
     for length in chunks:
@@ -41,7 +41,7 @@ def pass_by_pass(lm, ids, whole_pass, chunks, cache=None, **options):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often a block, and how often a whole step, is computed by kernels."""
+    """How often kernels compute a block, and how often a whole step."""
     calls = {"block": 0, "step": 0}
     block_step, run = block_module.block_step, step_module.DecodeStep.run
 

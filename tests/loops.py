@@ -1,7 +1,7 @@
-"""The formulas a second time: Python loops in float64, as short and as slow as can be.
+"""The formulas a second time, as Python loops in float64: as short as possible, however slow.
 
-An index is a letter of npllm/shapes.py in lower case: t a query token, s a key token, n a query head, k a key/value
-head, h a dimension of a head. They share no code and no library call with npllm.
+Indices are the letters of npllm/shapes.py in lower case: t is a query token, s a key token, n a query head, k a
+key/value head, h a dimension of a head. The loops share no code and no library calls with npllm.
 """
 
 from math import cos, exp, pi, sin, sqrt, tanh
@@ -41,7 +41,7 @@ def linear(x, weight, bias=None):
 
 
 def rope(x, position, theta, rotated=None):
-    """x [H], turned by its position. Dimension i and i + R make a pair; the dimensions from 2R on stay."""
+    """x [H], rotated by its position. Dimensions i and i + R form a pair; those from 2R on are unchanged."""
     out = np.array(x, dtype=np.float64)
     R = (len(x) if rotated is None else rotated) // 2
     for i in range(R):
@@ -52,7 +52,7 @@ def rope(x, position, theta, rotated=None):
 
 
 def causal(t):
-    """The s that token t sees; so do the next four."""
+    """The key tokens s that token t sees. The next four functions return the same."""
     return set(range(t + 1))
 
 
@@ -61,18 +61,18 @@ def sliding_window(t, window):
 
 
 def strided(t, stride):
-    """Child et al. 2019, section 4.3, in their words: A(1) and A(2), merged."""
+    """Child et al. 2019, section 4.3: their A(1) and A(2), merged."""
     return set(range(max(0, t - stride), t + 1)) | {s for s in range(t + 1) if (t - s) % stride == 0}
 
 
 def fixed(t, block, summary):
-    """There, too."""
+    """Child et al. 2019, section 4.3, as well."""
     own = {s for s in range(t + 1) if s // block == t // block}
     return own | {s for s in range(t + 1) if s % block in range(block - summary, block)}
 
 
 def block_local(t, block, local_blocks, stride, offset):
-    """Phi-3-small: the blocks one by one; with an offset of 0, the last of each `stride` blocks is seen by all."""
+    """Phi-3-small, block by block. With an offset of 0, all tokens see the last of every `stride` blocks."""
     own = t // block
     blocks = [*range(max(0, own - local_blocks + 1), own + 1), *range((-1 - offset) % stride, own + 1, stride)]
     return {b * block + place for b in blocks for place in range(block) if b * block + place <= t}
@@ -83,7 +83,7 @@ def attention(q, k, v, window=None, visible=None):
     out = np.zeros(q.shape)
     past = k.shape[1] - q.shape[1]
     for n, t in np.ndindex(q.shape[:2]):
-        head = n // (len(q) // len(k))  # neighbours share a key/value head
+        head = n // (len(q) // len(k))  # adjacent query heads share a key/value head
         seen = [s for s in range(past + t + 1) if window is None or s > past + t - window]
         if visible is not None:
             seen = [s for s in range(k.shape[1]) if visible[t][s]]
@@ -126,7 +126,7 @@ def block(x, weights, config, window=None):
 
 
 def logits(ids, weights, config):
-    """ids [T]; the logits [T, V] of the whole model"""
+    """ids [T]. Returns the logits [T, V] of the whole model."""
     x = np.array([weights.embed_tokens[token] for token in ids], dtype=np.float64)
     for layer, block_weights in enumerate(weights.layers):
         x = block(x, block_weights, config, config.window(layer))
@@ -134,12 +134,12 @@ def logits(ids, weights, config):
 
 
 def relu(x):
-    """a number"""
+    """x is a scalar"""
     return max(float(x), 0.0)
 
 
 def gelu(x):
-    """a number, in GPT-2's form with tanh"""
+    """x is a scalar; GPT-2's tanh form"""
     x = float(x)
     return x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
 
@@ -163,7 +163,7 @@ def plain_block(x, weights, config, activation, post_norm):
 
 
 def gpt2_hidden(ids, weights, config, original=False):
-    """ids [T]; the vectors [T, D] after the stack of GPT-2's blocks and its last norm, or of the original ones"""
+    """ids [T]. Returns the vectors [T, D] after the stack: GPT-2's blocks and final norm, or the original blocks."""
     x = np.array([weights.embed_tokens[token] for token in ids], dtype=np.float64)
     x += weights.embed_positions[: len(ids)]
     for block_weights in weights.layers:

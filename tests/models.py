@@ -11,7 +11,7 @@ from npllm.shapes import BlockWeights, GPT2BlockWeights, Weights
 
 
 def tiny_config(**keys) -> Config:
-    """A model of two layers, with the keys of its config.json that a test cares about."""
+    """The configuration of a two-layer model, with the config.json keys that a test cares about."""
     tiny = {
         "model_type": "llama",
         "vocab_size": 11,
@@ -29,9 +29,9 @@ def tiny_config(**keys) -> Config:
 
 
 def random_weights(config: Config, seed: int = 0, scale: float = 1.0, biases: bool = False) -> Weights:
-    """Weights drawn from a normal distribution, so large that every part of the model shows in the result.
+    """Weights drawn from a normal distribution, large enough for every part of the model to affect the result.
 
-    A product keeps the size of what goes in, times `scale`. NumPy arrays; `lib.tree` makes other arrays of them.
+    A matrix product scales the magnitude of its input by `scale`. The weights are NumPy arrays; see `lib.tree`.
     """
     random = np.random.default_rng(seed)
     D, F, V, H = config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim
@@ -67,13 +67,13 @@ def random_weights(config: Config, seed: int = 0, scale: float = 1.0, biases: bo
 
 
 def random_ids(config: Config, *shape: int, seed: int = 0) -> np.ndarray:
-    """Token ids."""
+    """Random token ids."""
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape)
 
 
 @st.composite
 def config_keys(draw: st.DrawFn) -> dict:
-    """Keys for `tiny_config`, with every choice that the model's code makes: multi-head, grouped-query and multi-query
+    """Keys for `tiny_config` that cover every branch of the model's code: multi-head, grouped-query and multi-query
     attention, windows, partial rotary, scaled positions, tied embeddings."""
     kv_heads, group = draw(st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 2), (3, 2)]))
     return {
@@ -90,7 +90,7 @@ def config_keys(draw: st.DrawFn) -> dict:
 
 
 def tiny_gpt2_config(**keys) -> Config:
-    """A GPT-2 of two layers, with the keys of its config.json that a test cares about."""
+    """The configuration of a two-layer GPT-2, with the config.json keys that a test cares about."""
     tiny = {
         "model_type": "gpt2",
         "vocab_size": 11,
@@ -105,7 +105,7 @@ def tiny_gpt2_config(**keys) -> Config:
 
 
 def random_gpt2_weights(config: Config, seed: int = 0, biases: bool = True) -> Weights:
-    """As `random_weights`; without biases only those of the norms are left."""
+    """Like `random_weights`. Without biases, only those of the norms remain."""
     random = np.random.default_rng(seed)
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
 
@@ -143,7 +143,7 @@ def random_gpt2_weights(config: Config, seed: int = 0, biases: bool = True) -> W
 
 @st.composite
 def gpt2_keys(draw: st.DrawFn) -> dict:
-    """Keys for `tiny_gpt2_config`. The width of a head may be odd: nothing turns its dimensions in pairs."""
+    """Keys for `tiny_gpt2_config`. The head width may be odd: there is no RoPE to rotate its dimensions in pairs."""
     heads, head_dim = draw(st.sampled_from([(1, 4), (2, 3), (3, 2), (4, 1)]))
     return {
         "n_embd": heads * head_dim,

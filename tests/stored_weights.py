@@ -1,4 +1,4 @@
-"""Weights in the storages of npllm/storage/, for tests."""
+"""Weights in the storage formats of npllm/storage/, for tests."""
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +12,7 @@ from npllm.storage.stored import FORMATS, Stored, read_rows
 
 WORKERS = [Workers(1), Workers(3)]
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-# Where a block of each format has its float16 scales.
+# The offsets of the float16 scales in a block of each format.
 SCALES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
 SCALES["Q6_K"] = [208]
 
@@ -22,7 +22,7 @@ def matrix(height, width, seed=0):
 
 
 def pack(weight, kind, workers, group=32):
-    """A weight in that storage: "float16", "bfloat16", "int8" or "int4"."""
+    """A weight in this storage format: "float16", "bfloat16", "int8" or "int4"."""
     if kind in HALVES:
         return Half(weight.astype(HALVES[kind]), workers)
     bits = {"int8": 8, "int4": 4}[kind]
@@ -34,7 +34,7 @@ def pack(weight, kind, workers, group=32):
 
 
 def shrink_tiles(monkeypatch):
-    """Tiles and blocks of a few rows, and every product shared by threads, as with large weights."""
+    """Use tiles and blocks of a few rows, and split every product across threads, as with large weights."""
     monkeypatch.setattr(half, "TILE", 1024)
     monkeypatch.setattr(groups, "TILE", 1024)
     monkeypatch.setattr(threads, "SHARED_FROM", 1)
@@ -51,5 +51,5 @@ def blocks_of(dtype: str, seed: int = 0, rows: int = 7, blocks: int = 3) -> np.n
 
 
 def read_all(stored: Stored) -> np.ndarray:
-    """A whole tensor in float32."""
+    """A whole tensor, decoded to float32."""
     return np.concatenate(list(read_rows(stored))).reshape(stored.shape)

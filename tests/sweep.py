@@ -1,7 +1,7 @@
-"""The keys of config.json, changed one at a time: their names, other values for them, and transformers' answers.
+"""The keys of config.json, changed one at a time: their names, alternative values, and transformers' outputs.
 
-A checkpoint of a sweep is tiny, and built by transformers itself from its own config class, with weights so large that
-every norm, bias and angle counts. Nothing here knows what npllm does with a key.
+A sweep's checkpoint is tiny. transformers builds it from its own config class, with weights large enough for every
+norm, bias and angle to matter. Nothing here depends on what npllm does with a key.
 """
 
 import json
@@ -14,7 +14,7 @@ CAUSAL, SEQUENCE, TOKEN = "CausalLM", "SequenceClassification", "TokenClassifica
 
 
 class Absent:
-    """The value of a key that is not in the file."""
+    """The value that stands for a key missing from the file."""
 
     def __repr__(self):
         return "absent"
@@ -22,7 +22,7 @@ class Absent:
 
 ABSENT = Absent()
 VOCABULARY, WINDOW, LAYERS = 64, 6, 4
-# Longer than the window, and its last three tokens are padding.
+# Longer than the window; the last three tokens are padding.
 TEXT = [*(int(id) for id in np.random.default_rng(3).integers(2, VOCABULARY, 24)), 0, 0, 0]
 
 COMMON = {
@@ -34,7 +34,7 @@ COMMON = {
     "num_key_value_heads": 2,
     "hidden_act": "silu",
     "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-3,  # large enough to be seen
+    "rms_norm_eps": 1e-3,  # large enough to show
     "rope_theta": 1000.0,
     "tie_word_embeddings": False,
     "bos_token_id": None,
@@ -101,7 +101,7 @@ ROPES = [
     {kind: {"rope_type": "default", "rope_theta": 50.0} for kind in ("full_attention", "sliding_attention")},
 ]
 ACTIVATIONS = ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "quick_gelu", "relu", "relu2", "unknown"]
-WIDTHS = {  # keys of which weights have the size
+WIDTHS = {  # keys that set the size of weights
     "vocab_size": [80],
     "hidden_size": [64],
     "intermediate_size": [40],
@@ -168,7 +168,7 @@ VALUES = WIDTHS | {
     "scale_attn_by_inverse_layer_idx": [True],
     "reorder_and_upcast_attn": [True],
     "add_cross_attention": [True],
-    # What no class lists as a field, and its base class or its models read all the same.
+    # Keys that no class lists as a field, but that its base class or models read anyway.
     "is_causal": [False, None, True],
     "per_layer_config": [{"1": {"skip": ["attention"]}}, {"1": {"rms_norm_eps": 0.1}}, {}, None],
     "attention_chunk_size": [4],
@@ -187,7 +187,7 @@ VALUES = WIDTHS | {
     "n_ctx": [8],
     "temperature": [0.5],
 }
-READ_ANYWAY = (  # no class has these fields, or only some have; the base class or the model reads them
+READ_ANYWAY = (  # fields of no class or only some; read by the base class or the model
     *("is_causal", "per_layer_config", "layer_types", "sliding_window", "use_sliding_window", "attention_chunk_size"),
     *("attention_bias", "mlp_bias", "head_dim", "num_labels", "torch_dtype", "attn_implementation", "pruned_heads"),
 )
@@ -198,7 +198,7 @@ OF_CLASSIFIERS = (
     *("pad_token_id", "id2label", "label2id", "num_labels", "problem_type", "is_causal"),
     *("classifier_dropout", "hidden_dropout", "token_classification_bias"),
 )
-# Required of the base, so that transformers' defaults (a vocabulary of 32,000, ...) would only make it large.
+# Required in the base: transformers' defaults (a vocabulary of 32,000, ...) would only make the model large.
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 NOT_LEFT_OUT = (*SIZES, "n_embd", "n_layer", "n_head", "n_positions", "n_inner")
 
@@ -219,9 +219,9 @@ CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "qwen2"), (SEQUENCE, TO
 LABELS = {"0": "a", "1": "b", "2": "c"}
 
 
-# What transformers itself cannot load or compute: (key, value, families). There is nothing to compare with.
+# What transformers itself cannot load or compute, so that nothing can be compared: (key, value, families).
 WITH_ROPE = "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3"
-BY_LAYER = "ministral qwen2 qwen3 smollm3"  # they accept nested RoPE in their config, and fail to compute it
+BY_LAYER = "ministral qwen2 qwen3 smollm3"  # they accept nested RoPE in the config, but fail to compute it
 ROPE_FAILS = [
     (ROPES[5], "phi3"),
     (ROPES[6], "phi3"),
@@ -239,7 +239,7 @@ ROPE_FAILS = [
 FAILS = [
     ("hidden_act", "unknown", WITH_ROPE),
     ("activation_function", "unknown", "gpt2"),
-    ("pad_token_id", ABSENT, "phi3 smollm3"),  # their pad tokens are outside this small vocabulary
+    ("pad_token_id", ABSENT, "phi3 smollm3"),  # their pad tokens lie outside this small vocabulary
     ("sliding_window", 0, "phi3 mistral ministral qwen2 qwen3 smollm3"),
     ("sliding_window", -1, "phi3 mistral ministral qwen2 qwen3 smollm3"),
     ("sliding_window", None, "ministral"),
@@ -252,9 +252,9 @@ FAILS = [
     ("layer_types", MIXED, "llama olmo2 granite gpt2"),
     ("per_layer_config", {"1": {"rms_norm_eps": 0.1}}, " ".join(BASES)),
     ("output_attentions", True, " ".join(BASES)),
-    ("num_key_value_heads", ABSENT, "mistral ministral qwen2 qwen3"),  # more than there are heads
+    ("num_key_value_heads", ABSENT, "mistral ministral qwen2 qwen3"),  # more than the number of heads
     ("num_key_value_heads", None, "mistral ministral"),
-    ("num_hidden_layers", 2, "ministral"),  # its base lists four layer_types
+    ("num_hidden_layers", 2, "ministral"),  # its base config lists four layer_types
     ("no_rope_layers", [1], "smollm3"),
     ("max_position_embeddings", 8, "gpt2"),
     *((key, value, whose) for key in ("rope_parameters", "rope_scaling") for value, whose in ROPE_FAILS),
@@ -267,7 +267,7 @@ def transformers_fails(family, key, value):
 
 
 def fields():
-    """The fields of transformers' config classes, in the form of the record."""
+    """The fields of transformers' config classes, in the record's format."""
     import dataclasses
 
     import transformers
@@ -279,41 +279,41 @@ def fields():
 
 
 def recorded():
-    """The record that `python tests/sweep.py` wrote: {"transformers": version, "families": {name: [key, ...]}}."""
+    """The record written by `python tests/sweep.py`: {"transformers": version, "families": {name: [key, ...]}}."""
     return json.loads(RECORD.read_text())
 
 
 def keys_of(family):
-    """The keys to sweep: the fields of the family's config class, and what is read without being one."""
+    """The keys to sweep: the fields of the family's config class, and keys that are read without being fields."""
     fields = recorded()["families"][family]
     others = OF_GPT2 if family == "gpt2" else OF_ROPE
     return [*fields, *(key for key in (*READ_ANYWAY, *others) if key not in fields)]
 
 
 def base(family, head=CAUSAL):
-    """The keys of config.json that a sweep starts from."""
+    """The config.json keys that a sweep starts from."""
     return BASES[family] | ({} if head == CAUSAL else {"id2label": LABELS})
 
 
 def same(a, b):
-    """Whether two values are the same to JSON: True is not 1, and 1 is not 1.0."""
+    """Whether two values are the same in JSON: True is not 1, and 1 is not 1.0."""
     return type(a) is type(b) and a == b
 
 
 def values_of(family, key, head=CAUSAL):
-    """Other values of a key: those of VALUES that are not the base's, and the key left out."""
+    """The alternative values of a key: those in VALUES that differ from the base's, and ABSENT."""
     now = base(family, head).get(key, ABSENT)
     values = [] if now is ABSENT or key in NOT_LEFT_OUT else [ABSENT]
     return [*values, *(value for value in VALUES[key] if not same(value, now))]
 
 
 def changed(keys, **changes):
-    """The keys with these changes, `ABSENT` taking one out."""
+    """The keys with these changes. `ABSENT` removes a key."""
     return {key: value for key, value in (keys | changes).items() if value is not ABSENT}
 
 
 def randomize(model, seed):
-    """Give every weight a value that counts: norms far from one, biases far from zero."""
+    """Give every weight a value that matters: norms far from one, biases far from zero."""
     import torch
 
     rng = np.random.default_rng(seed)
@@ -327,9 +327,9 @@ def randomize(model, seed):
 
 
 def write_model(folder, family, keys, head=CAUSAL, seed=0, tensors=None):
-    """A checkpoint of transformers' own in a new folder, its config.json exactly these keys.
+    """Write a checkpoint saved by transformers to a new folder, with exactly these keys in config.json.
 
-    tensors : a function of the saved tensors {name: array}, which returns those that the file shall have
+    tensors : a function from the saved tensors {name: array} to those the file should contain
     """
     import torch
     import transformers
@@ -351,7 +351,7 @@ def write_model(folder, family, keys, head=CAUSAL, seed=0, tensors=None):
 
 
 def expected_logits(folder, text=TEXT, head=CAUSAL):
-    """What transformers answers to a text: [T, V], [labels] or [T, labels]."""
+    """transformers' output for a text: [T, V], [labels] or [T, labels]."""
     import torch
     import transformers
 
@@ -362,7 +362,7 @@ def expected_logits(folder, text=TEXT, head=CAUSAL):
 
 
 def npllm_logits(folder, text=TEXT, head=CAUSAL):
-    """What npllm answers to the same text."""
+    """npllm's output for the same text."""
     import npllm
     from npllm.heads import sequence_classification_head, token_classification_head
 

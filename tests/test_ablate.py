@@ -1,4 +1,4 @@
-"""Leaving out a layer's network: as if it were not there, and nothing else."""
+"""Ablating a layer's feedforward network removes that network and changes nothing else."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def random_lm(lib=None, seed=0, layers=3):
 
 
 def distribution(lm, ids):
-    """Of the next token."""
+    """The probabilities of the next token."""
     logits, _ = npllm.forward(np.asarray(ids), lm)
     return softmax(logits[-1])
 

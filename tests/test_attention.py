@@ -28,7 +28,7 @@ def random(*shape, seed=0):
 
 
 def tokens(heads, kv_heads, new, past=0, width=4, batch=()):
-    """Random queries of `new` tokens; keys and values of these and of `past` earlier ones."""
+    """Random queries for `new` tokens; keys and values for these and `past` earlier ones."""
     length = past + new
     return (
         random(*batch, heads, new, width),
@@ -90,7 +90,7 @@ def test_neighbouring_query_heads_share_a_key_head(lib):
 
 @given(shift=st.integers(-1000, 1000))
 def test_softmax_does_not_change_when_all_scores_are_shifted(lib, shift):
-    scores = np.round(16 * random(2, 3, 5)) / np.float32(16)  # so few digits that shifting them is exact
+    scores = np.round(16 * random(2, 3, 5)) / np.float32(16)  # few enough digits that shifting them is exact
     shifted = attention_weights(lib.array(scores + np.float32(shift)))
     np.testing.assert_array_equal(to_host(shifted), to_host(attention_weights(lib.array(scores))))
 

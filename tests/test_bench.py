@@ -1,4 +1,4 @@
-"""Timing: what was computed and counted. How long it took is for nobody to know."""
+"""Benchmarks: what was computed and counted. The measured times are not checked."""
 
 import importlib
 from itertools import count
@@ -30,7 +30,7 @@ def test_both_sides_make_the_same_tokens_in_turn_and_their_streams_are_counted(l
     runs = list(cache_runs(lm, ids, new, repeat))
     assert [run.use_cache for run in runs] == [True, False] * repeat
     assert all(run.ids == generate(lm, ids, max_new_tokens=new).ids for run in runs)
-    # With the cache each token goes through once, and the last one never; without it, all that are there, each time.
+    # With the cache, each token is computed once and the last one never. Without it, every step computes all tokens.
     streams = {True: prompt + new - 1, False: sum(prompt + i for i in range(new))}
     assert all(run.streams == streams[run.use_cache] for run in runs)
     assert all(run.seconds > 0 for run in runs)
@@ -72,7 +72,7 @@ def test_the_figures_are_those_of_the_runs():
     cached = {
         "seconds": [1.0, 3.0],
         "mean_seconds": 2.0,
-        "stdev_seconds": 1.0,  # of these two; as an estimate for all runs it would be 1.41
+        "stdev_seconds": 1.0,  # of these two runs; the sample estimate would be 1.41
         "tokens_per_second": 2.0,
         "streams": 12,
     }

@@ -1,4 +1,4 @@
-"""tools/bench/bench_gpu.py: refuses clearly where there is no GPU; its lines."""
+"""tools/bench/bench_gpu.py: its output, and a clear refusal without a GPU."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""How long BLAS's threads spin: set by the command line and by `short_spin`, and by nothing else."""
+"""How long BLAS threads spin: set only by the command line and by `short_spin`."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ HEAVY = "numpy", "jaxtyping", "tokenizers", "jinja2", "cupy"
 
 
 def run(program, **variables):
-    """What the program prints in another process, with these environment variables alone of BLAS's."""
+    """What the program prints in a separate process, with only these BLAS environment variables set."""
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | variables
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.split(), done.stderr
@@ -43,7 +43,7 @@ def test_after_numpy_it_is_too_late_and_says_so():
 
 @pytest.mark.parametrize("argument", ["--version", "--help"])
 def test_the_command_line_sets_it_and_imports_numpy_only_for_a_command(argument):
-    """Both ways in: the console entry point, and python -m npllm."""
+    """Both ways to start it: the console entry point and python -m npllm."""
     for start in ("from npllm.cli.main import main", "from npllm.__main__ import main"):
         program = (
             f"import contextlib, io, os, sys\n{start}\n"

@@ -18,7 +18,7 @@ def random(*shape, seed=0):
 
 
 def whole(config, length, like):
-    """cos, sin and the mask of a sequence without a cache."""
+    """cos, sin and the mask for a sequence without a cache."""
     return *rope_tables(like[:length], config, total_length=length), decoder_mask(0, length, config.window(0), like)
 
 

@@ -21,7 +21,7 @@ def random(*shape, seed=0):
 
 
 def held(cache):
-    """Copies of what a cache holds."""
+    """Copies of a cache's contents."""
     return [to_host(array)[..., : cache["length"], :].copy() for name in ("keys", "values") for array in cache[name]]
 
 
@@ -44,7 +44,7 @@ def test_append_writes_behind_what_is_held(writable_lib):
     np.testing.assert_array_equal(to_host(keys), k)
     np.testing.assert_array_equal(to_host(values), v)
     assert not np.any(to_host(cache["keys"][0]))  # the other layer
-    assert cache["length"] == 2  # `transform` moves it on, when all layers are done
+    assert cache["length"] == 2  # `transform` advances it once all layers are done
 
 
 def test_append_returns_views_of_the_cache():

@@ -1,4 +1,4 @@
-"""A KV cache of 16-bit numbers: half the memory, and nearly the same logits."""
+"""A KV cache with 16-bit elements: half the memory, and nearly the same logits."""
 
 import importlib
 
@@ -25,7 +25,7 @@ from npllm.loop import generate, steps
 from npllm.model import forward
 
 HALVES = ["float16", "bfloat16"]
-EPS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # the largest relative error of rounding to it
+EPS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # the largest relative rounding error
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)
 
@@ -35,7 +35,7 @@ def cache_of(name, config=CONFIG, capacity=16, like=WEIGHTS.norm):
 
 
 def logits_with(cache, ids, weights=WEIGHTS, config=CONFIG, sizes=(), **options):
-    """The logits of the ids, which enter the cache in parts of these sizes."""
+    """The logits of the ids, computed in chunks of these sizes."""
     parts = np.split(ids, np.cumsum(sizes)) if len(sizes) else [ids]
     return np.concatenate([to_host(forward(part, weights, config, cache, **options)[0]) for part in parts])
 
@@ -78,7 +78,7 @@ def test_the_logits_are_close_to_those_of_a_float32_cache(name, keys, seed):
     weights, ids = random_weights(config, seed, scale=0.5), random_ids(config, 9, seed=seed)
     exact = logits_with(cache_of("float32", config), ids, weights, config, [4, 1, 1])
     rounded = logits_with(cache_of(name, config), ids, weights, config, [4, 1, 1])
-    # Each layer adds to the error; that of a number is EPS of it at most.
+    # Each layer adds to the error. The relative error of one element is at most EPS.
     assert np.max(np.abs(rounded - exact)) <= 16 * EPS[name] * np.max(np.abs(exact))
     assert np.any(rounded != exact)
 
@@ -91,7 +91,7 @@ def test_in_parts_is_the_same_as_all_at_once(name, sizes, window):
     whole = logits_with(cache_of(name, config), ids, config=config)
     near = {"float16": 2e-3, "bfloat16": 2e-2}[
         name
-    ]  # a sum in another order may be rounded to the next number of 16 bits
+    ]  # a different summation order may round to the neighbouring 16-bit value
     np.testing.assert_allclose(logits_with(cache_of(name, config), ids, config=config, sizes=sizes), whole, atol=near)
 
 
@@ -164,7 +164,7 @@ def test_it_needs_half_the_memory(monkeypatch):
     with pytest.raises(NotEnoughMemoryError, match="KV cache"):
         steps(lm, [1], max_new_tokens=9999)
     with pytest.raises(NotEnoughMemoryError, match=r"KV cache . .* a layer of it in float32"):
-        steps(lm, [1], max_new_tokens=9999, cache_dtype="bfloat16")  # half, and a half for one of two layers
+        steps(lm, [1], max_new_tokens=9999, cache_dtype="bfloat16")  # one half, plus one half for one of two layers
     available = 1.1 * kv_cache_bytes(lm.config, 10000)
     steps(lm, [1], max_new_tokens=9999, cache_dtype="bfloat16")
 

@@ -1,4 +1,4 @@
-"""What the chapter says of a model, said by the default one: SmolLM2-135M-Instruct."""
+"""What the chapter says about a model, checked on the default one: SmolLM2-135M-Instruct."""
 
 import statistics
 
@@ -34,7 +34,7 @@ def test_the_shawshank_is_followed_by_redemption(lm, shawshank):
 
 
 def test_without_one_of_the_feedforward_networks_redemption_may_be_forgotten(lm, shawshank):
-    """Each of the first eight is needed; of the later ones some do not matter, and some speak against it."""
+    """Each of the first eight is needed. Of the later ones, some do not matter and some work against it."""
     forgotten = [layer for layer, token in enumerate(shawshank.instead) if token != shawshank.token]
     assert forgotten == [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 22, 24]
     assert all(shawshank.without[layer] < 0.01 for layer in (0, 1, 2, 3, 4, 6, 7, 11))
@@ -50,7 +50,7 @@ def test_redemption_needs_the_feedforward_networks_more_than_the_attention_layer
 
 
 def test_a_raw_prompt_is_continued_and_the_same_prompt_said_in_a_chat_is_answered(lm):
-    """The weights are the same: what makes the difference is the chat format around the prompt."""
+    """The weights are the same; the chat format around the prompt makes the difference."""
     generator = npllm.pipeline("text-generation", model=lm, return_full_text=False, max_new_tokens=12)
 
     def said(text):
@@ -63,7 +63,7 @@ def test_a_raw_prompt_is_continued_and_the_same_prompt_said_in_a_chat_is_answere
         step.text for step in Chat(lm).reply("The Shawshank", max_new_tokens=12)
     )
     raw, asked = generator(["What is the capital of France?", said("What is the capital of France?")])
-    assert raw == [{"generated_text": ""}]  # an end token: in its training, a question in no chat was the end of a text
+    assert raw == [{"generated_text": ""}]  # an end token: in training, a question outside a chat ended the text
     assert asked == [{"generated_text": "The capital of France is Paris."}]
 
 

@@ -1,4 +1,4 @@
-"""A conversation over one KV cache: the cache changes nothing but the work, and what was not said does not count."""
+"""A conversation over one KV cache: the cache saves work and changes nothing else; unsaid text does not count."""
 
 import importlib
 from contextlib import closing
@@ -33,7 +33,7 @@ def lm(folder):
 
 @pytest.fixture
 def prefilled(lm):
-    """How many tokens each pass computes, and the model that counts them."""
+    """The number of tokens computed in each pass, and the model that counts them."""
     counts = []
 
     def counting(ids, *arguments, **options):
@@ -44,7 +44,7 @@ def prefilled(lm):
 
 
 def talk(chat, *turns, **options):
-    """The replies to some turns."""
+    """The replies to these turns."""
     return ["".join(step.text for step in chat.reply(turn, **options)) for turn in turns]
 
 

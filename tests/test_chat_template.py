@@ -1,4 +1,4 @@
-"""A chat template rendered: how it refuses a conversation, and how it fails."""
+"""Rendering a chat template: how it refuses a conversation, and how it fails."""
 
 import pytest
 from tokenizer_cases import tokenizer
@@ -51,7 +51,7 @@ def test_a_template_can_refuse_a_conversation():
     ],
 )
 def test_a_template_that_fails_is_refused(template, reason, monkeypatch):
-    monkeypatch.setattr(sandbox, "MAX_STEPS", 5000)  # checking the types of each call takes its time
+    monkeypatch.setattr(sandbox, "MAX_STEPS", 5000)  # checking the types of each call is slow
     with pytest.raises(ModelFileError, match=f"the model's chat template: expected the .* got {reason}") as error:
         rendered(template, user("Hello"))
     assert "\n" not in str(error.value)

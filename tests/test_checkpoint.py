@@ -1,4 +1,4 @@
-"""Folders in Hugging Face layout: what is read from them, and every way in which they can be wrong."""
+"""Folders in Hugging Face layout: what is read from them, and every way they can be broken."""
 
 import json
 import os
@@ -28,13 +28,13 @@ MODEL_TYPES = ["phi3", "llama", "mistral", "qwen2"]
 
 @pytest.fixture
 def folder(tmp_path):
-    """A Phi-3 folder that is all right, for a test to spoil."""
+    """A valid Phi-3 folder for a test to break."""
     write_folder(tmp_path / "model", tokenizer=False)
     return tmp_path / "model"
 
 
 def rewrite(folder, change):
-    """Read model.safetensors as (header, numbers), let `change` have both, and write what it returns."""
+    """Read model.safetensors as (header, data), pass both to `change`, and write what it returns."""
     path = folder / "model.safetensors"
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
@@ -49,7 +49,7 @@ def set_config(folder, **keys):
 
 
 def expected_weights(tensors, layers):
-    """The tensors of a folder under our names, float32, fused by hand."""
+    """The tensors of a folder under our names, in float32, with the projections fused by hand."""
 
     def get(*names):
         found = [tensors[name].astype(np.float32) for name in names if name in tensors]
@@ -72,7 +72,7 @@ def expected_weights(tensors, layers):
 
 
 def flat(weights):
-    """Weights as a dict, under the names of `expected_weights`."""
+    """Weights as a dict with the names of `expected_weights`."""
     found = {name: getattr(weights, name) for name in ("embed_tokens", "norm", "lm_head")}
     for layer, block in enumerate(weights.layers):
         found |= {f"{layer}.{field}": getattr(block, field) for field in block._fields}
@@ -190,11 +190,11 @@ def test_a_progress_bar_only_when_asked_for(folder, capsys):
     assert "Loading weights: 100%" in err
 
 
-# Files that are wrong: exit code 4, one line
+# Broken files: exit code 4, one line
 
 
 def refuses(folder, *parts):
-    """Loading must fail with ModelFileError, in one line that has all the parts."""
+    """Assert that loading fails with ModelFileError, in one line that contains all the parts."""
     with pytest.raises(ModelFileError) as raised:
         npllm.load(folder)
     message = str(raised.value)
@@ -341,7 +341,7 @@ def test_a_weight_too_large_for_float16(tmp_path):
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "model.pth"])
 def test_pickled_weights_are_never_opened(folder, file):
     (folder / "model.safetensors").unlink()
-    (folder / file).write_bytes(b"cos\nsystem\n(S'false'\ntR.")  # a pickle that would run a command
+    (folder / file).write_bytes(b"cos\nsystem\n(S'false'\ntR.")  # a pickle that runs a command
     refuses(folder, f"got only {file}", "safetensors")
 
 
@@ -411,7 +411,7 @@ def test_in_reach_asks_the_hub_or_its_proxy(monkeypatch):
 
 
 def cached(cache_dir, folder, name="someone/model", commit="0" * 40):
-    """Put a folder into a Hub cache, as a finished download would."""
+    """Put a folder into a Hub cache, as a finished download would be."""
     repository = cache_dir / f"models--{name.replace('/', '--')}"
     shutil.copytree(folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
@@ -429,7 +429,7 @@ def test_a_cached_hub_model_needs_no_network(folder, tmp_path, monkeypatch):
 
 
 def test_what_is_downloaded(folder, tmp_path, monkeypatch):
-    """Everything that npllm reads, and no code, no pickles, no second copy."""
+    """Everything npllm reads, but no code, no pickles and no second copy."""
     asked = {}
     monkeypatch.setattr(hub, "in_reach", lambda _: True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -494,7 +494,7 @@ def test_an_unknown_dtype_lists_the_known_ones(tmp_path):
 
 
 def huge(path):
-    """A folder that takes 2.5 GB as float32 but no disk space: a sparse file."""
+    """A folder that takes 2.5 GB as float32 but no disk space, since its file is sparse."""
     width, inner, vocab = 1024, 1024, 300_000
     write_folder(path, tokenizer=False)
     set_config(path, hidden_size=width, intermediate_size=inner, vocab_size=vocab, num_hidden_layers=1)
@@ -540,7 +540,7 @@ def test_an_allocation_that_fails_all_the_same(folder, monkeypatch):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which only Linux has")
 def test_not_enough_memory_under_ulimit(tmp_path):
-    """End to end: in a process that may have 2.2 GB of address space, exit code 5 and the arithmetic."""
+    """End to end, in a process limited to 2.2 GB of address space: exit code 5 and the arithmetic."""
     huge(tmp_path / "m")
     program = (
         "import resource, sys, npllm\n"

@@ -1,4 +1,4 @@
-"""GPT-2's files: what is read from them, and the ways in which they can be wrong."""
+"""GPT-2 files: what is read from them, and the ways they can be broken."""
 
 import json
 
@@ -26,7 +26,7 @@ NAMES = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A GPT-2 folder that is all right, for a test to spoil."""
+    """A valid GPT-2 folder for a test to break."""
     write_gpt2_folder(tmp_path / "model", tokenizer=False)
     return tmp_path / "model"
 
@@ -44,7 +44,7 @@ def change_tensors(folder, change):
 
 
 def assert_same(weights, tensors, layers=2):
-    """Our weights are the tensors of the file, the matrices of a block turned to [out, in]."""
+    """Our weights are the file's tensors, with the block matrices transposed to [out, in]."""
     np.testing.assert_array_equal(dense(weights.embed_tokens), tensors["wte.weight"].astype(np.float32))
     np.testing.assert_array_equal(dense(weights.embed_positions), tensors["wpe.weight"].astype(np.float32))
     np.testing.assert_array_equal(weights.norm, tensors["ln_f.weight"].astype(np.float32))
@@ -119,7 +119,7 @@ def test_config_json_is_read_under_gpt2s_names():
 
 
 def test_the_common_name_of_a_key_wins():
-    """As in transformers, where GPT-2's own names are other names for the same attributes."""
+    """As in transformers, where GPT-2's names are aliases for the same attributes."""
     config = read_config(gpt2_config_keys(n_embd=48, n_layer=2) | {"hidden_size": 64, "num_hidden_layers": 3})
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (64, 3, 4)
 
@@ -136,7 +136,7 @@ def test_what_config_json_leaves_out_has_gpt2s_default():
     [
         {"activation_function": "gelu_pytorch_tanh"},
         {"reorder_and_upcast_attn": True},  # about float16
-        {"n_head": 16, "n_embd": 48},  # three dimensions each: no RoPE, no pairs
+        {"n_head": 16, "n_embd": 48},  # an odd head width: without RoPE there are no pairs
         {
             "num_key_value_heads": 2,
             "head_dim": 5,

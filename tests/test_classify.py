@@ -1,4 +1,4 @@
-"""Models that classify texts or tokens: what is read from their files, and what they answer."""
+"""Models that classify texts or tokens: what is read from their files, and what they return."""
 
 import json
 
@@ -33,7 +33,7 @@ def kind(request):
 
 @pytest.fixture
 def folder(tmp_path, kind):
-    """A model that classifies, for a test to spoil."""
+    """A valid classifier folder for a test to break."""
     write(tmp_path / "model", kind)
     return tmp_path / "model"
 
@@ -71,7 +71,7 @@ def test_the_score_is_read_in_the_place_of_the_lm_head(tmp_path, kind, model_typ
     ("keys", "labels"),
     [
         ({"id2label": {"2": "c", "0": "a", "1": "b"}}, ("a", "b", "c")),
-        ({"id2label": {str(i): str(i) for i in range(12)}}, tuple(str(i) for i in range(12))),  # "10" is not after "1"
+        ({"id2label": {str(i): str(i) for i in range(12)}}, tuple(str(i) for i in range(12))),  # "2" comes before "10"
         ({"id2label": {"0": "only"}, "num_labels": 1}, ("only",)),
         ({"num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
         ({}, ("LABEL_0", "LABEL_1")),
@@ -135,7 +135,7 @@ def test_the_bias_belongs_to_the_score_of_tokens(folder, kind):
         npllm.load(folder)
 
 
-# What it answers
+# What it returns
 
 
 def test_a_text_gets_the_shares_of_all_labels_the_best_first(tmp_path):
@@ -264,7 +264,7 @@ def test_the_command_line_shows_a_gpt2(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def golden():
-    """tools/golden/make_golden.py, which knows how to make a model's weights random and how to ask transformers."""
+    """tools/golden/make_golden.py, which randomizes a model's weights and runs transformers."""
     pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[oracle]'")
     module = pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[oracle]'")
     module.utils.logging.disable_progress_bar()
@@ -297,7 +297,7 @@ def test_a_gpt2_classifies_as_in_transformers(golden, tmp_path, kind, seed):
 
 
 def saved_model(golden, kind, seed, folder):
-    """A random tiny model in a folder, and as transformers reads it from there."""
+    """A folder with a tiny random model, and that model as loaded by transformers."""
     import transformers
 
     rng = np.random.default_rng(seed)

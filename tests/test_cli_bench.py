@@ -1,4 +1,4 @@
-"""npllm bench decode, prefill and load, as they are typed. Figures that depend on time are not looked at."""
+"""npllm bench decode, prefill and load, as typed. Figures that depend on timing are not checked."""
 
 import json
 import re
@@ -21,7 +21,7 @@ SPREAD = {"median", "least", "most", "rounds"}
 
 @pytest.fixture(autouse=True)
 def small_array(monkeypatch):
-    """A gibibyte takes its time."""
+    """Measure with a small buffer: the usual gibibyte is slow."""
     monkeypatch.setattr(speed, "bandwidth_buffer", lambda _: np.ones(1000, dtype=np.float32))
 
 

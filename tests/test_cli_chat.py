@@ -23,7 +23,7 @@ unix = pytest.mark.skipif(os.name != "posix", reason="pipes, signals and devices
 
 @pytest.fixture(scope="module")
 def talkative(tmp_path_factory):
-    """A model that can talk for several seconds."""
+    """A model that can generate for several seconds."""
     path = tmp_path_factory.mktemp("models") / "talkative"
     write_folder(path, max_position_embeddings=8192)
     return path
@@ -36,12 +36,12 @@ def lm(folder):
 
 @pytest.fixture
 def start():
-    """Starts the command line in a process of its own; what is left of it at the end of the test is ended."""
+    """A function that starts the command line in a separate process. Whatever still runs after the test is killed."""
     processes = []
 
     def run(*argv, folder=None, prefix=(), **how) -> subprocess.Popen:
         ours = {"PYTHONPATH": str(ROOT), "NPLLM_MODEL": str(folder or ""), "NPLLM_DEVICE": "", "NPLLM_DEBUG": ""}
-        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads of busy machines wait for each other; tiny models need none
+        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads stall on a busy machine, and tiny models need none
         how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
         command = [*prefix, sys.executable, "-m", "npllm", *argv]
         processes.append(subprocess.Popen(command, env=os.environ | ours, **how))
@@ -50,7 +50,7 @@ def start():
     yield run
     for process in processes:
         process.kill()
-        with process:  # closes its pipes, and waits for it
+        with process:  # closes its pipes and waits for it
             pass
 
 
@@ -134,10 +134,10 @@ def test_at_a_terminal_ctrl_c_stops_the_reply_and_at_the_prompt_it_leaves(start,
     wait_for(rb"(?s)Hello\r\n.*.{20}")
     process.stdin.write(b"\x03")
     wait_for(rb"(?s)Hello.*\n(\x1b\[\?2004h)?> \Z")
-    while process.poll() is None:  # more than once: between the prompt and reading from the terminal, readline is deaf
+    while process.poll() is None:  # repeatedly: between printing the prompt and reading, readline ignores the signal
         with suppress(BrokenPipeError):
             process.stdin.write(b"\x03")
-        with suppress(subprocess.TimeoutExpired):  # not too soon: a second one while Python ends would kill it
+        with suppress(subprocess.TimeoutExpired):  # not too soon: a second signal would kill Python while it exits
             process.wait(5)
     assert process.returncode == 130
     assert b"Traceback" not in shown

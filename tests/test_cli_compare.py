@@ -1,4 +1,4 @@
-"""npllm compare and npllm evaluate, as their users meet them."""
+"""npllm compare and npllm evaluate, as users see them."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from npllm.inspect.trace import read_trace, write_trace
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """The same shapes, other weights."""
+    """The same shapes with different weights."""
     path = tmp_path_factory.mktemp("models") / "other"
     write_folder(path, seed=1)
     return path
@@ -27,7 +27,7 @@ def other(tmp_path_factory):
 
 @pytest.fixture
 def traced(npllm, tmp_path):
-    """A trace file of "Hello", and one in which a value of the second layer is changed."""
+    """A trace file of "Hello", and a copy with one value of the second layer changed."""
     assert npllm("trace", "Hello", "-o", tmp_path / "good.safetensors").code == 0
     values, metadata = read_trace(tmp_path / "good.safetensors")
     values["layers.1.attention.v"][1, 2, 3] += 1
@@ -385,7 +385,7 @@ def test_against_a_model_which_is_the_reference(npllm, letter, folder, other):
 
 
 def test_a_reference_keeps_its_own_dtype(npllm, letter, folder):
-    """--dtype is the model's: a reference that was rounded as well would hide what rounding costs."""
+    """--dtype applies to the model only: a rounded reference would hide the cost of rounding."""
     result = json.loads(npllm("evaluate", letter, "--dtype", "int4", "--against", folder, "--json").out)
     assert result["mean_kl_divergence"] > 0
     assert result["reference_perplexity"] == json.loads(npllm("evaluate", letter, "--json").out)["perplexity"]

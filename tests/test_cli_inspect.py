@@ -32,7 +32,7 @@ def lm(folder):
 
 @pytest.fixture
 def inspect(capsys, monkeypatch, folder):
-    """`npllm inspect` in this process, with the tiny model as the default one: (exit code, stdout, stderr)."""
+    """`npllm inspect`, run in-process with the tiny model as the default: (exit code, stdout, stderr)."""
     monkeypatch.setenv("NPLLM_MODEL", str(folder))
     for name in ("NPLLM_DEVICE", "NPLLM_DEBUG", "NO_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
@@ -98,7 +98,7 @@ def test_a_page_is_written(inspect, tmp_path):
     assert done == (0, "", f"npllm: wrote {tmp_path / 'page.html'} for 5 tokens\n")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
-    assert '"name":"tiny"' in page  # without the folders that it lies in
+    assert '"name":"tiny"' in page  # without the parent folders
     assert str(tmp_path) not in page
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
@@ -173,7 +173,7 @@ def test_a_look_that_would_not_fit_is_refused(inspect, monkeypatch, lm):
 def test_a_broken_model_is_shown_and_not_hidden(inspect, folder, tmp_path):
     write_folder(tmp_path / "broken")
     tensors = load_file(tmp_path / "broken" / "model.safetensors")
-    tensors["model.layers.1.mlp.down_proj.weight"][0, :] = 3e38  # finite, but not what it is multiplied with
+    tensors["model.layers.1.mlp.down_proj.weight"][0, :] = 3e38  # finite, but the product overflows
     save_file(tensors, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     with np.errstate(all="ignore"):
         code, out, err = inspect("Hello", "--model", tmp_path / "broken")
@@ -186,7 +186,7 @@ def test_a_broken_model_is_shown_and_not_hidden(inspect, folder, tmp_path):
 
 
 class Terminal:
-    """A stdout that says it is a terminal."""
+    """A stdout that claims to be a terminal."""
 
     encoding = "utf-8"
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: wrong usage, errors, help, and a process of its own."""
+"""The command line as a whole: wrong usage, errors, help, and running in a separate process."""
 
 import os
 import re
@@ -24,7 +24,7 @@ unix = pytest.mark.skipif(os.name != "posix", reason="pipes, signals and devices
 
 @pytest.fixture(scope="module")
 def talkative(tmp_path_factory):
-    """A model that can talk for several seconds."""
+    """A model that can generate for several seconds."""
     path = tmp_path_factory.mktemp("models") / "talkative"
     write_folder(path, max_position_embeddings=8192)
     return path
@@ -32,12 +32,12 @@ def talkative(tmp_path_factory):
 
 @pytest.fixture
 def start():
-    """Starts the command line in a process of its own; what is left of it at the end of the test is ended."""
+    """A function that starts the command line in a separate process. Whatever still runs after the test is killed."""
     processes = []
 
     def run(*argv, folder=None, prefix=(), **how) -> subprocess.Popen:
         ours = {"PYTHONPATH": str(ROOT), "NPLLM_MODEL": str(folder or ""), "NPLLM_DEVICE": "", "NPLLM_DEBUG": ""}
-        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads of busy machines wait for each other; tiny models need none
+        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads stall on a busy machine, and tiny models need none
         how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
         command = [*prefix, sys.executable, "-m", "npllm", *argv]
         processes.append(subprocess.Popen(command, env=os.environ | ours, **how))
@@ -46,7 +46,7 @@ def start():
     yield run
     for process in processes:
         process.kill()
-        with process:  # closes its pipes, and waits for it
+        with process:  # closes its pipes and waits for it
             pass
 
 

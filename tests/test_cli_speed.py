@@ -1,4 +1,4 @@
-"""The flags for speed and memory, as their users meet them."""
+"""The flags for speed and memory, as users see them."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""npllm trace: every value in a file."""
+"""npllm trace: writes every value to a file."""
 
 import os
 import subprocess
@@ -27,12 +27,12 @@ def lm(folder):
 
 @pytest.fixture
 def start():
-    """Starts the command line in a process of its own; what is left of it at the end of the test is ended."""
+    """A function that starts the command line in a separate process. Whatever still runs after the test is killed."""
     processes = []
 
     def run(*argv, folder=None, prefix=(), **how) -> subprocess.Popen:
         ours = {"PYTHONPATH": str(ROOT), "NPLLM_MODEL": str(folder or ""), "NPLLM_DEVICE": "", "NPLLM_DEBUG": ""}
-        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads of busy machines wait for each other; tiny models need none
+        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads stall on a busy machine, and tiny models need none
         how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
         command = [*prefix, sys.executable, "-m", "npllm", *argv]
         processes.append(subprocess.Popen(command, env=os.environ | ours, **how))
@@ -41,7 +41,7 @@ def start():
     yield run
     for process in processes:
         process.kill()
-        with process:  # closes its pipes, and waits for it
+        with process:  # closes its pipes and waits for it
             pass
 
 

@@ -1,4 +1,4 @@
-"""Float32 matrices column by column, and several in one buffer: only the place of their elements changes."""
+"""Column-major float32 matrices, and several matrices in one buffer: only the memory layout changes."""
 
 import numpy as np
 import pytest

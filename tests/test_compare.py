@@ -1,4 +1,4 @@
-"""Comparing traces: every number against a loop, and which step is named."""
+"""Comparing traces: every figure against a loop, and which step is named."""
 
 import math
 
@@ -26,7 +26,7 @@ NUMBERS = st.floats(-100, 100, width=32) | st.sampled_from([0.0, math.nan, math.
 
 
 def by_loop(a, b, tolerance, where):
-    """Largest error, share of the largest, cosine, how many beyond, the first of them, what is not finite."""
+    """Largest error, its ratio to the largest value, cosine, number out of tolerance, first of those, non-finite."""
     places = [i for i in np.ndindex(a.shape) if np.broadcast_to(where, a.shape)[i]]
     finite = [i for i in places if math.isfinite(a[i]) and math.isfinite(b[i])]
     largest = max((abs(float(a[i])) for i in places if math.isfinite(a[i])), default=0.0)
@@ -67,7 +67,7 @@ def test_a_difference_is_the_loop(data, shape, tolerance):
 
 @given(seed=st.integers(0, 1000), where=st.sampled_from([None, np.tri(4, dtype=bool)]))
 def test_it_accepts_what_the_tests_own_tolerance_accepts(seed, where):
-    """Two implementations of the same rule: this one, and that of tests/tolerance.py (which has 0.999e-4 for 1e-4)."""
+    """Two implementations of the same rule: this one and the one in tests/tolerance.py (with 0.999e-4 for 1e-4)."""
     random = np.random.default_rng(seed)
     a = random.standard_normal((2, 4, 4)).astype(np.float32)
     b = (a + 10 ** random.uniform(-6, -3) * random.standard_normal(a.shape)).astype(np.float32)

@@ -10,7 +10,7 @@ from npllm.families.common import rope
 from npllm.families.keys import LARGEST, Keys
 from npllm.text.end_ids import read_token_ids
 
-# The keys that every config.json has, with the numbers of Phi-3-mini.
+# The keys that every config.json has, with Phi-3-mini's values.
 PHI3_MINI = {
     "model_type": "phi3",
     "vocab_size": 32064,
@@ -28,11 +28,11 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-HUGE = pytest.param(10**400, id="10**400")  # JSON may have it, a float may not
+HUGE = pytest.param(10**400, id="10**400")  # valid in JSON, too large for a float
 
 
 def config(**keys) -> Config:
-    """Phi-3-mini's configuration with other keys; a key that is given as ... is left out."""
+    """Phi-3-mini's configuration with these keys changed. A value of ... removes the key."""
     merged = PHI3_MINI | keys
     return read_config({key: value for key, value in merged.items() if value is not ...})
 

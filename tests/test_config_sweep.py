@@ -1,7 +1,7 @@
-"""Every key of a config.json that changes numbers is computed or refused: no key is passed over in silence.
+"""Every config.json key that changes the output is either implemented or refused: none is silently ignored.
 
-Each key of transformers' config classes, and those that their base reads without listing them, is changed on its own.
-npllm then has transformers' logits, or raises a ModelFileError that names the key.
+Each key of transformers' config classes, including those their base reads without listing them, is changed
+individually. npllm must then match transformers' logits, or raise a ModelFileError that names the key.
 """
 
 import pytest
@@ -38,13 +38,13 @@ def transformers():
     module = pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[oracle]'")
     module.utils.logging.disable_progress_bar()
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for models this small, threads only wait for each other
+    torch.set_num_threads(1)  # with models this small, threads only wait for each other
     yield module
     torch.set_num_threads(threads)
 
 
 def outcome(folder, family, head, keys, key):
-    """ "equal" or "refused": what npllm makes of a checkpoint that transformers answers."""
+    """ "equal" or "refused": what npllm does with a checkpoint that transformers can run."""
     expected = sweep.expected_logits(folder, head=head)
     refusal = None
     try:
@@ -86,7 +86,7 @@ def test_a_changed_key_is_computed_or_refused(transformers, tmp_path, case, reco
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_checkpoint_that_the_sweep_starts_from_is_computed(transformers, tmp_path, family):
-    """If it were refused, so would every changed one be, and the sweep would prove nothing."""
+    """If the base were refused, every variant would be too, and the sweep would prove nothing."""
     for head in (sweep.CAUSAL, *sweep.CLASSIFIERS.get(family, ())):
         keys = sweep.base(family, head)
         sweep.write_model(tmp_path / head, family, keys, head)
@@ -105,11 +105,11 @@ def test_every_key_has_values_to_try():
         assert not missing, f"{family}: sweep.VALUES has no values for {sorted(missing)}"
 
 
-# The same without transformers: whether a family has looked at a key at all
+# The same without transformers: whether a family considers a key at all
 
 
 def keys_read(family):
-    """The keys of config.json that a family reads or refuses."""
+    """The config.json keys that a family reads or refuses."""
     keys = Keys(
         {"model_type": family, "architectures": [sweep.ARCHITECTURES[family]]} | sweep.base(family, sweep.CAUSAL)
     )

@@ -1,4 +1,4 @@
-"""npllm convert: what it writes is the same model, in another dtype, whole or not at all."""
+"""npllm convert: it writes the same model in another dtype, completely or not at all."""
 
 import errno
 import importlib
@@ -38,13 +38,13 @@ load = package.load
 
 
 def flat(weights):
-    """All weights, those of blocks too."""
+    """All weights, including those of the blocks."""
     outside = [value for name, value in weights._asdict().items() if name != "layers"]
     return [*outside, *(value for block in weights.layers for value in block)]
 
 
 def assert_same_weights(got, expected):
-    """The same numbers, bit for bit, in whatever they are kept."""
+    """Assert that the values are identical bit for bit, whatever their storage."""
     for a, b in zip(flat(got), flat(expected), strict=True):
         assert (a is None) == (b is None)
         if b is not None:
@@ -52,7 +52,7 @@ def assert_same_weights(got, expected):
 
 
 def assert_same_groups(got, expected):
-    """Matrices in the same codes, scales and minima."""
+    """Assert that the matrices have the same codes, scales and minimums."""
     for a, b in zip(flat(got), flat(expected), strict=True):
         if is_packed(b):
             assert (a.dtype, a.shape, a.scale.dtype) == (b.dtype, b.shape, b.scale.dtype)
@@ -65,7 +65,7 @@ def assert_same_groups(got, expected):
 
 
 def logits(lm):
-    """Of a few tokens."""
+    """The logits of a few tokens."""
     hidden, _ = npllm.transform(np.arange(12), lm)
     return hidden if lm.weights.lm_head is None else npllm.lm_head(hidden, lm)
 
@@ -74,7 +74,7 @@ def left_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# What is written is the same model
+# The same model is written
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -104,7 +104,7 @@ def test_tensors_in_their_own_dtype_are_copied(tmp_path):
 
 
 def models(path, kind):
-    """A source of each kind, whose widths are multiples of 32."""
+    """A source of each kind, with widths that are multiples of 32."""
     if kind == "gpt2":
         write_gpt2_folder(path, n_embd=64, n_inner=96, prefix="transformer.", buffers=True)
     elif kind == "classifier":
@@ -145,7 +145,7 @@ def test_quantized_matrices_are_read_back_and_not_quantized_again(tmp_path, monk
 
 
 def test_what_lies_in_a_quantized_folder(tmp_path):
-    """The names, dtypes and order that quantized.py tells of, and what they mean."""
+    """The names, dtypes and order documented in quantized.py, and what they mean."""
     weight = write_folder(tmp_path / "m", "llama", hidden_size=64)["model.layers.1.mlp.up_proj.weight"]
     convert(tmp_path / "m", tmp_path / "q", "int4")
     tensors = load_file(tmp_path / "q" / "model.safetensors")
@@ -218,7 +218,7 @@ def test_a_gguf_file_becomes_a_folder(tmp_path, arch, tied, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
 @pytest.mark.parametrize("arch", ["llama", "phi3"])
 def test_a_gguf_file_and_a_folder_of_the_same_model_become_the_same_tensors(tmp_path, arch, dtype):
-    """The same names, and the rows of interleaved heads back in their places."""
+    """The same names, with the rows of interleaved heads back in order."""
     write_gguf(tmp_path / "m.gguf", arch, "BF16")
     write_folder(tmp_path / "m", arch, "bfloat16")
     convert(tmp_path / "m.gguf", tmp_path / "a", dtype)
@@ -226,7 +226,7 @@ def test_a_gguf_file_and_a_folder_of_the_same_model_become_the_same_tensors(tmp_
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
     assert {*ours} == {*theirs}
     for name, value in theirs.items():
-        if name.endswith(("norm.weight", "layernorm.weight")):  # float32 in the one, bfloat16 in the other
+        if name.endswith(("norm.weight", "layernorm.weight")):  # float32 in one, bfloat16 in the other
             np.testing.assert_allclose(ours[name].astype("f4"), value.astype("f4"), rtol=2**-8)
         else:
             np.testing.assert_array_equal(ours[name].view(np.uint8), value.view(np.uint8))
@@ -255,7 +255,7 @@ def test_factors_that_config_json_cannot_tell(tmp_path):
 
 
 def test_what_would_not_load_again_is_refused_before_anything_is_written(tmp_path):
-    """Biases of queries, keys and values without one of the output: no llama in a folder has that."""
+    """Query, key and value biases without an output bias: no Llama folder has that combination."""
     sizes = {"attn_q": 64, "attn_k": 32, "attn_v": 32}
     extra = {f"blk.{layer}.{name}.bias": np.ones(size) for layer in (0, 1) for name, size in sizes.items()}
     write_gguf(tmp_path / "m.gguf", "llama", extra=extra)
@@ -335,7 +335,7 @@ def test_a_destination_with_something_in_it_is_left_alone(tmp_path, source):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit for the size of a file")
 def test_a_write_that_fails_leaves_nothing(tmp_path, source):
-    """A limit to the size of files, as the disk full in the middle of one."""
+    """A file size limit stands in for a disk that fills up in the middle of a file."""
     import resource
     import signal
 
@@ -404,7 +404,7 @@ def test_a_number_too_large_for_float16(tmp_path, source, name):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which only Linux has")
 def test_config_json_comes_last_and_every_file_is_on_the_disk_first(tmp_path, source, monkeypatch):
-    """A folder without it is no model: what a killed process leaves does not look whole."""
+    """A folder without it is not a model, so the leftovers of a killed process do not look complete."""
     events, real_fsync, real_rename = [], os.fsync, Path.rename
 
     def fsync(file):
@@ -493,7 +493,7 @@ def test_other_ways_to_quantize_are_refused(source, said):
 
 
 def test_a_header_cannot_claim_the_dtype_of_joined_tensors(source):
-    """ "int4/32" is our word for three tensors together, and no dtype of a file."""
+    """ "int4/32" is our name for three tensors together, not a dtype in a file."""
     path = source / "model.safetensors"
     raw = path.read_bytes()
     assert b'"F32"' in raw
@@ -549,7 +549,7 @@ def test_a_progress_bar_only_when_asked_for(source, tmp_path, capsys):
     assert "Converting: 100%" in capsys.readouterr().err
 
 
-# Beside transformers
+# Compared with transformers
 
 
 @pytest.mark.oracle

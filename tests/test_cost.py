@@ -1,4 +1,4 @@
-"""The arithmetic and the bytes read, compared with a run that counts them."""
+"""The predicted operations and bytes read, compared with a run that counts them."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def tiny_gpt2(**keys) -> LM:
 
 
 class Counting(np.ndarray):
-    """A NumPy array that counts the operations in which it takes part, as cost.py says they are counted."""
+    """A NumPy array that counts the operations it is used in, by the rules of cost.py."""
 
     flops = 0
     ARITHMETIC = (np.add, np.subtract, np.multiply, np.true_divide, np.exp, np.sqrt, np.tanh)
@@ -56,7 +56,7 @@ class Counting(np.ndarray):
         return np.asarray(result).view(Counting)
 
     def __array_function__(self, function, types, args, how):
-        result = super().__array_function__(function, types, args, how)  # np.where forgets the class
+        result = super().__array_function__(function, types, args, how)  # np.where drops the subclass
         return result.view(Counting) if isinstance(result, np.ndarray) else result
 
 
@@ -99,7 +99,7 @@ GPT2 = {
 
 
 def counted(lm: LM, new: int, past: int) -> dict[str, int]:
-    """The operations of a pass by parts, counted while they are done."""
+    """The operations of a pass by part, counted as it runs."""
     config = lm.config
     weights = Library(CountingNumpy()).tree(lm.weights)
     ids = random_ids(config, past + new)

@@ -1,7 +1,6 @@
-"""npllm on CuPy: on a GPU, or the CuPy wheel as it is on the emulated device of cupy-on-cpu.
+"""npllm on CuPy: on a GPU, or with the unmodified CuPy wheel on cupy-on-cpu's emulated device.
 
-On the emulated device the kernels are those that CuPy generates, compiled for the host. docs/gpu.md says what that
-proves.
+On the emulated device, the kernels that CuPy generates are compiled for the host. docs/gpu.md says what that proves.
 """
 
 import ast
@@ -34,11 +33,11 @@ DTYPES = ("float32", "float16")
 
 
 def plain_lm(path, dtype="float16"):
-    """A model on the GPU without our kernels: the ground floor on CuPy's functions."""
+    """A model on the GPU without our kernels: the plain functions on CuPy."""
     return npllm.load(path, device="cuda", dtype=dtype, kernels=False)
 
 
-# Numbers
+# Values
 
 
 @pytest.mark.parametrize("chunk", [None, 5, 1])
@@ -59,7 +58,7 @@ def test_every_value_of_a_pass_is_that_of_transformers(name, chunk):
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_value_of_a_pass_in_float16_is_near(name):
-    """Within the tolerance of `npllm compare` for weights that are rounded to float16."""
+    """Assert agreement within `npllm compare`'s tolerance for weights rounded to float16."""
     lm, expected = plain_lm(GOLDEN / name), load_file(GOLDEN / name / "expected.safetensors")
     got = trace(lm, expected_of(GOLDEN / name)["ids"])
     worst = first_beyond(compare(expected, got, TOLERANCES["float16"]))
@@ -77,7 +76,7 @@ def test_greedy_generation_is_that_of_transformers(name, dtype, use_cache):
 
 @pytest.mark.parametrize("name", ["phi3-window", "llama-mqa-rope-linear-sharded"])
 def test_draws_are_those_of_the_cpu(name):
-    """The random numbers come from the host; the sampling filters compute on the device."""
+    """The random numbers come from the host; the sampling filters run on the device."""
     options = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1, "seed": 3}
     made = []
     for device in ("cpu", "cuda"):
@@ -122,7 +121,7 @@ def test_a_model_that_classifies_gives_the_values_of_transformers(name):
 @pytest.mark.parametrize("file", ["folder", "shards", "gguf", "gpt2"])
 @pytest.mark.parametrize("stage", [64, 1000, transfer.STAGE])
 def test_every_weight_arrives(emulator, monkeypatch, tmp_path, stage, file):
-    """Copies run asynchronously: a buffer overwritten before it was read gives wrong numbers."""
+    """Copies run asynchronously: a buffer overwritten before it is read gives wrong values."""
     monkeypatch.setattr(transfer, "STAGE", stage)
     path = GOLDEN / "gpt2"
     if file == "gguf":
@@ -141,13 +140,13 @@ def test_every_weight_arrives(emulator, monkeypatch, tmp_path, stage, file):
 
 
 def leaves(weights):
-    """All arrays of a model's weights."""
+    """All arrays in a model's weights."""
     blocks = [array for block in weights.layers for array in block]
     return [array for array in (*weights[:1], *weights[2:], *blocks) if array is not None]
 
 
 def test_a_buffer_that_is_written_to_too_early_shows(emulator, monkeypatch):
-    """The test above would notice it."""
+    """The test above would detect it."""
     monkeypatch.setattr(transfer, "STAGE", 64)
     numbers = np.arange(640, dtype=np.float32)
     for waits in (True, False):
@@ -222,7 +221,7 @@ def change(folder, name, place, value):
 
 @pytest.fixture
 def limit(cupy):
-    """Limit CuPy's pool to a number of bytes beyond what it has."""
+    """Limit CuPy's pool to this many bytes more than it holds now."""
     pool = cupy.get_default_memory_pool()
 
     def further(size):
@@ -261,13 +260,13 @@ def test_the_switch(cupy, npllm, folder):
     assert import_module("npllm").load(folder, device="cuda:0").weights.norm.device.id == 0
 
 
-# CuPy has every function that the source uses
+# CuPy has every function the source uses
 
 GROUND_FLOOR = sorted(Path(npllm.__file__).parent.glob("*.py"))
 
 
 def calls():
-    """Every `xp.name(...)` and `xp.name` on the ground floor, as (module, name, keywords)."""
+    """Every `xp.name(...)` and `xp.name` in the plain functions, as (module, name, keywords)."""
     found = set()
     for path in GROUND_FLOOR:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -289,7 +288,7 @@ def test_cupy_has_every_function_and_keyword_that_the_ground_floor_uses():
         function = getattr(xp, name, None)
         if function is None:
             lacking.append(f"{module}: xp.{name}")
-        elif not isinstance(function, type) and not hasattr(function, "nin"):  # no dtype, no ufunc
+        elif not isinstance(function, type) and not hasattr(function, "nin"):  # neither a dtype nor a ufunc
             parameters = inspect.signature(function).parameters
             open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
             lacking += [

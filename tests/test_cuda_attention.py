@@ -1,4 +1,4 @@
-"""Attention by cuBLAS: the same as `attention.attention`, and put only where that one was."""
+"""Attention with cuBLAS: equal to `attention.attention`, and used only in its place."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ from npllm.model import transform
     ],
 )
 def test_attention_in_place_is_attention(cupy, batch, heads, kv_heads, new, past, dtype):
-    """On the filled part of a cache, a view. Every tapped value is compared."""
+    """Runs on a view of the filled part of a cache, and compares every tapped value."""
     random, width, capacity = np.random.default_rng(0), 5, 11
     q = random.standard_normal((*batch, heads, new, width)).astype(np.float32)
     k, v = (random.standard_normal((*batch, kv_heads, capacity, width)).astype(dtype) for _ in range(2))
@@ -52,7 +52,7 @@ def test_attention_in_place_is_attention(cupy, batch, heads, kv_heads, new, past
 
 @pytest.mark.cuda
 def test_attention_on_keys_and_values_without_a_cache(cupy):
-    """As the fused projection makes them: a row holds all heads."""
+    """Inputs laid out as by the fused projection: each row holds all heads."""
     random = np.random.default_rng(0)
     qkv = random.standard_normal((2, 3, 8, 5)).astype(np.float32)  # [B, T, N + 2K, H]
     arrays = [np.moveaxis(qkv[..., part, :], -2, -3) for part in (slice(0, 4), slice(4, 6), slice(6, 8))]
@@ -69,7 +69,7 @@ def test_attention_on_keys_and_values_without_a_cache(cupy):
 
 @pytest.fixture
 def used(monkeypatch):
-    """How often `cuda_attention` is called; here it computes with NumPy."""
+    """The number of calls to `cuda_attention`, which here runs on NumPy."""
     calls = []
 
     def counting(*arguments, **options):
@@ -97,7 +97,7 @@ def test_gpt2_on_the_gpu_uses_it(used):
 
 
 def test_another_attention_stays(used):
-    """One that the caller passes, and one that is the pass's own."""
+    """One passed by the caller, and one that belongs to the pass."""
 
     def doubled(*arguments, **options):
         return 2 * plain.attention(*arguments, **options)

@@ -1,4 +1,4 @@
-"""The block of kernels, computed by their definitions: the same as the ground floor's block. No GPU is needed."""
+"""The kernel block, computed with the kernels' definitions, gives the plain block's values. No GPU is needed."""
 
 import inspect
 from functools import partial

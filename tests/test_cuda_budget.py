@@ -1,6 +1,6 @@
 """Launches, copies and memory of a decode step of Phi-3-mini, counted at its full shapes on the emulated device.
 
-The device is in its null mode: CuPy runs unchanged, but no kernel does. The launches, copies and sizes are CuPy's own.
+The device is in null mode: CuPy runs unchanged, but no kernel executes. The launches, copies and sizes are CuPy's own.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ gpu_model = tool("gpu_model")
 pytestmark = pytest.mark.cuda
 PAST, CAPACITY = 1000, 2048
 
-CALLS = 2400  # kernel launches and matrix products for a token
+CALLS = 2400  # kernel launches and matrix products per token
 MEMORY = 300_000_000  # beyond the weights and the KV cache
 SYNCS = {"cudaStreamSynchronize": 1}
 COPIES = {"memcpyD2H": [8], "memcpyH2D": [8]}  # the chosen token and the largest logit; the last token
@@ -36,13 +36,13 @@ def lm(emulator, cupy):
 
 @pytest.fixture(autouse=True)
 def nothing_runs(emulator):
-    """The null mode. Copies to the host give zeros: token 0, and the largest logit 0."""
+    """The device in null mode. Copies to the host give zeros: token 0, and a largest logit of 0."""
     with emulator.null():
         yield
 
 
 def counted(emulator, lm, **options):
-    """The events of a step, and its device memory beyond weights and KV cache."""
+    """The events of a step, and the device memory it uses beyond the weights and KV cache."""
     cache = filled_cache(lm, PAST, CAPACITY)
     steps = decoding(lm, PAST, cache, **options)
     emulator.reset_peak()
@@ -51,12 +51,12 @@ def counted(emulator, lm, **options):
 
 
 def written(event):
-    """The threads of a launch: for CuPy's elementwise kernels, at least the elements that they write."""
+    """The number of threads in a launch. CuPy's elementwise kernels have at least one per element written."""
     return prod(event.info[axis] for axis in ("grid_x", "grid_y", "grid_z", "block_x"))
 
 
 def over_budget(events, lm) -> list[str]:
-    """Descriptions of what is over budget in the events of a step; empty if nothing is."""
+    """Descriptions of what is over budget in the events of a step. Empty if nothing is."""
     wrong = []
     calls = len(events.of("launch", "gemm", "blas", "sort"))
     if calls > CALLS:
@@ -88,7 +88,7 @@ def test_a_decode_step_is_within_its_budget(emulator, lm):
 
 
 def test_the_model_on_paper_counts_as_the_device_does(emulator, lm, monkeypatch):
-    """Without the cache: 74 tokens. All tiles are computed, as in the test of the long prompt."""
+    """74 tokens without the cache. All tiles are computed, as in the long-prompt test."""
     calls = "launch", "gemm", "blas", "sort"
     assert len(counted(emulator, lm)[0].of(*calls)) == gpu_model.PLAIN
     flash = import_module("npllm.flash")
@@ -131,7 +131,7 @@ def test_drawing_a_token_copies_and_waits_no_more_than_greedy_decoding(emulator,
 
 
 def test_every_step_is_as_the_one_before(emulator, lm):
-    """The scores grow with the text, but nothing is allocated: they fit into the pool."""
+    """The scores grow with the text, but nothing is allocated: they fit in the pool."""
     steps = decoding(lm, PAST, filled_cache(lm, PAST, CAPACITY))
     first = emulator.trace(next, steps).counts()
     more = emulator.trace(lambda: [next(steps) for _ in range(24)]).counts()
@@ -139,7 +139,7 @@ def test_every_step_is_as_the_one_before(emulator, lm):
 
 
 def test_a_long_prompt_stays_within_the_memory(emulator, lm, monkeypatch, cupy):
-    """In chunks and tiles. All tiles are computed: in null mode the flags of the needed ones are 0."""
+    """In chunks and tiles. All tiles are computed, because in null mode the flags that select tiles are 0."""
     flash = import_module("npllm.flash")
 
     def all_tiles(new, length, visible=None, tile=flash.TILE):
@@ -152,11 +152,11 @@ def test_a_long_prompt_stays_within_the_memory(emulator, lm, monkeypatch, cupy):
     assert emulator.peak_bytes() - weight_bytes(lm) - kv_cache_bytes(lm.config, 3002) <= MEMORY
 
 
-# Bugs that do not change the values, each noticed by the budget
+# Bugs that do not change the values, each caught by the budget
 
 
 def with_axis(x2d, weight):
-    """A weight product of three axes: CuPy copies both operands in float32."""
+    """A weight product with three axes, for which CuPy copies both operands to float32."""
     return (x2d[None].astype(weight.dtype) @ weight.T[None])[0].astype(x2d.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Which models the kernels compute: those whose pass, head and weights they list. Others keep the plain functions."""
+"""Which models run on the kernels: those with a supported pass, head and weights. Others use the plain functions."""
 
 from functools import partial
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from npllm.shapes import BlockWeights, Weights
 
 
 class OneMoreWeight(NamedTuple):
-    """The block of a made-up family: the chapter's, and a norm that is not in it."""
+    """The block weights of a made-up family: the chapter's, plus an extra norm."""
 
     input_layernorm: np.ndarray
     qkv_proj: np.ndarray
@@ -43,7 +43,7 @@ class OneMoreWeight(NamedTuple):
 
 
 def family_block(x, weights, config, *rest, **options):
-    """The chapter's block, after a norm that only this family has."""
+    """The chapter's block, applied after a norm that only this family has."""
     chapters = BlockWeights(*weights[: len(BLOCK_FIELDS)])
     return model.block(rms_norm(x, weights.first_norm, config.rms_norm_eps), chapters, config, *rest, **options)
 
@@ -80,7 +80,7 @@ def test_kernels_stay_out_of_a_family_with_one_more_weight(counted):
     ids = random_ids(lm.config, 6)
     expected = pass_by_pass(lm, ids, family_transform, (3, 1, 1, 1))[0]
     plain = pass_by_pass(random_lm(NUMPY), ids, transform, (3, 1, 1, 1))[0]
-    assert not np.allclose(expected[-1], plain[-1], atol=0.1)  # the weight counts
+    assert not np.allclose(expected[-1], plain[-1], atol=0.1)  # the weight matters
     for whole_pass in (with_kernels(lm, twins).transform, replayed(family_transform, twins)):
         made, cache = pass_by_pass(lm, ids, whole_pass, (3, 1, 1, 1))
         for a, b in zip(made, expected, strict=True):
@@ -93,7 +93,7 @@ def test_kernels_stay_out_of_a_family_with_one_more_weight(counted):
 
 
 def test_kernels_stay_out_of_a_known_pass_with_one_more_weight(counted):
-    """Such as a family whose block reads the weight, given to the chapter's pass."""
+    """For example, a family whose block reads the weight, run through the chapter's pass."""
     lm = family_lm(transform)
     assert why_not(lm) == "the kernels do not know the weights first_norm of a block"
     assert with_kernels(lm, twins) is lm

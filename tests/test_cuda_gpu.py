@@ -1,4 +1,4 @@
-"""Putting a loaded model onto the GPU: which pass it gets, and the reason where the kernels stay out."""
+"""Moving a loaded model to the GPU: which pass it gets, and the reason if the kernels are not used."""
 
 import pytest
 from kernel_models import random_lm

@@ -1,7 +1,7 @@
 """Our CUDA kernels: each against its definition, as a block, as a captured step, and counted at Phi-3-mini's shapes.
 
-On the emulated device NVRTC compiles the kernels for sm_75, sm_80 and sm_90, and the host's compiler computes their
-values. Threads switch only at barriers, so a missing barrier shows. See docs/gpu.md.
+On the emulated device, NVRTC compiles the kernels for sm_75, sm_80 and sm_90, and the host runs them compiled for
+the CPU. Threads switch only at barriers, so a missing barrier shows. See docs/gpu.md.
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("cupy")]
 
 
 class Case(NamedTuple):
-    """A call: the function, its arguments, and the indices of those it writes to."""
+    """A call: the function, its arguments, and the indices of the arguments it writes to."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -50,19 +50,19 @@ def random(*shape, seed=0, dtype="float32"):
 
 
 def nothing(*shape):
-    """An output buffer: elements that are not written stay NaN."""
+    """An output buffer. Elements that are never written stay NaN."""
     return np.full(shape, np.nan, dtype=np.float32)
 
 
 def weight(kind, height, width):
-    """A matrix in that storage format."""
+    """A matrix in this storage format."""
     if kind in ("float16", "float32"):
         return random(height, width, seed=1, dtype=kind)
     bits, offset, group, has_minimum = kind
     return row_groups(random_groups(bits, offset, group, has_minimum, height, width))
 
 
-OURS = [  # as `quantize_groups` makes them, but for the width of the scales
+OURS = [  # as `quantize_groups` makes them, except for the width of the scales
     (8, 0, 32, False),
     (4, 0, 32, True),
 ]
@@ -103,7 +103,7 @@ def swiglu_cases():
         for height, width in ((5, 32), (18, 288)):
             bias = random(2 * height, seed=3)
             yield Case("swiglu", (random(width), weight(kind, 2 * height, width), bias, nothing(height)))
-    yield Case("swiglu", (100 * random(32), weight("float32", 36, 32), None, nothing(18)))  # e to the hundreds
+    yield Case("swiglu", (100 * random(32), weight("float32", 36, 32), None, nothing(18)))  # exponents in the hundreds
 
 
 def rope_cases():
@@ -165,7 +165,7 @@ def copied(value, xp):
 
 
 def check(case, cupy):
-    """Raise AssertionError unless the kernel and its definition write the same."""
+    """Raise AssertionError unless the kernel and its definition write the same values."""
     made = []
     for functions, xp in ((kernels, cupy), (twins, np)):
         arguments = [copied(value, xp) for value in case.arguments]
@@ -199,13 +199,13 @@ def test_the_residual_stream_may_be_written_in_place(cupy):
 
 
 def test_memory_that_no_four_numbers_start_at_is_refused(cupy):
-    """A GPU cannot load them at once; a CPU can, so the emulated device would not notice."""
+    """A GPU cannot load them at once. A CPU can, so the emulated device would not catch it."""
     for x in (cupy.zeros(5, dtype=np.float32)[1:], cupy.zeros((4, 4), dtype=np.float32).T):
         with pytest.raises(TypeError, match="contiguous and aligned to 16 bytes"):
             kernels.checked(x, x.size)
 
 
-# Bugs in the kernels, each noticed by the check above
+# Bugs in the kernels, each caught by the check above
 
 BUGS = [
     ("common.cuh", "int distance = 16", "int distance = 8", "matvec"),  # half of the warp left out
@@ -227,7 +227,7 @@ BUGS = [
     ("rope_and_append.cu", "table_rows == 1 ? 0 : slot", "slot", "rope_and_append"),
     ("rope_and_append.cu", "capacity + slot", "capacity + slot + 1", "rope_and_append"),
     ("attend.cu", " / sqrtf(WIDTH)", "", "attention"),
-    ("attend.cu", ") + 1;  // with the new", ");  // with the new", "attention"),  # it does not see itself
+    ("attend.cu", ") + 1;  // with the new", ");  // with the new", "attention"),  # the token does not see itself
     ("attend.cu", "length - window)", "length - window - 1)", "attention"),
     ("attend.cu", "visible[first + key]", "visible[key]", "attention"),
     ("attend.cu", "__syncthreads();  // queries", "// queries", "attention"),
@@ -235,7 +235,7 @@ BUGS = [
     ("attend.cu", "__syncthreads();  // shares", "// shares", "attention"),
     ("attend.cu", "__syncthreads();  // parts", "// parts", "attention"),
     ("merge.cu", "expf(largest[head * chunks + chunk] - most)", "1.0f", "attention"),
-    ("merge.cu", "(length - 1) / CHUNK + 1", "length / CHUNK + 1", "attention"),  # a chunk that was not written
+    ("merge.cu", "(length - 1) / CHUNK + 1", "length / CHUNK + 1", "attention"),  # reads a chunk that was never written
     ("merge.cu", "max(length - window, 0) / CHUNK", "0", "attention"),
     ("advance.cu", "+= 1", "+= 2", "advance"),
 ]  # fmt: skip
@@ -254,7 +254,7 @@ def test_a_bug_in_a_kernel_is_seen(emulator, cupy, monkeypatch, where, text, bug
 
 
 def random_lm(cupy, dtype="float32", biases=False, seed=0, **keys):
-    """A random model on the GPU, with matrices of that dtype, and the same model on the CPU in float32."""
+    """A random model on the GPU, with matrices in this dtype, and the same model on the CPU in float32."""
     config = tiny_config(**keys)
     on_host = random_weights(config, seed, biases=biases)
 
@@ -296,7 +296,7 @@ MODELS = {
 def test_a_block_and_a_captured_step_are_those_of_the_cpu(emulator, cupy, keys, dtype):
     """float16 weights are widened exactly and vectors are not rounded, so the tolerance is float32's for both dtypes.
 
-    It runs lazily, and with all fresh memory filled with NaN: nothing is read before it was written.
+    It runs lazily with all new memory filled with NaN, so a read before the first write shows.
     """
     lm, on_host = random_lm(cupy, dtype, biases=True, **keys)
     ids, chunks = random_ids(on_host.config, 8), (3, 1, 1, 1, 1, 1)
@@ -311,7 +311,7 @@ def test_a_block_and_a_captured_step_are_those_of_the_cpu(emulator, cupy, keys, 
 
 
 def first_tokens(on_host, ids, count, cupy):
-    """A cache on the GPU, with the keys and values that the CPU computed for the first ids."""
+    """A cache on the GPU, with the keys and values the CPU computed for the first ids."""
     _, cache = pass_by_pass(on_host, ids[:count], transform, (count,), empty_cache(on_host.config, 10, like=ids))
     return {name: [cupy.asarray(side) for side in cache[name]] for name in ("keys", "values")} | {"length": count}
 
@@ -345,7 +345,7 @@ def test_a_step_is_launched_once_and_from_then_on_replayed(emulator, cupy):
         counts.append(len(events.of("graph_launch")))
         assert not events.of("memcpyD2H")
     assert counts == [0, 1, 1, 0, 1]
-    cache["length"] = 2  # two tokens are forgotten
+    cache["length"] = 2  # two tokens are dropped
     again, _ = npllm.transform(ids[2:3], lm, cache)
     cache["length"] = 2
     plain, _ = npllm.transform(ids[2:3], lm, cache)
@@ -355,7 +355,7 @@ def test_a_step_is_launched_once_and_from_then_on_replayed(emulator, cupy):
 @pytest.mark.parametrize("dtype", PLAIN)
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_logits_of_captured_steps_are_those_of_the_cpu(emulator, cupy, dtype, tied):
-    """Two texts alternate, and the logits are compared at the end: no step overwrites what an earlier one returned."""
+    """Two texts alternate, and the logits are compared at the end: no step overwrites an earlier step's result."""
     lm, on_host = random_lm(cupy, dtype, tie_word_embeddings=tied)
     lm, texts = with_kernels(lm), random_ids(lm.config, 2, 7)
     expected = [npllm.forward(ids, on_host)[0] for ids in texts]
@@ -368,7 +368,7 @@ def test_the_logits_of_captured_steps_are_those_of_the_cpu(emulator, cupy, dtype
                 vectors.append(npllm.transform(cupy.asarray(ids[at : at + 1]), lm, cache)[0])
                 made.append(npllm.lm_head(vectors[-1][-1:, :], lm))
             vectors.reverse()
-            made += [npllm.lm_head(hidden, lm) for hidden in vectors]  # the last step's, and that of the one before
+            made += [npllm.lm_head(hidden, lm) for hidden in vectors]  # of the last two steps
     for place, logits in enumerate(made):
         at, text = place // 4, (0, 1, 1, 0)[place % 4]
         assert_close("logits", to_host(logits)[0], expected[text][at])
@@ -400,13 +400,13 @@ def test_the_command_line_switches_them_off(emulator, npllm, folder, flag):
     assert events.result.code == 0, events.result
     assert len(events.of("graph_launch")) == (
         0 if flag else 2
-    )  # of four tokens one is the prompt's, and one is captured
+    )  # of four tokens, one belongs to the prompt and one is captured
 
 
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_weights_of_8_and_4_bits_on_the_gpu(cupy, tmp_path, dtype, kernels):
-    """The values are those on the CPU, bit for bit."""
+    """The values match the CPU's bit for bit."""
     write_folder(tmp_path / "m", "llama", hidden_size=64, intermediate_size=96, head_dim=16)
     lm = npllm.load(tmp_path / "m", device="cuda", dtype=dtype, kernels=kernels)
     on_host = npllm.load(tmp_path / "m", dtype=dtype)
@@ -434,8 +434,8 @@ def test_every_kernel_was_compiled_for_three_architectures(emulator, cupy):
 # Launches and memory of a decode step of Phi-3-mini
 
 PAST, CAPACITY = 1000, 2048
-CALLS = 330  # kernel launches and products for a token
-KERNELS = 299  # as counted here; docs/gpu-kernels.md and tools/bench/gpu_model.py have it too
+CALLS = 330  # kernel launches and products per token
+KERNELS = 299  # as counted here; also in docs/gpu-kernels.md and tools/bench/gpu_model.py
 MEMORY = 300_000_000
 PER_LAYER = {"rms_norm": 2, "matvec": 3, "swiglu": 1, "rope_and_append": 1, "attend": 1, "merge": 1}
 
@@ -466,7 +466,7 @@ def test_a_decode_step_of_phi3_mini_is_within_its_budget(emulator, phi3):
     assert [event.info["bytes"] for event in events.of("memcpyH2D")] == [8]
     assert Counter(event.name for event in events.of("sync")) == {"cudaStreamSynchronize": 1}
     assert not events.of("malloc", "free", "host_malloc", "host_free", "memset")
-    outside = events.of("launch")  # of the captured step: the LM head, and the choice of the token
+    outside = events.of("launch")  # the captured step: the LM head and the choice of the token
     (head,) = [event for event in outside if event.name == "matvec"]
     assert 0 <= head.info["grid_x"] * kernels.ROWS - phi3.config.vocab_size < kernels.ROWS
     for event in outside:
@@ -493,9 +493,9 @@ def test_every_weight_is_read_once(emulator, phi3, monkeypatch):
     cache = filled_cache(phi3, PAST, CAPACITY)
     steps = decoding(phi3, PAST, cache)
     monkeypatch.setattr(kernels, "launch", looking)
-    cache["step"].launch()  # what was captured
+    cache["step"].launch()  # the captured part
     captured = len(read)
-    next(steps)  # and what is launched after it: the LM head
+    next(steps)  # and the LM head, launched after it
     assert len(read) == captured + 1
     needed = [*matrices(phi3), phi3.weights.lm_head.weight]
     assert sum(matrix.nbytes for matrix in needed) <= sum(matrix.nbytes for matrix in read)
@@ -532,7 +532,7 @@ def test_drawing_and_a_narrow_cache_change_no_copy(emulator, phi3, options):
 
 @pytest.mark.usefixtures("null")
 def test_a_block_without_capture_stays_within_the_budget_too(emulator, cupy):
-    """With a short text: ten launches per layer, and CuPy's launches around them."""
+    """With a short text: ten launches per layer, plus CuPy's launches around them."""
     lm = empty_model(cupy, phi3_mini())
     lm = lm._replace(transform=partial(transform, block=cuda_block))
     events = emulator.trace(next, decoding(lm, PAST, filled_cache(lm, PAST, CAPACITY)))

@@ -1,4 +1,4 @@
-"""The captured decode step, computed by the kernels' definitions: the same as the plain pass. No GPU is needed."""
+"""The captured decode step, computed with the kernels' definitions, gives the plain pass's values. No GPU is needed."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_whoever_looks_inside_or_changes_a_part_gets_the_plain_functions(counted
 
 
 def test_each_step_returns_memory_of_its_own():
-    """Not the buffer that the next step overwrites."""
+    """The result is not the buffer that the next step overwrites."""
     lm, ids = random_lm(NUMPY), random_ids(tiny_config(), 3)
     cache = empty_cache(lm.config, 3, like=lm.weights.norm)
     hidden, copies = [], []
@@ -143,14 +143,14 @@ def test_the_steps_after_an_interrupted_one_are_right(monkeypatch):
 
 
 def tables_by_length(positions, config, total_length):
-    """As LongRoPE: other frequencies, and another scale, in a text of more than 6 tokens."""
+    """Like LongRoPE: different frequencies and a different scale in a text of more than 6 tokens."""
     cos, sin = rope.rope_tables(positions, config, total_length)
     return (cos, sin) if total_length <= 6 else (1.25 * cos, 1.25 * np.sin(2.0 * np.arcsin(np.clip(sin, -1, 1))))
 
 
 @pytest.fixture
 def by_length(monkeypatch):
-    """RoPE that depends on `total_length`; how often the tables of a whole step were built."""
+    """RoPE that depends on `total_length`, and how often the tables of a whole step were built."""
     built = []
 
     def tables(positions, config, total_length):
@@ -165,7 +165,7 @@ def by_length(monkeypatch):
 
 @pytest.mark.parametrize("total_length", [5, 6, 7, 9])
 def test_whole_chunked_and_captured_passes_use_the_same_tables(by_length, counted, total_length):
-    """Every pass gets the length of the text, so the ends of the chunks do not matter."""
+    """Every pass receives the length of the text, so the chunk boundaries do not matter."""
     lm, ids = random_lm(NUMPY), random_ids(tiny_config(), 5)
     whole, _ = transform(ids, lm.weights, lm.config, total_length=total_length)
     chunked, _ = pass_by_pass(lm, ids, transform, (2, 2, 1), total_length=total_length)
@@ -177,7 +177,7 @@ def test_whole_chunked_and_captured_passes_use_the_same_tables(by_length, counte
 
 
 def test_a_step_uses_the_tables_of_the_length_that_it_has_reached(by_length):
-    """A text grows past the length at which the tables change, and is rolled back to before it."""
+    """A text grows past the length at which the tables change, and is then rolled back below it."""
     lm, ids = random_lm(NUMPY), random_ids(tiny_config(), 10)
     made, expected = {}, {}
     for options in ({}, {"total_length": 9}):
@@ -188,7 +188,7 @@ def test_a_step_uses_the_tables_of_the_length_that_it_has_reached(by_length):
             cache["length"] = 4
             passes[len(options)] += pass_by_pass(lm, ids[4:], whole_pass, (1,) * 6, cache, **options)[0]
             assert cache.get("step") is step
-        assert by_length == ([9] if options else [3, 7, 5, 7])  # in place: twice for each change of the text's length
+        assert by_length == ([9] if options else [3, 7, 5, 7])  # in place: twice for each change of the text length
     for kind, passes in made.items():
         for a, b in zip(passes, expected[kind], strict=True):
             assert_close("hidden", a, b)
@@ -232,7 +232,7 @@ def test_the_head_scores_one_vector_in_float32_and_many_as_before():
 
 
 def lm_with_twins(**keys):
-    """A model whose steps are made of the kernels' definitions, ids, and a cache for five of them."""
+    """A model that steps with the kernels' definitions, its ids, and a cache for five of them."""
     lm = with_kernels(random_lm(NUMPY, **keys), twins)
     return lm, random_ids(lm.config, 5), empty_cache(lm.config, 5, like=lm.weights.norm)
 
@@ -244,7 +244,7 @@ def vector(lm, ids, cache):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_logits_depend_on_the_vector_alone(tied):
-    """A step leaves nothing in the model: any vector, of any pass, changed in place or not, is multiplied."""
+    """A step leaves no state in the model: the head accepts any vector from any pass, modified in place or not."""
     lm, ids, cache = lm_with_twins(tie_word_embeddings=tied)
     held = [dict(vars(lm.weights.lm_head))]
     earlier, later = vector(lm, ids, cache), vector(lm, ids, cache)

@@ -26,7 +26,7 @@ INSTALL = r"pip install 'cupy-cuda12x\[ctk\]'"
 
 
 def fails(pattern, name="cuda", error=UnavailableError):
-    """`pick` raises this error, in one line; "auto" takes the CPU, with the same reason."""
+    """Assert that `pick` raises this error in one line, and "auto" falls back to the CPU with the same reason."""
     with pytest.raises(error, match=pattern) as raised:
         pick(name)
     assert "\n" not in str(raised.value)
@@ -42,7 +42,7 @@ def test_cuda_without_cupy(monkeypatch):
 
 
 def fake_cupy(monkeypatch, count=1, driver=None, product=None):
-    """The part of CuPy that `pick` needs, made of NumPy. driver, product : errors that they raise."""
+    """The part of CuPy that `pick` needs, built on NumPy. driver, product : the errors they raise."""
 
     def get_device_count():
         if driver is not None:
@@ -86,7 +86,7 @@ def test_an_index_that_there_is_not(monkeypatch):
 
 
 class CUDARuntimeError(RuntimeError):
-    """Stands in for CuPy's error of that name."""
+    """Stands in for the CuPy error of the same name."""
 
 
 def test_a_driver_that_is_missing(monkeypatch):
@@ -122,7 +122,7 @@ def test_a_gpu_whose_memory_others_have(monkeypatch, error):
 
 
 def test_a_cupy_that_cannot_be_imported(monkeypatch, tmp_path):
-    """CuPy's own message is a page long; its cause names the reason."""
+    """CuPy's own message is a page long; its cause gives the reason."""
     page = "\\n" + 60 * "=" + "\\nFailed to import CuPy.\\n"
     (tmp_path / "cupy.py").write_text(
         f'try:\n    raise ImportError("libcudart.so.12: cannot open")\nexcept ImportError as e:\n'
@@ -155,7 +155,7 @@ def test_a_dtype_that_a_gpu_does_not_take(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("limit", "free"), [(0, 1000 + 70), (500, 200 + 70), (200, 70)])
 def test_free_memory_of_a_gpu(monkeypatch, limit, free):
-    """The GPU's free memory and the pool's. The pool holds 300, and may have a limit (CUPY_GPU_MEMORY_LIMIT)."""
+    """The free memory of the GPU and the pool. The pool holds 300 and may have a limit (CUPY_GPU_MEMORY_LIMIT)."""
     cupy = fake_cupy(monkeypatch)
     cupy.cuda.runtime.memGetInfo = lambda: (1000, 2000)
     pool = SimpleNamespace(get_limit=lambda: limit, total_bytes=lambda: 300, free_bytes=lambda: 70)

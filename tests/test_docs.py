@@ -1,4 +1,4 @@
-"""Every example in README.md and docs/ is run and must print what it says: Python sessions, and commands after a `$`.
+"""Runs every example in README.md and docs/ and checks its output: Python sessions, and commands after a `$`.
 
 `...` stands for any text, as in doctest.
 """
@@ -61,12 +61,12 @@ def test_the_readme_lists_every_module_of_the_ground_floor_in_reading_order():
 
 @pytest.fixture(scope="module")
 def lm() -> npllm.LM:
-    """The default model, loaded once for all pages: npllm.load() gives it on each of them."""
+    """The default model, loaded once for all pages; npllm.load() returns it on each of them."""
     return default_lm()
 
 
 def sessions(page: str) -> str:
-    """The page's Python sessions, with blank lines for all else: the line numbers in messages are those of the page."""
+    """The page's Python sessions, with everything else blanked out so that line numbers in messages match the page."""
     kept, inside = [], False
     for line in page.splitlines():
         inside = line == "```pycon" or (inside and line != "```")
@@ -89,7 +89,7 @@ def test_every_session_is_found():
 @pytest.mark.parametrize("name", [name for name, text in PAGES.items() if ">>> " in sessions(text)])
 def test_the_sessions_of_a_page_hold(name, lm, monkeypatch):
     monkeypatch.setattr(npllm, "load", lambda: lm)
-    known = {"np": np, "npllm": npllm, "lm": lm}  # the three lines that every session begins with, see docs/index.md
+    known = {"np": np, "npllm": npllm, "lm": lm}  # the three lines every session starts with, see docs/index.md
     session = doctest.DocTestParser().get_doctest(sessions(PAGES[name]), known, name, f"docs/{name}.md", 0)
     printed = []
     doctest.DocTestRunner(optionflags=FLAGS).run(session, out=printed.append)

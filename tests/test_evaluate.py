@@ -1,4 +1,4 @@
-"""Perplexity and divergence: every number against a loop over the text."""
+"""Perplexity and divergence: every figure against a loop over the text."""
 
 import math
 
@@ -34,7 +34,7 @@ def predictions_of(lm, ids, window, stride):
 
 
 def by_loop(lm, ids, window, stride):
-    """The distribution for each token but the first, from the first window that has it."""
+    """The distribution for each token except the first, from the first window that predicts it."""
     rows = []
     for token in range(1, len(ids)):
         begin = next(begin for begin in range(0, len(ids), stride) if token < begin + window)
@@ -60,7 +60,7 @@ def test_each_token_but_the_first_is_scored_once_with_as_much_before_it_as_any_w
 
 
 def test_the_windows_are_those_of_transformers_documentation():
-    """The loop as it stands there: begin, end, and how many tokens at the end are targets."""
+    """The loop as published there: start, end, and how many tokens at the end are targets."""
     for tokens, window, stride in [(10, 6, 2), (2487, 1024, 512), (512, 512, 256), (513, 512, 256), (5, 6, 2)]:
         expected, before = [], 0
         for begin in range(0, tokens, stride):

@@ -1,4 +1,4 @@
-"""Every family: what its record says about it holds for its pass, and every room can work with it."""
+"""Every family: its record describes its pass correctly, and every part of npllm works with it."""
 
 import pickle
 import re
@@ -81,7 +81,7 @@ def test_it_is_the_same_on_every_library(name, lib: Library):
 
 @each_family
 def test_every_weight_counts(name):
-    """No weight is loaded and then ignored."""
+    """No weight is loaded but ignored."""
     lm = families.random_lm(name)
     expected, _ = npllm.forward(IDS, lm)
     layer = lm.weights.layers[2]
@@ -106,7 +106,7 @@ def test_every_value_is_explained_traced_and_on_the_page(name):
         assert array.shape == tuple(sizes[letter] for letter in what.shape.split()), value
         assert source(what.function, what.line).startswith("npllm/")
         assert f"`{re.sub(r'^layers[.][0-9]+[.]', 'layers.*.', value)}`" in PAGE, f"docs/taps.md lacks {value}"
-    by_attention = ("_rotated", ".scores", ".weights", ".mixed")  # which tools/hf_trace.py wraps
+    by_attention = ("_rotated", ".scores", ".weights", ".mixed")  # wrapped by tools/hf_trace.py
     traced = {value.removeprefix("layers.*.") for value in family.traced}
     assert traced == {value for value in computed if not value.endswith(by_attention)}
 

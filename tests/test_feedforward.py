@@ -66,7 +66,7 @@ def test_each_token_is_computed_by_itself(lib, order):
     assert_close("permuted", to_host(permuted), to_host(feedforward(lib.array(x), weights))[order])
 
 
-# The network without a gate
+# The ungated network
 
 
 @given(numbers=st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=5))

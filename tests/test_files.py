@@ -1,4 +1,4 @@
-"""Files and folders are written completely or not at all, and leave nothing behind."""
+"""Files and folders are written completely or not at all, with no temporary files left over."""
 
 import os
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_temporary_names_cannot_be_guessed_and_are_not_shared(tmp_path):
 
 
 def test_a_file_that_exists_is_never_written_to(tmp_path, monkeypatch):
-    """Neither is what a link of that name points to."""
+    """Nor is the target of a link with that name."""
     (tmp_path / "mine").write_bytes(b"mine")
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     for name in ("mine", "link"):

@@ -1,4 +1,4 @@
-"""docs/find-my-bug.md: each planted bug is found at the right step, and the page shows what is really printed.
+"""docs/find-my-bug.md: each planted bug is found at the right step, and the page shows the actual output.
 
 The same three bugs are planted in the default model through npllm's own arguments.
 """
@@ -31,7 +31,7 @@ STEPS = ["layers.0.attention.q_rotated", "layers.0.feedforward.gate", "layers.0.
 
 
 def block(section, language):
-    """The code block of a section of the page."""
+    """The code block in a section of the page."""
     return re.search(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)[1]
 
 
@@ -47,7 +47,7 @@ def with_bug(section):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder from which the repository's files have the names that the page gives them."""
+    """An empty working folder from which the page's paths lead to the repository's files."""
     for name in ("tests", "tools", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def theirs(folder):
-    """What tools/hf_trace.py writes, as it was recorded when the golden values were made."""
+    """The output of tools/hf_trace.py, recorded when the golden values were made."""
     values = load_file(ROOT / FOLDER / "expected.safetensors")
     assert json.loads((ROOT / FOLDER / "expected.json").read_text())["ids"] == [int(i) for i in IDS.split(",")]
     order = list(trace(load(ROOT / FOLDER), [1]))
@@ -67,14 +67,14 @@ def theirs(folder):
 
 
 def run_port(source):
-    """As `python docs/my_port.py FOLDER IDS ours.safetensors`."""
+    """Run the equivalent of `python docs/my_port.py FOLDER IDS ours.safetensors`."""
     module = {"__name__": "my_port"}
     exec(compile(source, "my_port.py", "exec"), module)
     module["main"](FOLDER, IDS, "ours.safetensors")
 
 
 def prints(npllm, section, code):
-    """Compare as the page does, and hold what is printed against what stands on it."""
+    """Run the page's comparison, and check the output against the page."""
     done = npllm("compare", "theirs.safetensors", "ours.safetensors")
     assert (done.code, done.err) == (code, "")
     expected = block(section, "text")
@@ -122,7 +122,7 @@ def test_hf_trace_writes_what_was_recorded(npllm, theirs, monkeypatch):
     recorded, _ = read_trace(Path("theirs.safetensors"))
     assert list(fresh) == list(recorded)
     assert metadata["ids"] == IDS
-    npllm("tokenize", "")  # empties what is captured
+    npllm("tokenize", "")  # clears the captured output
     assert npllm("compare", "theirs.safetensors", "fresh.safetensors").code == 0
     assert npllm("compare", "fresh.safetensors", FOLDER).code == 0
 
@@ -137,7 +137,7 @@ def rotated_as_neighbours(x, cos, sin):
 
 
 def swapped(weights):
-    """gate_up_proj with up before gate, in every block."""
+    """Weights with up before gate in every block's gate_up_proj."""
     return weights._replace(
         layers=tuple(
             block._replace(gate_up_proj=np.concatenate(np.split(block.gate_up_proj, 2)[::-1]))

@@ -36,7 +36,7 @@ SPARSE = [MASKS[name] for name in ("window", "strided", "fixed", "block_local", 
 
 
 def tokens(heads, kv_heads, new, past=0, width=4, batch=()):
-    """Random queries of `new` tokens; keys and values of these and of `past` earlier ones."""
+    """Random queries for `new` tokens; keys and values for these and `past` earlier ones."""
     random = np.random.default_rng(0)
     shapes = (heads, new), (kv_heads, past + new), (kv_heads, past + new)
     return [random.standard_normal((*batch, *shape, width)).astype(np.float32) for shape in shapes]
@@ -159,7 +159,7 @@ def test_sparse_attention_computes_only_the_visible_tiles_and_equals_the_masked_
         keys, values = k.copy(), v.copy()
         for left in range(0, past + new, tile[1]):
             column = slice(left, left + tile[1])
-            if not np.any(visible[row, column]):  # what need not be computed is poison
+            if not np.any(visible[row, column]):  # poison the tiles that need not be computed
                 keys[:, column], values[:, column] = math.nan, math.nan
         got = flash_attention(*lib.tree((q[:, row], keys, values, visible[row])), tile=tile)
         assert_close("mixed", to_host(got), expected[:, row])
@@ -227,7 +227,7 @@ def test_it_takes_a_tenth_of_the_memory_or_less():
 
 
 class SlowMemory(np.ndarray):
-    """An array that counts the bytes of what is read from it, piece by piece; a piece is in fast memory."""
+    """An array that counts the bytes read from it, piece by piece. Each piece is then in fast memory."""
 
     read = 0
 

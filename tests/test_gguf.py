@@ -1,4 +1,4 @@
-"""The .gguf reader: bit for bit the numbers of the gguf package, and no damage to a file is a crash."""
+"""The .gguf reader: bit for bit the gguf package's values, and no crash on damaged files."""
 
 import importlib.util
 import struct
@@ -45,7 +45,7 @@ def assert_same(weights, expected):
             np.testing.assert_array_equal(dense(got), dense(value))
 
 
-# The numbers
+# The values
 
 
 @pytest.mark.parametrize("dtype", ["Q8_0", "Q4_0", "Q4_1"])
@@ -92,7 +92,7 @@ def test_the_default_model():
 @pytest.mark.parametrize("dtype", [*EXACT, "Q8_0", "Q4_0", "Q4_1"])
 @pytest.mark.parametrize(("arch", "tied"), [("llama", False), ("llama", True), ("phi3", False), ("phi3", True)])
 def test_a_gguf_file_and_a_folder_of_the_same_model(tmp_path, arch, tied, dtype):
-    """Rows put back in order, projections fused, norms and embeddings in their places."""
+    """Rows are put back in order, projections fused, norms and embeddings in place."""
     write_gguf(tmp_path / "m.gguf", arch, dtype, tied)
     folder_dtype = {"F16": "float16", "BF16": "bfloat16"}.get(dtype, "float32")
     write_folder(tmp_path / "m", arch, "float32", tied=tied, tokenizer=False)
@@ -127,7 +127,7 @@ def test_biases_are_read_where_the_file_has_them(tmp_path, arch):
     write_gguf(tmp_path / "m.gguf", arch, extra=extra)
     lm = npllm.load(tmp_path / "m.gguf")
     bias = np.concatenate([extra[f"blk.1.{name}.bias"] for name in names]).astype(np.float32)
-    if arch == "llama":  # q and k: neighbours in the file, halves apart here
+    if arch == "llama":  # q and k: interleaved in the file, split halves here
         q, k, v = bias[:64], bias[64:96], bias[96:]
         bias = np.concatenate([part.reshape(-1, 8, 2).swapaxes(1, 2).reshape(-1) for part in (q, k)] + [v])
     np.testing.assert_array_equal(lm.weights.layers[1].qkv_proj_bias, bias)
@@ -135,7 +135,7 @@ def test_biases_are_read_where_the_file_has_them(tmp_path, arch):
 
 
 def test_llama_with_fused_projections(tmp_path):
-    """The converter of llama.cpp never writes it; the q and k rows of a fused tensor are put in order all the same."""
+    """llama.cpp's converter never writes a fused tensor, but its q and k rows are put back in order anyway."""
     write_gguf(tmp_path / "apart.gguf", "llama")
     stored = read_gguf(tmp_path / "apart.gguf")[1]
     tensors = {}
@@ -215,7 +215,7 @@ def test_end_of_turn_counts_as_an_end(tmp_path):
 
 
 def refuses(path, *parts):
-    """Loading must fail with ModelFileError, in one line that has all the parts."""
+    """Assert that loading fails with ModelFileError, in one line that contains all the parts."""
     with pytest.raises(ModelFileError) as raised:
         npllm.load(path)
     assert "\n" not in str(raised.value)
@@ -276,7 +276,7 @@ def test_an_unknown_type_of_tensor_is_named(tmp_path):
         refuses(tmp_path / "m.gguf", f"blk.0.ffn_down.weight {name}; expected one of F32, F16, BF16, Q8_0, Q4_0")
 
 
-# Files that are damaged or hostile
+# Damaged or hostile files
 
 
 def test_a_file_cut_short_anywhere(tmp_path):

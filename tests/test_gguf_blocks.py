@@ -1,4 +1,4 @@
-"""The block formats of GGUF: bit for bit the values of the gguf package."""
+"""GGUF's block formats: bit for bit the gguf package's values."""
 
 import struct
 
@@ -13,7 +13,7 @@ from npllm.storage.stored import FORMATS
 
 
 def by_the_book(dtype: str, block: np.ndarray) -> list[float]:
-    """One block of 32 numbers, as ggml's documentation of the type says."""
+    """One block of 32 values, decoded as ggml documents the type."""
     raw = block.tobytes()
     scale = struct.unpack("<e", raw[:2])[0]
     if dtype == "Q8_0":

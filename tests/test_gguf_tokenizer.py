@@ -1,4 +1,4 @@
-"""The tokenizer of a .gguf file: the ids of llama.cpp and transformers, and metadata that are refused."""
+"""A .gguf file's tokenizer: the same ids as llama.cpp and transformers, and the metadata it refuses."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 def as_metadata(folder):
-    """A tokenizer.json as the metadata of a .gguf file: pieces and their types."""
+    """A tokenizer.json as .gguf metadata: pieces and their types."""
     parts = json.loads((GOLDEN / folder / "tokenizer.json").read_text(encoding="utf-8"))
     added = {token["id"]: token for token in parts["added_tokens"]}
     vocabulary = parts["model"]["vocab"] | {token["content"]: i for i, token in added.items()}
@@ -37,7 +37,7 @@ def as_metadata(folder):
 
 
 def bytes_metadata(**changes):
-    """tokenizer-bytes as metadata; its chat template and NFC stay behind."""
+    """tokenizer-bytes as metadata, without its chat template and NFC."""
     model, metadata = as_metadata("tokenizer-bytes")
     metadata |= {
         "tokenizer.ggml.model": "gpt2",
@@ -49,7 +49,7 @@ def bytes_metadata(**changes):
 
 
 def llama_metadata(**changes):
-    """The pieces of tokenizer-llama as metadata, with scores in the order of their ids, as SentencePiece gives them."""
+    """The pieces of tokenizer-llama as metadata, with scores in id order, as in SentencePiece."""
     _, metadata = as_metadata("tokenizer-llama")
     metadata |= {
         "general.architecture": "phi3",
@@ -126,7 +126,7 @@ def test_a_word_that_is_a_piece_needs_no_merges_for_some_rules():
 
 
 def sentencepiece(metadata, text):
-    """The ids, by the rule itself: join the neighbours that make the piece of the highest score, the leftmost first."""
+    """The ids by the rule itself: merge the adjacent pair that forms the highest-scoring piece, leftmost first."""
     texts = metadata["tokenizer.ggml.tokens"]
     score = {
         text: metadata["tokenizer.ggml.scores"][i]
@@ -270,7 +270,7 @@ def test_hostile_metadata_are_refused(metadata, message):
     assert "\n" not in str(error.value)
 
 
-# llama.cpp's own vocabularies and test vectors. They descend from models under other licences and are never committed.
+# llama.cpp's own vocabularies and test vectors. They come from models under other licences and are never committed.
 
 SDIST = "llama_cpp_python-0.3.36.tar.gz"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -283,7 +283,7 @@ VOCABULARIES = [
 
 @pytest.fixture(scope="session")
 def llama_cpp():
-    """The folder of vocabularies in the sources of llama-cpp-python, kept in $NPLLM_TEST_CACHE or .cache."""
+    """The vocabulary folder of llama-cpp-python's sources, cached in $NPLLM_TEST_CACHE or .cache."""
     cache = Path(os.environ.get("NPLLM_TEST_CACHE", Path(__file__).parent.parent / ".cache"))
     if not (cache / SDIST).is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -321,7 +321,7 @@ def test_phi3s_tokenizer_is_the_published_one(llama_cpp):
     assert len(phi3) == 32064
     assert phi3.end_ids == {32000, 32007}
     assert len(json.loads(phi3.backend.to_str())["model"]["merges"]) == 61249
-    # What transformers gives with the published tokenizer.json: the book's notebook, llama.cpp's pull request 8039.
+    # transformers' ids with the published tokenizer.json: the book's notebook, llama.cpp's pull request 8039.
     assert ids_of(phi3, "<|user|>\nHello<|end|>\n<|assistant|>\n") == [32010, 15043, 32007, 32001]
     for end in ("\n<|assistant|>", "<|assistant|>"):
         text = "Test:<|user|>This is a test<|end|>" + end

@@ -1,7 +1,7 @@
 """npllm agrees with transformers: golden values, written by tools/golden/make_golden.py and committed.
 
-Only these pin the conventions that no law of the math can see: the order of the fused projections, how RoPE pairs
-dimensions, where a sliding window ends. Neither torch nor transformers is needed here.
+Only these values pin the conventions that no mathematical property can check: the order of the fused projections, how
+RoPE pairs dimensions, where a sliding window ends. Neither torch nor transformers is needed here.
 """
 
 import json
@@ -30,7 +30,7 @@ def expected_of(folder):
 
 
 def values_of_a_pass(lm, ids, chunk=None):
-    """Every tapped value; with `chunk`, of a prompt that goes through in chunks, with a cache."""
+    """Every tapped value. With `chunk`, the prompt is processed in chunks, with a cache."""
     seen = {}
     cache = None if chunk is None else empty_cache(lm.config, len(ids), like=lm.weights.norm)
     for start in range(0, len(ids), chunk or len(ids)):
@@ -40,7 +40,7 @@ def values_of_a_pass(lm, ids, chunk=None):
 
 
 def assert_same_values(got, expected):
-    """All names and values of a pass; the scores only where they are visible."""
+    """Assert that all names and values of a pass agree; scores only where they are visible."""
     assert {*got} == {value for value in expected if not value.endswith(".visible")}
     for value in got:
         visible = expected[value.replace(".scores", ".visible")] == 1 if value.endswith(".scores") else None
@@ -135,7 +135,7 @@ def check_run(lm, kind, run, max_new_tokens):
     assert_same_ids(prompt, generation.ids, expected, run["gaps"])
     assert lm.tokenizer.decode(run["greedy_ids"]) == run["text"]
 
-    # The logits along transformers' text, whichever way our own went at a near tie.
+    # The logits along transformers' text, whichever token we chose at a near tie.
     logits, _ = npllm.forward(np.asarray(ids + expected[:-1]), lm)
     steps = logits[len(ids) - 1 :]
     np.testing.assert_allclose(steps.max(axis=-1), run["top_logits"][:max_new_tokens], rtol=0, atol=TOP_LOGIT)

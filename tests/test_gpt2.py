@@ -1,4 +1,4 @@
-"""Absolute positions: GPT-2's block and the original one, and the pass that adds a vector for each position."""
+"""Absolute positions: GPT-2's block, the original block, and the pass that adds a vector for each position."""
 
 import math
 import sys
@@ -32,7 +32,7 @@ BLOCKS = {"gpt2": gpt2_block, "original": original_block}
 BATCHES = st.sampled_from([(), (2,)])
 kinds = pytest.mark.parametrize("kind", PASSES)
 
-# Every tap of a block, in the order of execution, with the letters of npllm/shapes.py.
+# Every tap of a block in execution order, with the letters of npllm/shapes.py.
 ATTENTION = {
     "attention.q": "N T H",
     "attention.k": "N T H",
@@ -69,7 +69,7 @@ def random(*shape, seed=0):
 
 
 def original_weights(config, seed=0, biases=True):
-    """A tiny model of 2017: its positions are waves, and its stack ends with the last block's norm."""
+    """A tiny 2017 model, with sinusoidal positions and no norm after the last block's."""
     weights = random_gpt2_weights(config, seed, biases)
     waves = sinusoidal_positions(np.arange(config.max_position_embeddings), config.hidden_size)
     return weights._replace(embed_positions=waves, norm=weights.layers[-1].ln_2)
@@ -162,7 +162,7 @@ def test_neither_block_turns_queries_and_keys(kind):
 @kinds
 @given(order=st.permutations(range(4)))
 def test_a_block_alone_takes_its_tokens_for_a_bag(lib, kind, order):
-    """So positions must be added before; a block with RoPE would tell."""
+    """So positions must be added before the block. A block with RoPE would fail this test."""
     config = tiny_gpt2_config()
     weights, x = lib.tree(random_gpt2_weights(config).layers[0]), random(4, config.hidden_size)
     permuted, in_order = (to_host(BLOCKS[kind](lib.array(some), weights, config, None)) for some in (x[order], x))
@@ -327,7 +327,7 @@ def test_every_tap_has_its_name_its_shape_and_its_turn(kind, batch):
     logits(kind, random_ids(config, *batch, 3), weights, config, cache, tap=record(seen))
     assert list(seen) == list(taps(kind))
     for name, letters in taps(kind).items():
-        of_batch = () if name == "position_embedding" else batch  # the same for all
+        of_batch = () if name == "position_embedding" else batch  # shared by the batch
         assert seen[name].shape == (*of_batch, *(sizes[letter] for letter in letters.split())), name
 
 
@@ -390,7 +390,7 @@ def torch():
 
 
 def torch_layer(torch, weights, config):
-    """An original block as torch has it, with our weights."""
+    """torch's version of the original block, with our weights."""
     layer = torch.nn.TransformerEncoderLayer(
         config.hidden_size,
         config.num_attention_heads,

@@ -1,4 +1,4 @@
-"""The paper model in docs/gpu.md: computed by tools/bench/gpu_model.py, and not typed."""
+"""The paper model in docs/gpu.md is computed by tools/bench/gpu_model.py, not typed in."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_the_weights_of_phi3_mini():
     assert gpu_model.matrix_weights(c) + norms + embeddings == 3_821_079_552
     assert gpu_model.bytes_read(c, 0) == 2 * gpu_model.matrix_weights(c)
     cached = gpu_model.bytes_read(c, 1) - gpu_model.bytes_read(c, 0)
-    assert cached == 2 * 393_216  # 393,216 bytes per token in 16 bits, here in 32
+    assert cached == 2 * 393_216  # 393,216 bytes per token in 16 bits; here 32
 
 
 def test_the_longest_part_decides():

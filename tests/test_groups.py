@@ -1,4 +1,4 @@
-"""Matrices in 8 and 4 bits multiply as their values in float32 do, no matter how the rows are divided."""
+"""8-bit and 4-bit matrices multiply like their float32 values, however the rows are split."""
 
 import ml_dtypes
 import numpy as np
@@ -46,7 +46,7 @@ def test_linear_and_embed_take_them(kind):
 
 @pytest.mark.parametrize("vectors", [1, 9])
 def test_a_group_may_be_as_long_as_the_row(small_tiles, vectors):
-    """Then there is one scale for each row."""
+    """There is then one scale per row."""
     weight, x = pack(matrix(17, 96), "int8", WORKERS[1], group=96), matrix(vectors, 96, seed=1)
     assert weight.scale.shape[1] == 1
     assert_close("int8", weight.matmul(x), x @ dense(weight).T)
@@ -55,13 +55,13 @@ def test_a_group_may_be_as_long_as_the_row(small_tiles, vectors):
 @given(seed=st.integers(0, 100), group=st.sampled_from([16, 32]), bits=st.sampled_from([8, 4]))
 def test_quantizing_is_off_by_half_a_step_at_most(seed, group, bits):
     weight = matrix(5, 96, seed)
-    weight[0] = 0  # a group of equal numbers has no step
+    weight[0] = 0  # a group of equal values has a step of 0
     weight[1] = 3.5
     codes, scale, minimum = (
         None if part is None else part.astype(np.float32) for part in quantize_groups(weight, bits, group)
     )
     back = codes * scale[..., None] + (0 if minimum is None else minimum[..., None])
-    rounding = 2.0**-8 * np.abs(weight).max()  # of scale and minimum, to bfloat16
+    rounding = 2.0**-8 * np.abs(weight).max()  # scale and minimum are rounded to bfloat16
     assert np.all(np.abs(back.reshape(weight.shape) - weight) <= 0.501 * np.repeat(scale, group, axis=1) + rounding)
 
 
@@ -87,7 +87,7 @@ def test_rows_may_be_filled_in_pieces_and_packed_before(cut, packed):
 
 
 def test_regrouping_halves_the_groups_and_adds_minima():
-    """A group of 32 becomes two of 16 with the same scale, as where queries are Q8_0 and values Q6_K."""
+    """A group of 32 becomes two of 16 with the same scale, as when queries are Q8_0 and values Q6_K."""
     codes = np.arange(64, dtype=np.int8).reshape(2, 1, 32)
     split = Split(codes, np.array([[1], [2]], np.float32), None)
     rows = regroup(split, OWN_FORMATS["int8/32"], 1, GroupLayout(8, 16, has_minimum=True))

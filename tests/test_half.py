@@ -1,4 +1,4 @@
-"""Matrices in 16 bits multiply as their values in float32 do, no matter how the rows are divided."""
+"""16-bit matrices multiply like their float32 values, however the rows are split."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_every_16_bit_number_is_widened_exactly(kind):
 
 
 def test_products_with_float16_keep_large_and_small_numbers():
-    """Tiles and vectors are scaled for the product; no precision of float32 is lost."""
+    """Tiles and vectors are scaled for the product, with no loss of float32 precision."""
     numbers = np.array([2.0**-24, 2.0**-14, 0.3, 1.0, 65504.0], dtype=np.float16)
     weight = Half(np.diag(numbers), WORKERS[0])
     for x in (1e-20, 1e-6, 3.0, 1e4, 1e14):

@@ -39,7 +39,7 @@ PAD = 0
 
 
 def classifier(bias=False):
-    """Weights of a tiny model with three labels in the place of the LM head."""
+    """Weights of a tiny model with a three-label head instead of the LM head."""
     score, score_bias = random(3, 8), (random(3) if bias else None)
     return random_weights(tiny_config())._replace(lm_head=None, score=score, score_bias=score_bias)
 
@@ -59,7 +59,7 @@ def test_the_token_head_is_the_loop_at_every_token(lib, batch, bias):
 
 @given(texts=st.lists(st.lists(st.integers(PAD, 2), min_size=4, max_size=4), min_size=1, max_size=3), one=st.booleans())
 def test_the_sequence_head_is_the_loop_at_the_last_token_that_is_no_padding(lib, texts, one):
-    """Also where the padding's id stands within a text, and where there is nothing else: then it is the first."""
+    """Also if the padding id occurs within a text. If there is nothing else, it is the first token."""
     weights, hidden = classifier(), random(len(texts), 4, 8)
     last = [max((t for t in range(4) if text[t] != PAD), default=0) for text in texts]
     expected = np.array([loops.linear(rows[t], weights.score) for rows, t in zip(hidden, last, strict=True)])
