@@ -273,7 +273,7 @@ class TestInChromium:
             getattr(tab.locator("#token-list button").nth(position), use)()
             told = tab.locator("#token-detail").inner_text()
             assert close(share(re.search(r"gave it ([^%]+%)", told)[1]), probabilities[position])
-            assert f"number {ranks[position]} of" in told or (ranks[position] == 1 and "the likeliest" in told)
+            assert f"rank {ranks[position]} of" in told or (ranks[position] == 1 and "the likeliest" in told)
             assert f"id {seen.ids[position]}\n" in told
             best = likeliest(seen.logits[position - 1], 5)
             shown = bars(tab, "#token-detail")
@@ -281,7 +281,7 @@ class TestInChromium:
                 assert close(shown[label(seen, token)], probability)
             assert close(shown[label(seen, seen.ids[position])], probabilities[position])
         tab.locator("#token-list button").first.hover()
-        assert "Nothing stands before the first token" in tab.locator("#token-detail").inner_text()
+        assert "The first token has no predecessor" in tab.locator("#token-detail").inner_text()
 
     def test_tokens_that_the_model_made_are_marked(self, show):
         seen = seen_by(tiny_lm(), "Hello")
@@ -306,7 +306,7 @@ class TestInChromium:
                 place = {"x": edge + (key + 0.5) * cell, "y": edge + (query + 0.5) * cell}
                 tab.locator("#map-canvas").hover(position=place)
                 reading = tab.locator("#map-reading").inner_text()
-                assert f"({query}) looks at" in reading
+                assert f"({query}) attends to" in reading
                 assert f"({key}): " in reading
                 assert abs(share(reading.rsplit(": ", 1)[1]) - weights[query, key]) < 0.0051
                 assert tab.locator("#map-row li").count() == query + 1
@@ -367,9 +367,9 @@ class TestInChromium:
         last = len(seen.ids) - 1
         for key in ("ArrowRight", "ArrowUp", "ArrowRight", "ArrowLeft"):
             tab.keyboard.press(key)
-        assert f"({last - 1}) looks at" in tab.locator("#map-reading").inner_text()
+        assert f"({last - 1}) attends to" in tab.locator("#map-reading").inner_text()
         assert "(1): " in tab.locator("#map-reading").inner_text()
-        assert "looks at" in tab.evaluate("document.getElementById('map-canvas').getAttribute('aria-label')")
+        assert "attends to" in tab.evaluate("document.getElementById('map-canvas').getAttribute('aria-label')")
         tab.locator("#head-after").press("Enter")
         assert tab.locator("#map-title").inner_text() == "Layer 2, head 2"
         assert tab.locator("#layer-after").is_disabled()
@@ -600,8 +600,8 @@ class TestInChromium:
 
     def test_a_prompt_of_one_token(self, show):
         tab, seen, events = show(look(tiny_lm(), [40]))
-        assert "Nothing stands before the first token" in tab.locator("#token-detail").inner_text()
-        assert "looks at itself" in tab.locator("#thumb-reading").inner_text()
+        assert "The first token has no predecessor" in tab.locator("#token-detail").inner_text()
+        assert "attends to itself" in tab.locator("#thumb-reading").inner_text()
         tab.locator("#thumbs button").first.click()
         assert share(tab.locator("#map-reading").inner_text().rsplit(": ", 1)[1]) == 1
         assert len(events) == len(seen.ids) == 1
@@ -622,7 +622,7 @@ class TestInChromium:
         tab, _, events = show(seen_by(lm, "The dog"))
         assert "layers.1.attention.q: " in tab.locator("#not-finite").inner_text()
         assert re.search(r"and \d+ more values", tab.locator("#not-finite").inner_text())
-        assert "not all numbers" in tab.locator("#drawn").inner_text()
+        assert "not all finite" in tab.locator("#drawn").inner_text()
         tab.locator("#thumbs button").nth(1).click()
         assert "not numbers" in tab.locator("#map-sum").inner_text()
         assert len(events) == 1
