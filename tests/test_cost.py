@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from counting import Counting, CountingNumpy
 from hypothesis import given
 from hypothesis import strategies as st
 from libraries import Library
@@ -30,34 +31,6 @@ def tiny_lm(**keys) -> LM:
 def tiny_gpt2(**keys) -> LM:
     config = tiny_gpt2_config(**keys)
     return LM(config, random_gpt2_weights(config), None, {}, gpt2_transform)
-
-
-class Counting(np.ndarray):
-    """A NumPy array that counts the operations it is used in, by the rules of cost.py."""
-
-    flops = 0
-    ARITHMETIC = (np.add, np.subtract, np.multiply, np.true_divide, np.exp, np.sqrt, np.tanh)
-
-    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **how):
-        def bare(x):
-            return x.view(np.ndarray) if isinstance(x, Counting) else x
-
-        if out is not None:
-            how["out"] = tuple(bare(x) for x in out)
-        result = getattr(ufunc, method)(*(bare(x) for x in inputs), **how)
-        if ufunc is np.matmul:
-            Counting.flops += 2 * result.size * inputs[0].shape[-1]
-        elif ufunc in self.ARITHMETIC and method == "reduce":
-            Counting.flops += inputs[0].size - result.size
-        elif ufunc in self.ARITHMETIC:
-            Counting.flops += np.size(result)
-        else:
-            assert ufunc in (np.maximum, np.minimum, np.negative, np.greater), f"{ufunc}: does it count?"
-        return np.asarray(result).view(Counting)
-
-    def __array_function__(self, function, types, args, how):
-        result = super().__array_function__(function, types, args, how)  # np.where drops the subclass
-        return result.view(Counting) if isinstance(result, np.ndarray) else result
 
 
 # The part of cost.py that ends with each tap.
@@ -118,13 +91,6 @@ def counted(lm: LM, new: int, past: int) -> dict[str, int]:
 
     npllm.forward(ids[past:], lm._replace(weights=weights), cache, tap=tap)
     return parts
-
-
-class CountingNumpy:
-    """Just enough of a library for `Library.tree`."""
-
-    def asarray(self, value, device=None):
-        return value.view(Counting)
 
 
 @given(config_keys(), st.integers(1, 4), st.integers(0, 3), st.booleans())
