@@ -19,7 +19,7 @@ is the chapter, in reading order. Each has one concept and uses only those above
     flash        the same attention, tile by tile
     feedforward  SwiGLU; the original network
     cache        the keys and values of earlier tokens
-    block        attention and feed-forward network, each added to its input
+    block        attention and feedforward network, each added to its input
     heads        hidden states to logits
     model        the whole forward pass
     sampling     logits to a token

@@ -1,4 +1,4 @@
-"""The Transformer block: attention, then the feed-forward network, each added to its input.
+"""The Transformer block: attention, then the feedforward network, each added to its input.
 
 Source: "Inside the Transformer Block" (Figures 3-11, 3-12), "The Transformer Block" (Figures 3-29, 3-30); Xiong et al.
 2020, "On layer normalization in the Transformer architecture".

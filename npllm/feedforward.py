@@ -1,4 +1,4 @@
-"""The feed-forward network: the other half of a block, applied to each token independently.
+"""The feedforward network: the other half of a block, applied to each token independently.
 
 Source: "The feedforward neural network at a glance" (Figure 3-13), "The Transformer Block" (Figures 3-29, 3-30);
 Vaswani et al. 2017 (ReLU); Hendrycks and Gimpel 2016 (GELU); Shazeer 2020, "GLU Variants Improve Transformer".

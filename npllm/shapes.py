@@ -4,7 +4,7 @@
     S  key tokens: cached and new                                 K  key/value heads
     C  capacity of the KV cache, in tokens                        G  N / K: query heads that share a key/value head
     D  model width (config.json: hidden_size)                     H  head width (head_dim)
-    F  feed-forward width (intermediate_size); in a weight        R  rotated pairs of a head: H / 2, or fewer
+    F  feedforward width (intermediate_size); in a weight         R  rotated pairs of a head: H / 2, or fewer
        [F D] any output width                                     L  layers (Transformer blocks)
     V  vocabulary size                                            ...  leading axes: none, or [B] for a batch
     NH  N·H: the heads concatenated                               W  the window of sliding-window attention, in tokens
@@ -28,7 +28,7 @@ class BlockWeights(NamedTuple):
     input_layernorm: Float[Array, " D"]
     qkv_proj: Weight  # [(N + 2K)·H, D]
     o_proj: Weight  # [D, N·H]
-    post_attention_layernorm: Float[Array, " D"]  # despite its name, before the feed-forward network
+    post_attention_layernorm: Float[Array, " D"]  # despite its name, before the feedforward network
     gate_up_proj: Weight  # [2F, D]
     down_proj: Weight  # [D, F]
     qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None  # Qwen2 has this bias, some Llamas all four

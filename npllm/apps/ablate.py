@@ -1,4 +1,4 @@
-"""Where a model stores a fact: the answer, with the feed-forward network of one layer at a time left out.
+"""Where a model stores a fact: the answer, with the feedforward network of one layer at a time left out.
 
 Source: "The feedforward neural network at a glance" (Figure 3-13: "The Shawshank" is followed by "Redemption").
 """
@@ -25,7 +25,7 @@ class Ablation(NamedTuple):
 
 
 def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Ablation:
-    """The next token and its probability: from the whole model, and with each layer's feed-forward network left out.
+    """The next token and its probability: from the whole model, and with each layer's feedforward network left out.
 
     A tap replaces what the network adds to the residual stream with zeros; the rest of the block is unchanged.
     part="attention" leaves out the attention layers instead, for comparison.

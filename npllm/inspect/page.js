@@ -263,7 +263,7 @@ function flow() {
     el("div", { class: "block" }, el("h3", {}, L === 1 ? "1 block" : `${L} blocks in sequence, each:`),
       el("div", { class: "halves" },
         el("div", {}, el("h3", {}, "Attention: information from other tokens"), list("attention")),
-        el("div", {}, el("h3", {}, "Feed-forward network: each token on its own"), list("feedforward")))),
+        el("div", {}, el("h3", {}, "Feedforward network: each token on its own"), list("feedforward")))),
     el("div", { class: "outside" }, list("after")));
   const letters = Object.entries(data.letters).map(([letter, words]) => `${letter} ${words}`);
   byId("letters").textContent = letters.join(" · ");
@@ -528,7 +528,7 @@ function norms() {
   const added = { // a name, a colour and a pattern of dashes for each curve
     residual: ["the residual stream", "--ink", ""],
     attention: ["attention adds", "--accent", "7 3"],
-    feedforward: ["the feed-forward network adds", "--warm", "2 3"],
+    feedforward: ["the feedforward network adds", "--warm", "2 3"],
   };
   const values = Object.fromEntries(Object.keys(added).map((name) => [name, numbers(Float32Array, data.norms[name])]));
   const chart = byId("norms-chart"), slider = byId("norms-token");
@@ -583,7 +583,7 @@ function norms() {
     const written = (name) => (Number.isFinite(length(name, at)) ? length(name, at).toPrecision(4) : "NaN");
     byId("norms-token-value").replaceChildren(`${position} `, token(data.ids[position]));
     const reading = at
-      ? `Block ${at - 1}: attention adds a vector of norm ${written("attention")}, the feed-forward network one of `
+      ? `Block ${at - 1}: attention adds a vector of norm ${written("attention")}, the feedforward network one of `
         + `${written("feedforward")}; the residual stream then has norm ${written("residual")}.`
       : `Embedding: the residual stream begins with norm ${written("residual")}.`;
     byId("norms-reading").textContent = reading;

@@ -47,7 +47,7 @@ LETTERS = {
     "N": "heads",
     "K": "key/value heads",
     "H": "head width",
-    "F": "feed-forward width",
+    "F": "feedforward width",
     "V": "vocabulary",
 }
 

@@ -225,7 +225,7 @@ def heat_legend() -> Line:
 
 
 def norms(data: dict[str, Any]) -> list[Line]:
-    """The norms of the attention and feed-forward outputs, and of the residual stream after them."""
+    """The norms of the attention and feedforward outputs, and of the residual stream after them."""
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:,.1f}"
@@ -239,7 +239,7 @@ def norms(data: dict[str, Any]) -> list[Line]:
         ]
         for row in data["norms"]
     ]
-    return table(["after block", "attention adds", "feed-forward adds", "residual stream"], rows, "rrrr")
+    return table(["after block", "attention adds", "feedforward adds", "residual stream"], rows, "rrrr")
 
 
 def cache(data: dict[str, Any]) -> list[Line]:

@@ -198,7 +198,7 @@ def components() -> Figure:
     parts = {
         "embeddings\n(also LM head)": [lm.weights.embed_tokens],
         "attention,\nall blocks": [weight for b in blocks for weight in (b.qkv_proj, b.o_proj)],
-        "feed-forward,\nall blocks": [weight for b in blocks for weight in (b.gate_up_proj, b.down_proj)],
+        "feedforward,\nall blocks": [weight for b in blocks for weight in (b.gate_up_proj, b.down_proj)],
     }
     counts = [sum(prod(weight.shape) for weight in weights) / 1e6 for weights in parts.values()]
     drawn = bars.bar(list(parts), counts, color=[PALE, LIGHT, LIGHT], edgecolor="black")
