@@ -1,0 +1,45 @@
+"""Each module of npllm has a test file of its name, or stands here with the file that tests it."""
+
+from pathlib import Path
+
+import pytest
+
+import npllm
+
+PACKAGE, TESTS = Path(npllm.__file__).parent, Path(__file__).parent
+MODULES = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix()
+    for path in PACKAGE.rglob("*.py")
+    if path.name not in ("__init__.py", "__main__.py", "version.py")
+)
+ELSEWHERE = {
+    "errors": "cli_main",  # each class by its exit code
+    "checkpoint/folder": "checkpoint",
+    "checkpoint/hub": "checkpoint",
+    "checkpoint/load": "checkpoint",
+    "checkpoint/quantized": "convert",
+    "checkpoint/write": "convert",
+    "checkpoint/gguf_config": "gguf",
+    "cli/options": "cli_main",
+    "cli/report": "cli_main",
+    "cuda/twins": "cuda_kernels",  # each twin beside its kernel
+    "devices/dtypes": "cache_dtype",
+    "inspect/funnel": "sampling",
+    "inspect/record": "tap",
+    "storage/blocks": "gguf_blocks",
+    # A family's config is tested in test_config.py, its pass in test_families.py and test_golden.py.
+    **{module: "families" for module in MODULES if module.startswith("families/")},
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_a_test_file(module):
+    wing, _, name = module.rpartition("/")
+    own = [TESTS / f"test_{name}.py", TESTS / f"test_{wing}_{name}.py"]
+    if module in ELSEWHERE:
+        own.append(TESTS / f"test_{ELSEWHERE[module]}.py")
+    assert any(path.is_file() for path in own)
+
+
+def test_no_exception_is_out_of_date():
+    assert {*ELSEWHERE} <= {*MODULES}
