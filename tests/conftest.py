@@ -64,9 +64,10 @@ def unchecked_shapes(request):
     if request.node.get_closest_marker("default_model") is None:
         yield
         return
+    before = jaxtyping.config.jaxtyping_disable  # already True on CuPy (see libraries.py)
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.hookimpl(wrapper=True)
