@@ -1,5 +1,6 @@
 """Each module of npllm has a test file of its name, or stands here with the file that tests it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,11 @@ def test_a_module_has_a_test_file(module):
 
 def test_no_exception_is_out_of_date():
     assert {*ELSEWHERE} <= {*MODULES}
+
+
+def test_the_files_in_contributing_md_exist():
+    text = (TESTS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lists = re.findall(r"`tests/test_(\w*)\{([\w,]+)\}\.py`", text)
+    names = [prefix + name for prefix, names in lists for name in names.split(",")]
+    assert len(names) > 50
+    assert [name for name in names if not (TESTS / f"test_{name}.py").is_file()] == []
