@@ -1,13 +1,20 @@
-"""The command line as the tests run it: in-process, with a tiny model as the default."""
+"""The command line as the tests run it: in-process with a tiny model as the default, or in a process of its own."""
 
 import importlib
 import io
+import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from checkpoints import write_folder
+
+ROOT = Path(__file__).parent.parent
+
+unix = pytest.mark.skipif(os.name != "posix", reason="pipes, signals and devices as Unix has them")
 
 
 class Done(NamedTuple):
@@ -50,6 +57,26 @@ def npllm(capsys, monkeypatch, folder):
         return Done(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def start():
+    """A function that starts the command line in a separate process. Whatever still runs after the test is killed."""
+    processes = []
+
+    def run(*argv, folder=None, prefix=(), **how) -> subprocess.Popen:
+        ours = {"PYTHONPATH": str(ROOT), "NPLLM_MODEL": str(folder or ""), "NPLLM_DEVICE": "", "NPLLM_DEBUG": ""}
+        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads stall on a busy machine, and tiny models need none
+        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
+        command = [*prefix, sys.executable, "-m", "npllm", *argv]
+        processes.append(subprocess.Popen(command, env=os.environ | ours, **how))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        with process:  # closes its pipes and waits for it
+            pass
 
 
 def fails(done: Done, code: int, message: str) -> None:

@@ -8,7 +8,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jaxtyping
 import pytest
-from command_line import folder, npllm  # noqa: F401
+from command_line import folder, npllm, start  # noqa: F401
 from default_model import skip_where_missing
 from emulated import cupy, emulator  # noqa: F401
 from hypothesis import Phase, settings

@@ -1,24 +1,18 @@
 """npllm chat: at a terminal, and from a pipe."""
 
-import os
 import re
 import select
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from checkpoints import write_folder
-from command_line import fails
+from command_line import fails, unix
 
 from npllm import load
 from npllm.apps.chat import Chat
 from npllm.cli import chat
-
-ROOT = Path(__file__).parent.parent
-
-unix = pytest.mark.skipif(os.name != "posix", reason="pipes, signals and devices as Unix has them")
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +26,6 @@ def talkative(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lm(folder):
     return load(folder)
-
-
-@pytest.fixture
-def start():
-    """A function that starts the command line in a separate process. Whatever still runs after the test is killed."""
-    processes = []
-
-    def run(*argv, folder=None, prefix=(), **how) -> subprocess.Popen:
-        ours = {"PYTHONPATH": str(ROOT), "NPLLM_MODEL": str(folder or ""), "NPLLM_DEVICE": "", "NPLLM_DEBUG": ""}
-        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads stall on a busy machine, and tiny models need none
-        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
-        command = [*prefix, sys.executable, "-m", "npllm", *argv]
-        processes.append(subprocess.Popen(command, env=os.environ | ours, **how))
-        return processes[-1]
-
-    yield run
-    for process in processes:
-        process.kill()
-        with process:  # closes its pipes and waits for it
-            pass
 
 
 def test_chat_answers_each_line_of_a_pipe_and_prints_nothing_else(npllm, lm):

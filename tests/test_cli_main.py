@@ -10,16 +10,12 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_folder
-from command_line import Done, fails
+from command_line import Done, fails, unix
 from default_model import needs_default_model
 
 from npllm.cli import options
 from npllm.cli.main import COMMANDS
 from npllm.version import __version__
-
-ROOT = Path(__file__).parent.parent
-
-unix = pytest.mark.skipif(os.name != "posix", reason="pipes, signals and devices as Unix has them")
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +24,6 @@ def talkative(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "talkative"
     write_folder(path, max_position_embeddings=8192)
     return path
-
-
-@pytest.fixture
-def start():
-    """A function that starts the command line in a separate process. Whatever still runs after the test is killed."""
-    processes = []
-
-    def run(*argv, folder=None, prefix=(), **how) -> subprocess.Popen:
-        ours = {"PYTHONPATH": str(ROOT), "NPLLM_MODEL": str(folder or ""), "NPLLM_DEVICE": "", "NPLLM_DEBUG": ""}
-        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads stall on a busy machine, and tiny models need none
-        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
-        command = [*prefix, sys.executable, "-m", "npllm", *argv]
-        processes.append(subprocess.Popen(command, env=os.environ | ours, **how))
-        return processes[-1]
-
-    yield run
-    for process in processes:
-        process.kill()
-        with process:  # closes its pipes and waits for it
-            pass
 
 
 @pytest.mark.parametrize(

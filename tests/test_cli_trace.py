@@ -1,48 +1,19 @@
 """npllm trace: writes every value to a file."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from checkpoints import write_folder
-from command_line import Done, fails
+from command_line import Done, fails, unix
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from npllm import forward, load, record
 from npllm.cli import options
 
-ROOT = Path(__file__).parent.parent
-
-unix = pytest.mark.skipif(os.name != "posix", reason="pipes, signals and devices as Unix has them")
-
 
 @pytest.fixture(scope="module")
 def lm(folder):
     return load(folder)
-
-
-@pytest.fixture
-def start():
-    """A function that starts the command line in a separate process. Whatever still runs after the test is killed."""
-    processes = []
-
-    def run(*argv, folder=None, prefix=(), **how) -> subprocess.Popen:
-        ours = {"PYTHONPATH": str(ROOT), "NPLLM_MODEL": str(folder or ""), "NPLLM_DEVICE": "", "NPLLM_DEBUG": ""}
-        ours["OPENBLAS_NUM_THREADS"] = "1"  # threads stall on a busy machine, and tiny models need none
-        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
-        command = [*prefix, sys.executable, "-m", "npllm", *argv]
-        processes.append(subprocess.Popen(command, env=os.environ | ours, **how))
-        return processes[-1]
-
-    yield run
-    for process in processes:
-        process.kill()
-        with process:  # closes its pipes and waits for it
-            pass
 
 
 def test_trace_writes_every_value_under_its_name(npllm, lm, tmp_path):
