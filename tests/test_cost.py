@@ -97,16 +97,16 @@ def counted(lm: LM, new: int, past: int) -> dict[str, int]:
 def test_the_arithmetic_is_what_a_counting_run_counts(keys, new, past, biases):
     config = tiny_config(**keys)
     lm = LM(config, random_weights(config, biases=biases), None, {})
-    told = {cost.part: cost.flops for cost in costs(config, lm.weights, new, past)}
-    assert told == counted(lm, new, past)
+    result = {cost.part: cost.flops for cost in costs(config, lm.weights, new, past)}
+    assert result == counted(lm, new, past)
 
 
 @given(gpt2_keys(), st.integers(1, 4), st.integers(0, 3), st.booleans())
 def test_the_arithmetic_of_gpt2_is_what_a_counting_run_counts(keys, new, past, biases):
     config = tiny_gpt2_config(**keys)
     lm = LM(config, random_gpt2_weights(config, biases=biases), None, {}, gpt2_transform)
-    told = {cost.part: cost.flops for cost in costs(config, lm.weights, new, past)}
-    assert told == counted(lm, new, past)
+    result = {cost.part: cost.flops for cost in costs(config, lm.weights, new, past)}
+    assert result == counted(lm, new, past)
 
 
 @pytest.mark.parametrize("lm", [tiny_lm(), tiny_gpt2()], ids=["today", "gpt2"])

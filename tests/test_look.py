@@ -80,27 +80,27 @@ def test_each_token_has_the_probability_that_the_tokens_before_it_give():
 @pytest.mark.parametrize("lm", [tiny_lm(), tiny_gpt2()], ids=["today", "gpt2"])
 def test_the_lens_goes_from_the_embedding_to_the_models_own_logits(lm):
     seen = look(lm, IDS)
-    told = lens(seen, range(len(IDS)), 3)
-    assert told.ids.shape == told.probabilities.shape == (3, 5, 3)
-    np.testing.assert_array_equal(told.ids[-1], likeliest(seen.logits, 3))
-    assert_close("last", told.probabilities[-1], shares(seen.logits, told.ids[-1]))
+    result = lens(seen, range(len(IDS)), 3)
+    assert result.ids.shape == result.probabilities.shape == (3, 5, 3)
+    np.testing.assert_array_equal(result.ids[-1], likeliest(seen.logits, 3))
+    assert_close("last", result.probabilities[-1], shares(seen.logits, result.ids[-1]))
     probabilities, _ = looking.given(seen)
-    assert_close("next", told.next[-1][:-1], probabilities[1:])
-    assert np.isnan(told.next[:, -1]).all()
-    np.testing.assert_array_equal(lens(seen, [2], 3).ids[:, 0], told.ids[:, 2])
+    assert_close("next", result.next[-1][:-1], probabilities[1:])
+    assert np.isnan(result.next[:, -1]).all()
+    np.testing.assert_array_equal(lens(seen, [2], 3).ids[:, 0], result.ids[:, 2])
 
 
 @pytest.mark.parametrize("lm", [tiny_lm(), tiny_gpt2()], ids=["today", "gpt2"])
 def test_norms_are_the_lengths_of_what_is_added_and_of_the_sum(lm):
-    seen, told = look(lm, IDS), norms(look(lm, IDS))
+    seen, result = look(lm, IDS), norms(look(lm, IDS))
     first = "embedding" if lm.transform is not gpt2_transform else "residual_after_embedding"
     values = {}
     npllm.forward(np.asarray(IDS), lm, tap=record(values))
     for name, got in [
-        (first, told.embedding),
-        ("layers.1.attention.output", told.attention[1]),
-        ("layers.1.feedforward.output", told.feedforward[1]),
-        ("layers.1.residual_after_feedforward", told.residual[1]),
+        (first, result.embedding),
+        ("layers.1.attention.output", result.attention[1]),
+        ("layers.1.feedforward.output", result.feedforward[1]),
+        ("layers.1.residual_after_feedforward", result.residual[1]),
     ]:
         assert_close(name, got, np.sqrt((values[name] ** 2).sum(axis=-1)))
     assert seen.lm is lm

@@ -25,14 +25,14 @@ def tiny_lm(**keys) -> LM:
     return LM(config, random_weights(config), None, {})
 
 
-def told_of(lm: LM, ids=IDS, layer=1, head=2, token=None, top_k=4):
+def summary_of(lm: LM, ids=IDS, layer=1, head=2, token=None, top_k=4):
     return summary(look(lm, ids, str(layer)), layer, head, len(ids) - 1 if token is None else token, top_k)
 
 
 def test_the_json_holds_what_the_text_tells_with_keys_and_types_that_stay():
     seen = look(tiny_lm(), IDS)
-    told = told_of(seen.lm)
-    kinds = {key: type(value) for key, value in told.items()}
+    result = summary_of(seen.lm)
+    kinds = {key: type(value) for key, value in result.items()}
     assert kinds == {
         "model": dict,
         "not_finite": dict,
@@ -48,24 +48,24 @@ def test_the_json_holds_what_the_text_tells_with_keys_and_types_that_stay():
         "kv_cache": dict,
         "cost": dict,
     }
-    assert [token["id"] for token in told["tokens"]] == IDS
-    assert told["tokens"][0] == {"id": 3, "text": None, "bytes": None, "probability": None, "rank": None}
-    assert told["shapes"]["layers.1.attention.weights"] == [4, 5, 5]
-    assert [token["id"] for token in told["next"]] == likeliest(seen.logits[-1], 4).tolist()
-    assert [row["layer"] for row in told["lens"]] == [row["layer"] for row in told["norms"]] == [None, 0, 1]
-    np.testing.assert_allclose(told["attention"], seen.values["layers.1.attention.weights"][2])
-    assert told["kv_cache"] == {"bytes_per_token": 2 * 2 * 2 * 4 * 4, "bytes": 5 * 2 * 2 * 2 * 4 * 4}
-    assert told["cost"]["text"][-1]["part"] == "total"
-    assert told["cost"]["next_token"][-1]["cache_bytes"] == told["kv_cache"]["bytes"]
-    assert json.loads(json.dumps(finite(told), allow_nan=False))["layer"] == 1
+    assert [token["id"] for token in result["tokens"]] == IDS
+    assert result["tokens"][0] == {"id": 3, "text": None, "bytes": None, "probability": None, "rank": None}
+    assert result["shapes"]["layers.1.attention.weights"] == [4, 5, 5]
+    assert [token["id"] for token in result["next"]] == likeliest(seen.logits[-1], 4).tolist()
+    assert [row["layer"] for row in result["lens"]] == [row["layer"] for row in result["norms"]] == [None, 0, 1]
+    np.testing.assert_allclose(result["attention"], seen.values["layers.1.attention.weights"][2])
+    assert result["kv_cache"] == {"bytes_per_token": 2 * 2 * 2 * 4 * 4, "bytes": 5 * 2 * 2 * 2 * 4 * 4}
+    assert result["cost"]["text"][-1]["part"] == "total"
+    assert result["cost"]["next_token"][-1]["cache_bytes"] == result["kv_cache"]["bytes"]
+    assert json.loads(json.dumps(finite(result), allow_nan=False))["layer"] == 1
 
 
 def test_the_token_chosen_is_the_one_looked_at():
-    told = told_of(tiny_lm(), token=2)
+    result = summary_of(tiny_lm(), token=2)
     seen = look(tiny_lm(), IDS)
-    assert [token["id"] for token in told["next"]] == likeliest(seen.logits[2], 4).tolist()
-    assert told["norms"][2]["residual"] == pytest.approx(float(norms(seen).residual[1, 2]))
-    assert told["lens"][-1]["likeliest"][0]["id"] == told["next"][0]["id"]
+    assert [token["id"] for token in result["next"]] == likeliest(seen.logits[2], 4).tolist()
+    assert result["norms"][2]["residual"] == pytest.approx(float(norms(seen).residual[1, 2]))
+    assert result["lens"][-1]["likeliest"][0]["id"] == result["next"][0]["id"]
 
 
 def test_numbers_that_json_has_not_become_none():

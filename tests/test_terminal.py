@@ -33,12 +33,12 @@ def named_lm(**keys) -> LM:
     return LM(config, random_weights(config), byte_tokenizer(), {})
 
 
-def told_of(lm: LM, ids=IDS, layer=1, head=2, token=None, top_k=4):
+def summary_of(lm: LM, ids=IDS, layer=1, head=2, token=None, top_k=4):
     return summary(look(lm, ids, str(layer)), layer, head, len(ids) - 1 if token is None else token, top_k)
 
 
 def text_of(lm: LM, width=100, ascii_only=False, **choice) -> str:
-    return plain(report(told_of(lm, **choice), lm, width, ascii_only=ascii_only))
+    return plain(report(summary_of(lm, **choice), lm, width, ascii_only=ascii_only))
 
 
 def test_the_text_has_every_section_and_number():
@@ -71,11 +71,11 @@ def test_a_prompt_of_one_token():
 def test_nothing_in_a_text_can_command_the_terminal():
     lm = named_lm()
     hostile = "\x1b[31m\x07\x9b2J\u202eabc\r"
-    told = told_of(lm, ids=lm.tokenizer.encode(hostile))
-    for lines in (report(told, lm, 60), report(told, lm, 60, ascii_only=True)):
+    result = summary_of(lm, ids=lm.tokenizer.encode(hostile))
+    for lines in (report(result, lm, 60), report(result, lm, 60, ascii_only=True)):
         assert all(line.isprintable() for line in plain(lines).split("\n"))
-    assert r"'\x1b'" in plain(report(told, lm, 60))
-    styled = re.sub(r"\x1b\[[\d;]*m", "", coloured(report(told, lm, 60, colour=True)))
+    assert r"'\x1b'" in plain(report(result, lm, 60))
+    styled = re.sub(r"\x1b\[[\d;]*m", "", coloured(report(result, lm, 60, colour=True)))
     assert all(line.isprintable() for line in styled.split("\n"))
 
 
@@ -100,13 +100,13 @@ def test_nan_is_shown_and_counted():
     broken = block._replace(down_proj=block.down_proj.copy())
     broken.down_proj[3, :] = np.nan
     lm = lm._replace(weights=lm.weights._replace(layers=(lm.weights.layers[0], broken)))
-    told = told_of(lm)
-    assert told["not_finite"]["layers.1.feedforward.output"] == 5
-    assert next(iter(told["not_finite"])) == "layers.1.feedforward.output"
-    text = plain(report(told, lm, 100))
+    result = summary_of(lm)
+    assert result["not_finite"]["layers.1.feedforward.output"] == 5
+    assert next(iter(result["not_finite"])) == "layers.1.feedforward.output"
+    text = plain(report(result, lm, 100))
     assert "not finite: layers.1.feedforward.output: 5 of 40 elements are NaN or infinite" in text
     assert re.search(r"  1 +#\d+ +NaN", text)
-    assert json.dumps(finite(told), allow_nan=False)
+    assert json.dumps(finite(result), allow_nan=False)
 
 
 def test_nan_in_the_attention_is_shown_as_such():
@@ -114,8 +114,8 @@ def test_nan_in_the_attention_is_shown_as_such():
     block = lm.weights.layers[0]
     broken = block._replace(qkv_proj=np.full_like(block.qkv_proj, np.nan))
     lm = lm._replace(weights=lm.weights._replace(layers=(broken, lm.weights.layers[1])))
-    told = told_of(lm, layer=0, head=0)
-    text = plain(report(told, lm, 100))
+    result = summary_of(lm, layer=0, head=0)
+    text = plain(report(result, lm, 100))
     assert "??????????" in text
     assert re.search(r"and \d+ more values after these", text)
 
@@ -147,8 +147,8 @@ def test_colour_adds_nothing_but_colour(monkeypatch):
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.delenv("NO_COLOR", raising=False)
     lm = tiny_lm()
-    told = told_of(lm)
-    lines = report(told, lm, 100, colour=True)
+    result = summary_of(lm)
+    lines = report(result, lm, 100, colour=True)
     styled = coloured(lines)
     assert "\x1b[1mTokens" in styled
     assert "48;2;" in styled  # a background for the heat map
