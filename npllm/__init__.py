@@ -29,7 +29,7 @@ is the chapter, in reading order. Each has one concept and uses only those above
 
 The wings, which are subpackages: text (text at its edges), families (one file per family of models), storage (weights
 in few bits), checkpoint (files to weights), devices (CPU or GPU), cuda (GPU kernels), inspect (looking inside), apps
-(built on the loop), cli (the commands). tokenizer uses text; loop uses text and devices.
+(built on the loop), cli (the commands). errors and tokenizer use text; loop uses text and devices.
 """
 
 import importlib

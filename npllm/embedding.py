@@ -9,8 +9,7 @@ from .arrays import Array, Float, Int, Weight, array_namespace, is_packed
 def embed(ids: Int[Array, "... T"], embed_tokens: Weight) -> Float[Array, "... T D"]:
     """The embedding vectors of the ids, in float32: row `id` of the embedding matrix for each.
 
-    The ids are not checked here. An invalid id can read a wrong row without an error (NumPy takes -1 for the last row,
-    CuPy wraps around), so the public calls check them while they are Python integers.
+    An invalid id can read a wrong row without an error, so the public calls check ids while they are Python integers.
 
     >>> import numpy as np
     >>> embed(np.array([2, 0]), np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], dtype=np.float32))

@@ -1,13 +1,15 @@
-"""The errors, one class for each exit code of the command line.
+"""The errors, one class per exit code. A message is one line: what, where, what was expected, found, and what to do."""
 
-Every message is one line: what, where (file, tensor), what was expected, what was found and often what to do.
-"""
+from .text.one_line import one_line
 
 
 class NpllmError(Exception):
     """The base class of the errors below; never raised itself."""
 
     exit_code = 70
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class UsageError(NpllmError, ValueError):

@@ -17,8 +17,7 @@ from .shapes import Weights
 def lm_head(hidden: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T V"]:
     """The language modeling head: for each position, a score (logit) for every vocabulary token to come next.
 
-    softmax(logits) turns them into probabilities. A tied model scores with its embedding matrix: `weights.lm_head` is
-    then the same array as `weights.embed_tokens`. `config` is for families that scale or cap the logits; unused here.
+    softmax(logits) turns them into probabilities. `config` is for families that scale or cap the logits; unused here.
     """
     if weights.lm_head is None:
         raise UsageError("the model has no LM head: expected one, got a classifier; see npllm.apps.classify")

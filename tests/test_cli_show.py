@@ -17,7 +17,7 @@ def lm(folder):
 
 def test_show_prints_the_structure(npllm, lm):
     done = npllm("show")
-    assert done == (0, structure(lm), "")
+    assert done == (0, "".join(f"{line}\n" for line in structure(lm)), "")
     names = re.findall(r"\((\w+)\):", done.out)
     assert names == [
         "model", "embed_tokens", "layers", "input_layernorm", "self_attn", "qkv_proj", "rotary_emb", "o_proj",
@@ -37,7 +37,7 @@ def test_show_counts_parameters_bytes_and_cache(lm):
 def test_show_tells_what_is_tied_biased_and_different(tmp_path):
     window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "num_hidden_layers": 3}
     write_folder(tmp_path / "tied", "qwen2", tied=True, **window)
-    shown = structure(load(tmp_path / "tied"))
+    shown = "\n".join(structure(load(tmp_path / "tied")))
     assert "tied: it is embed_tokens" in shown
     assert re.search(r"\(0\): 1 x Block\n.*\n +\(self_attn\): Attention\(heads=4, kv_heads=2, head_dim=16\)\n", shown)
     assert re.search(r"\(1-2\): 2 x Block\n.*\n +\(self_attn\): Attention\(.*, sliding_window=8\)\n", shown)

@@ -17,7 +17,11 @@ PACKAGE = Path(npllm.__file__).parent
 READING_ORDER = re.findall(r"^    (\w+)  ", npllm.__doc__, flags=re.MULTILINE)
 MATH = READING_ORDER[READING_ORDER.index("embedding") : READING_ORDER.index("model") + 1]
 FREE = {"arrays", "shapes", "tap", "errors"}  # allowed everywhere
-WINGS = {"tokenizer": {"text"}, "loop": {"devices", "text"}}  # no other module of the ground floor has exceptions
+WINGS = {
+    "errors": {"text"},
+    "tokenizer": {"text"},
+    "loop": {"devices", "text"},
+}  # no other module of the ground floor has exceptions
 LIBRARIES = {"array_api_compat"}  # what the math may use besides the standard library
 
 

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         result = as_json(rows, first, tolerance, unmatched, dict(zip("ab", descriptions, strict=True)), a.ids or b.ids)
         report.write(json.dumps(result, allow_nan=False, ensure_ascii=not report.writes_all()) + "\n")
     else:
-        report.write("".join(f"{line}\n" for line in lines(rows, first, tolerance, unmatched, descriptions, args.all)))
+        report.write_lines(lines(rows, first, tolerance, unmatched, descriptions, args.all))
     return 0 if first is None else 1
 
 

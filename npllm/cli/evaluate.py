@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         report.write(json.dumps(result, ensure_ascii=not report.writes_all()) + "\n")
     else:
-        report.write("".join(f"{line}\n" for line in lines(result)))
+        report.write_lines(lines(result))
     return 0
 
 

@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 from ..apps.chat import Chat
@@ -82,13 +81,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     found = summary(look(lm, ids, str(args.layer)), args.layer, args.head, token, args.top_k)
     if args.json:
-        # On a terminal in ASCII: JSON escapes only some of the characters that a terminal interprets.
-        ascii_only = not output.writes_all() or (sys.stdout is not None and sys.stdout.isatty())
-        output.write(json.dumps(finite(found), ensure_ascii=ascii_only, allow_nan=False) + "\n")
+        output.write(json.dumps(finite(found), ensure_ascii=not output.writes_all(), allow_nan=False) + "\n")
         return 0
     colour, width = wants_colour(), shutil.get_terminal_size((100, 24)).columns
     lines = report(found, lm, width, colour=colour, ascii_only=not output.writes_all())
-    output.write(coloured(lines) if colour else plain(lines))
+    output.write(coloured(lines) if colour else plain(lines), styled=colour)
     return 0
 
 

@@ -4,11 +4,12 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..devices.units import format_bytes
 from ..errors import UsageError
+from ..text.one_line import escaped, one_line
 
 UNITS = {  # the suffixes of the statistics' names, and the format of their values
     "_tokens_per_second": "{:.1f} tokens/s".format,
@@ -28,8 +29,13 @@ def writes_all() -> bool:
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
 
 
-def write(text: str) -> None:
+def write(text: str, styled: bool = False) -> None:
     """Write to stdout, and flush it.
+
+    At a terminal, control characters are escaped: the text of a model could move the cursor or fill the clipboard. Each
+    is escaped by itself, so it does not matter how a sequence is split over several calls. Files and pipes get all.
+
+    styled : the text has control sequences of our own, and nothing else to escape
 
     Raises
     ------
@@ -38,6 +44,8 @@ def write(text: str) -> None:
     """
     if sys.stdout is None:
         raise UsageError("stdout is closed: expected it to be open for the output")
+    if sys.stdout.isatty() and not styled:
+        text = escaped(text, keep="\n\t")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -48,6 +56,11 @@ def write(text: str) -> None:
         raise UsageError(f"stdout: cannot write the output: {error.strerror}") from error
 
 
+def write_lines(lines: Iterable[str]) -> None:
+    """Write lines that hold names from files: control characters are escaped, so that a name cannot begin a line."""
+    write("".join(f"{escaped(line)}\n" for line in lines))
+
+
 def abandon_output() -> None:
     """Discard what stdout has buffered; otherwise Python would retry at exit, and fail."""
     null = os.open(os.devnull, os.O_WRONLY)
@@ -56,21 +69,22 @@ def abandon_output() -> None:
 
 
 def note(text: str, end: str = "\n") -> None:
-    """Write a line to stderr."""
+    """Write a line to stderr, control characters escaped."""
     if sys.stderr is not None:  # print would use stdout instead
-        print(text, end=end, file=sys.stderr, flush=True)
+        print(one_line(text), end=end, file=sys.stderr, flush=True)
 
 
 def error(message: str) -> None:
     """Write the final line of a failed command. Call it inside an `except`."""
     if os.environ.get("NPLLM_DEBUG") == "1":
-        note(traceback.format_exc().rstrip())
-    note("npllm: error: " + " ".join(message.splitlines()))
+        for line in traceback.format_exc().splitlines():
+            note(line)
+    note(f"npllm: error: {message}")
 
 
 def warning(message: Warning | str, *rest: Any, **more: Any) -> None:
     """Write a warning as one line; replaces `warnings.showwarning`."""
-    note("npllm: warning: " + " ".join(str(message).splitlines()))
+    note(f"npllm: warning: {message}")
 
 
 def speed(prompt_tokens: int, times: Sequence[float]) -> dict[str, Any]:

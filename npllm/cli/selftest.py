@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         {"device": place.name, "dtype": dtype, "passes": "all but the last token, then one step with the cache"},
     ]
     table = lines(rows, first, TOLERANCES[dtype], {"A": [], "B": []}, sides, args.all)
-    report.write("\n2. Steps\n" + "".join(f"{line}\n" for line in table))
+    report.write_lines(["", "2. Steps", *table])
 
     figures = speed(lm, ids, args.new_tokens)
     seconds, bandwidth = figures["seconds_per_token"]["median"], figures["bandwidth"]

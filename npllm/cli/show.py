@@ -33,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the structure and return the exit code."""
-    report.write(structure(options.load_model(args)))
+    report.write_lines(structure(options.load_model(args)))
     return 0
 
 
-def structure(lm: LM) -> str:
-    """The model's layers in order of execution, each with its parameters, their dtype and size in memory.
+def structure(lm: LM) -> list[str]:
+    """The model's layers in order of execution, as lines, each with its parameters, their dtype and size in memory.
 
     Identical blocks are shown once.
     """
@@ -70,14 +70,14 @@ def structure(lm: LM) -> str:
     outside = [getattr(weights, name) for name in weights._fields if name != "layers"]
     _, count, dtype, size = row("", *{id(array): array for array in (*of_blocks, *outside)}.values())
     context, per_token = config.max_position_embeddings, kv_cache_bytes(config, 1)
-    lines += [
+    return [
+        *lines,
         "",
         f"{config.family}: {count:,} parameters, {format_bytes(size)} as {dtype}",
         f"context: {context:,} tokens",
         f"KV cache: {per_token:,} bytes per token, {format_bytes(per_token * context)} for the whole context",
         *([f"labels: {', '.join(config.id2label)}"] if config.id2label else []),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def head_row(weights: Weights) -> Row:

@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         report.write(json.dumps({"ids": ids, "pieces": pieces}, ensure_ascii=not report.writes_all()) + "\n")
     else:
-        report.write("".join(f"{token:6}  {piece!r}\n" for token, piece in zip(ids, pieces, strict=True)))
+        report.write_lines(f"{token:6}  {piece!r}" for token, piece in zip(ids, pieces, strict=True))
     return 0
