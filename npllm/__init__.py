@@ -32,12 +32,24 @@ in few bits), checkpoint (files to weights), devices (CPU or GPU), cuda (GPU ker
 (built on the loop), cli (the commands). errors and tokenizer use text; loop uses text and devices.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import os
+import sys
 
 from .version import __version__
 
+# `python -m npllm` puts the current folder first on the path of modules: in an untrusted model folder, its numpy.py
+# would run instead of NumPy. While Python looks for the module to run, sys.argv[0] is "-m".
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m").partition(".")[0] == __name__:
+    try:
+        if sys.path[0] == os.getcwd() and not sys.flags.safe_path:  # noqa: PTH109 - pathlib is a module to be found
+            del sys.path[0]
+    except FileNotFoundError:  # the current folder is deleted: Python has left it out
+        pass
+
+TYPE_CHECKING = False  # typing's own takes time to import
 if TYPE_CHECKING:
+    from typing import Any
+
     from .apps.pipeline import pipeline
     from .checkpoint.load import load
     from .inspect.patch import patch
@@ -73,8 +85,10 @@ HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """The public name, imported from its module."""
+    import importlib  # here, because Ctrl-C may come while it is imported
+
     for home, names in HOMES.items():
         if name in names:
             value = getattr(importlib.import_module(f".{home}", __name__), name)

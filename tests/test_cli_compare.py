@@ -239,7 +239,7 @@ def test_what_a_file_says_of_itself_cannot_move_the_cursor(npllm, traced):
         (["--b-no-cache"], "prompt is empty"),
         (["--b-no-cache", ""], "prompt is empty"),
         (["--b-no-cache", "x" * 300], "too long: 300 tokens"),
-        (["--b-no-cache", "a\udcff"], "A, B, PROMPT: expected UTF-8"),
+        (["--b-no-cache", "a\udcff"], "PROMPT: expected UTF-8"),
         (["--b-no-cache", "Hello", "--ids", "1"], "PROMPT and --ids: expected only one of them"),
         (["--b-no-cache", "--ids", "1,,2"], "--ids: expected comma-separated token ids"),
         (["--b-no-cache", "--ids", "0,288"], "token 1: expected an id from 0 to 287, got 288"),

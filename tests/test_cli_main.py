@@ -36,7 +36,7 @@ def talkative(tmp_path_factory):
         (["generate"], "prompt is empty"),
         (["generate", "a", "b"], "unrecognized arguments: b; see npllm generate --help"),
         (["generate", "x" * 300], "too long: 300 tokens, where the model's context of 256 has room for 255"),
-        (["generate", "a\udcffb"], "PROMPT: expected UTF-8 text, got the byte 0xff at character 1"),
+        (["generate", "a\udcffb"], "PROMPT: expected UTF-8 text, got the byte 0xff at offset 1"),
         (["generate", "a", "--stop", "\udcff"], "--stop: expected UTF-8"),
         (["generate", "a", "--chat", "--system", "\udcff"], "--system: expected UTF-8"),
         (["generate", "a", "--stop", ""], "stop: expected strings that are not empty"),
@@ -185,9 +185,7 @@ def test_an_argument_that_is_no_text(start, folder):
     process = start("generate", b"caf\xe9", folder=folder)
     out, err = process.communicate(timeout=60)
     assert out == b""
-    fails(
-        Done(process.returncode, "", err.decode()), 2, "PROMPT: expected UTF-8 text, got the byte 0xe9 at character 3"
-    )
+    fails(Done(process.returncode, "", err.decode()), 2, "PROMPT: expected UTF-8 text, got the byte 0xe9 at offset 3")
 
 
 @unix

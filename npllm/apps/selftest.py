@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import device, is_cupy_array
+from array_api_compat import device
 
 from ..arrays import array_namespace
 from ..cache import empty_cache
@@ -104,7 +104,7 @@ def speed(lm: LM, ids: Sequence[int], new_tokens: int, rounds: int = 3) -> dict[
     return row | {"bandwidth": bandwidth}
 
 
-def versions(lm: LM, place: Device) -> dict[str, str]:
+def versions(place: Device) -> dict[str, str]:
     """The versions of the software and hardware in use."""
     found = {
         "npllm": __version__,
@@ -113,7 +113,7 @@ def versions(lm: LM, place: Device) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}, {cores()} cores",
         "device": place.name,
     }
-    if is_cupy_array(lm.weights.norm):
+    if place.name != "cpu":
         runtime = place.xp.cuda.runtime
         capability = place.xp.cuda.Device().compute_capability
         found["device"] = f"{place.name}: {gpu_name(place)}, compute capability {capability[:-1]}.{capability[-1:]}"

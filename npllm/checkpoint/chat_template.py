@@ -35,7 +35,7 @@ def chat_renderer(template: str, special_tokens: Mapping[str, str]) -> Callable[
             )
             text.encode()  # an unpaired surrogate in the template is an error here, not later
             return text
-        except UsageError:
+        except (UsageError, MemoryError):
             raise
         except Exception as error:  # a template can raise an exception of any class
             reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -34,6 +34,8 @@ def tokenizer_from_folder(folder: str | Path) -> Tokenizer:
         raise ModelFileError(f"{path}: expected this file, found none; copy the whole folder of the checkpoint")
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
+    except MemoryError:
+        raise
     except Exception as error:  # the library has no exception class for it
         raise ModelFileError(f"{path}: expected a tokenizer, got: {error}; download the file again") from error
 
@@ -106,6 +108,6 @@ def read_optional(path: Path) -> dict[str, Any]:
 def read_template(path: Path) -> str:
     """The text of a chat template file."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # which drops a byte order mark
     except UnicodeDecodeError as error:
         raise ModelFileError(f"{path}: expected UTF-8, got {error}; download the file again") from error

@@ -87,7 +87,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     eos, unknown = ids.get("eos_token"), ids.get("unk_token")
     try:
         backend = llama_backend(metadata, texts, types, unknown) if llama else gpt2_backend(metadata, texts)
-    except ModelFileError:
+    except (ModelFileError, MemoryError):
         raise
     except Exception as error:  # the library has no exception class for it
         raise refuse("merges", "merges of pieces of the vocabulary", error) from error

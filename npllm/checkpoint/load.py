@@ -1,6 +1,5 @@
 """From a model's name to an `LM`: everything that generation needs, with the weights on a device."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..lm import LM
 from ..shapes import Weights
 from ..storage.json_file import read_json
 from ..storage.stored import Stored
+from ..text.stderr import note
 from ..tokenizer import Tokenizer
 from .folder import read_folder
 from .folder_tokenizer import tokenizer_from_folder
@@ -83,7 +83,7 @@ def load(
         raise UsageError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
     place = pick(device)
     if place.why:
-        print(place.why, file=sys.stderr)
+        note(place.why)
     if place.name != "cpu":
         dtype = "float16" if dtype == "auto" else dtype
         if dtype == "bfloat16":

@@ -1,6 +1,5 @@
 """Loading the weights: how each is stored in memory, whether all of them fit, and reading them."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from math import prod
@@ -17,6 +16,7 @@ from ..storage.columns import by_columns, has_short_rows, in_one_buffer
 from ..storage.read_ahead import READERS, read_ahead
 from ..storage.rows import row_groups
 from ..storage.stored import PIECE, Stored, not_finite, read_rows, read_unchanged
+from ..text.stderr import note
 from .narrow import HALVES, QUANTIZED, Layout, destination, layout_for, narrowed, read_narrow, row_order
 from .plan import Part
 from .to_device import read_to_device
@@ -159,7 +159,7 @@ def read_to_gpu(
             weights[name] = row_groups(read_target(target, tensors, dtype, workers), device.xp)
             bar.update(target.file_bytes(tensors))
     if lost := staging.finish():
-        print(lost, file=sys.stderr)
+        note(lost)
     return weights
 
 

@@ -1,6 +1,7 @@
 """The command line: one module per command, and what they share.
 
 main      reads the arguments, runs one command, turns every error into one line and an exit code
+signals   Ctrl-C before a command runs and after it
 options   the flags that several commands share, and loading what they name
 report    all output: results to stdout, everything else to stderr
 generate  continue a prompt

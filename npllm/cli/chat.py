@@ -36,16 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Talk until /exit or the end of the input; return the exit code."""
-    options.check_utf8("--system", args.system or "")
+    system = None if args.system is None else options.utf8("--system", args.system)
     how = options.sampling(args)
     options.check_speed(args)
     if not isinstance(sys.stdin, io.TextIOWrapper):
         raise UsageError("stdin is closed: expected the turns of the conversation")
-    chat = Chat(options.load_model(args), args.system, args.cache_dtype)
+    chat = Chat(options.load_model(args), system, args.cache_dtype)
     how |= options.speculation(args, {})
-    sys.stdin.reconfigure(
-        encoding="utf-8", errors="surrogateescape"
-    )  # an invalid line must not end the chat: see below
+    # utf-8-sig drops a byte order mark. An invalid line must not end the chat: see below.
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
     interactive = sys.stdin.isatty()
     if interactive:
         report.note("/reset starts a new conversation, /exit or Ctrl-D quits, Ctrl-C stops a reply")
@@ -61,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
             # Each turn has its own seed; with a given --seed the conversation is still reproducible.
             seed = None if args.seed is None else args.seed + len(chat.messages)
             try:
-                options.check_utf8("stdin", line)
-                answer(chat, line, how | {"seed": seed})
+                answer(chat, options.utf8("stdin", line), how | {"seed": seed})
             except KeyboardInterrupt:
                 if not interactive:
                     raise
@@ -82,8 +80,9 @@ def read_line(interactive: bool) -> str | None:
             return None
     if interactive:
         report.note("> ", end="")
-    line = sys.stdin.readline()
-    return line.removesuffix("\n") if line else None
+    with options.readable_stdin():
+        line = sys.stdin.readline()
+    return line.removesuffix("\n").removesuffix("\r") if line else None
 
 
 def answer(chat: Chat, line: str, how: dict[str, Any]) -> None:

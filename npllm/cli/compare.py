@@ -111,8 +111,6 @@ def run(args: argparse.Namespace) -> int:
 
 def sides_and_prompt(args: argparse.Namespace) -> tuple[list[str | None], str | None]:
     """The names of A and B (None if not given), and the PROMPT."""
-    for operand in args.operands:
-        options.check_utf8("A, B, PROMPT", operand)
     match args.operands:
         case []:
             return [None, None], None

@@ -41,8 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, report the result on stderr, and return the exit code."""
-    options.check_utf8("SRC", args.source or "")
-    options.check_utf8("DST", args.destination)
     done = convert(
         args.source,
         args.destination,

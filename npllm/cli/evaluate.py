@@ -95,12 +95,8 @@ def read_file(name: str) -> str:
     if name == "-":
         text = options.read_text("-", "TEXTFILE")
     else:
-        options.check_utf8("TEXTFILE", name)
         try:
-            text = Path(name).read_bytes().decode()
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise UsageError(f"{name}: expected UTF-8 text, got the byte {byte:#x} at offset {error.start}") from error
+            text = options.file_text(Path(name).read_bytes(), name)
         except OSError as error:
             raise UsageError(f"{name}: cannot be read: {error.strerror}") from error
     if not text:

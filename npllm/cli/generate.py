@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = options.read_prompt(args.text)
     if args.system is not None and not args.chat:
         raise UsageError("--system: expected together with --chat: a raw prompt has no system message")
-    options.check_utf8("--system", args.system or "")
+    system = None if args.system is None else options.utf8("--system", args.system)
     how = options.sampling(args)
     options.check_speed(args)
     counts: dict[str, int] = {}
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     how |= {"cache_dtype": args.cache_dtype} | options.speculation(args, counts)
     load_time = time.perf_counter() - started
 
-    ids = Chat(lm, args.system).ids_with(prompt) if args.chat else as_ids(lm, prompt)
+    ids = Chat(lm, system).ids_with(prompt) if args.chat else as_ids(lm, prompt)
     text, made, times = "", [], [time.perf_counter()]
     new_tokens = steps(lm, ids, use_cache=not args.no_cache, **how)
     try:

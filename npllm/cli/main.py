@@ -5,15 +5,18 @@ It imports nothing heavy: `npllm --help` answers at once, and `main` sets BLAS's
 
 import argparse
 import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ..devices.address_space import check_imports
 from ..devices.blas import short_spin
-from ..errors import NpllmError, UsageError
+from ..errors import NotEnoughMemoryError, NpllmError, UsageError
 from ..version import __version__
 from . import report
+from .signals import INTERRUPTED, as_exception
 
 COMMANDS = (
     "generate",
@@ -83,6 +86,12 @@ class Parser(argparse.ArgumentParser):
         """Print the help by `report.write`: argparse ignores a failed write."""
         report.write(self.format_help())
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """The value of a flag. Some versions of argparse drop the "--" of --stop=--, and then miss it."""
+        if action.option_strings and arg_strings == ["--"]:
+            return self._get_value(action, "--")
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, where argparse prints its usage and exits."""
         raise UsageError(f"{message}; see {self.prog} --help")
@@ -94,7 +103,11 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--version", action="version", version=f"npllm {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the above")
     name = parser.parse_args(argv[:1]).command
+    if "numpy" not in sys.modules:
+        check_imports()
     command: Any = importlib.import_module(f"{__package__}.{name}")  # not earlier: its imports take time
+    as_exception()
+    logging.getLogger("concurrent.futures").disabled = True  # a thread without memory would log a page; it raises, too
     parser = Parser(f"npllm {name}", command.DESCRIPTION, command.EXAMPLES)
     command.add_arguments(parser)
     return command.run(parser.parse_args(argv[1:]))
@@ -116,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
         except KeyboardInterrupt:
             report.note("")  # ends the line
-            return 130
+            return INTERRUPTED
         except BrokenPipeError:  # the reader of our output is gone: no error
-            report.abandon_output()
+            report.abandon(sys.stdout)
             return 141
         except NpllmError as error:
             report.error(str(error))
@@ -129,5 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             return 5
         except Exception as error:  # noqa: BLE001 - anything unforeseen is a bug
+            if "can't start new thread" in str(error):
+                report.error(f"{error}: raise the limit of memory (ulimit -v) or of processes (ulimit -u)")
+                return NotEnoughMemoryError.exit_code
             report.error(f"a bug of npllm: {type(error).__name__}: {error}; please report it, with NPLLM_DEBUG=1")
             return 70
+        finally:
+            report.close_output()

@@ -1,9 +1,12 @@
 """The flags that several commands share, and loading what they name."""
 
 import argparse
+import io
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..apps.speculation import check_count, draft_model, prompt_lookup
@@ -12,6 +15,7 @@ from ..checkpoint.load import load_tokenizer as load_tokenizer_of
 from ..errors import UsageError
 from ..lm import LM
 from ..options import check_options
+from ..text.utf8 import checked_text
 from ..tokenizer import Tokenizer
 
 MODEL_HELP = "a folder, a .gguf file or a Hugging Face Hub name (default: $NPLLM_MODEL, else SmolLM2-135M-Instruct)"
@@ -145,22 +149,25 @@ def seed(text: str) -> int:
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
     """The sampling flags as arguments of `npllm.steps`, checked; with a random seed if none is given."""
-    for text in args.stop:
-        check_utf8("--stop", text)
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
-    options = {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in names} | {"stop": [utf8("--stop", text) for text in args.stop]}
     check_options(**options)
     drawn = secrets.randbits(32) if args.seed is None and args.temperature > 0 else args.seed
     return options | {"seed": drawn}
 
 
-def check_utf8(name: str, text: str) -> None:
-    """Raise UsageError for an argument that is not UTF-8. Python represents an undecodable byte as U+DC00 + byte."""
+def utf8(name: str, text: str) -> str:
+    """An argument as text. Python keeps bytes that its locale cannot decode: in LC_ALL=C, those of UTF-8.
+
+    Raises UsageError if it is not UTF-8.
+    """
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        byte = ord(text[error.start]) - 0xDC00
-        raise UsageError(f"{name}: expected UTF-8 text, got the byte {byte:#x} at character {error.start}") from error
+        return text
+    except UnicodeEncodeError:  # the bytes are in it, as U+DC00 + byte
+        with suppress(UnicodeEncodeError):
+            return decoded(os.fsencode(text), name)
+        return checked_text(text)
 
 
 def read_text(text: str | None, name: str) -> str:
@@ -169,17 +176,40 @@ def read_text(text: str | None, name: str) -> str:
     One final newline of stdin is dropped: echo and editors add it, and it would change the continuation.
     """
     if text is not None and text != "-":
-        check_utf8(name, text)
-        return text
+        return utf8(name, text)
     if sys.stdin is None or (text is None and sys.stdin.isatty()):
         raise UsageError(f"no {name}: give it as an argument, or pipe it in")
-    data = sys.stdin.buffer.read()
+    with readable_stdin():
+        data = sys.stdin.buffer.read()
+    return file_text(data, "stdin").removesuffix("\n")
+
+
+def file_text(data: bytes, where: str) -> str:
+    """The text of a file: without a byte order mark, with CRLF as a newline. Raises UsageError if it is not UTF-8."""
+    return decoded(data, where).removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def decoded(data: bytes, where: str) -> str:
+    """UTF-8 as text. Raises UsageError for other bytes."""
     try:
-        read = data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         byte = data[error.start]
-        raise UsageError(f"stdin: expected UTF-8 text, got the byte {byte:#x} at offset {error.start}") from error
-    return read.removesuffix("\r\n") if read.endswith("\r\n") else read.removesuffix("\n")
+        raise UsageError(f"{where}: expected UTF-8 text, got the byte {byte:#x} at offset {error.start}") from error
+
+
+@contextmanager
+def readable_stdin() -> Iterator[None]:
+    """Raise UsageError if stdin cannot be read, or is non-blocking: then what has not arrived yet would be missing."""
+    try:
+        with suppress(io.UnsupportedOperation):  # no file: replaced in this process
+            if hasattr(os, "get_blocking") and not os.get_blocking(sys.stdin.fileno()):
+                raise UsageError("stdin: expected a file or a pipe, got one that does not wait for data (O_NONBLOCK)")
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(f"stdin: cannot be read: {error.strerror or error}") from error
 
 
 def read_prompt(text: str | None) -> str:

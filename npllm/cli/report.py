@@ -9,7 +9,8 @@ from typing import Any
 
 from ..devices.units import format_bytes
 from ..errors import UsageError
-from ..text.one_line import escaped, one_line
+from ..text.one_line import escaped
+from ..text.stderr import abandon, note
 
 UNITS = {  # the suffixes of the statistics' names, and the format of their values
     "_tokens_per_second": "{:.1f} tokens/s".format,
@@ -52,7 +53,7 @@ def write(text: str, styled: bool = False) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        abandon_output()
+        abandon(sys.stdout)
         raise UsageError(f"stdout: cannot write the output: {error.strerror}") from error
 
 
@@ -61,17 +62,17 @@ def write_lines(lines: Iterable[str]) -> None:
     write("".join(f"{escaped(line)}\n" for line in lines))
 
 
-def abandon_output() -> None:
-    """Discard what stdout has buffered; otherwise Python would retry at exit, and fail."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+def close_output() -> None:
+    """Flush what libraries have written to stdout and stderr. What cannot be written is discarded, silently.
 
-
-def note(text: str, end: str = "\n") -> None:
-    """Write a line to stderr, control characters escaped."""
-    if sys.stderr is not None:  # print would use stdout instead
-        print(one_line(text), end=end, file=sys.stderr, flush=True)
+    Otherwise Python would try at exit, and change the exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            abandon(stream)
 
 
 def error(message: str) -> None:

@@ -47,26 +47,32 @@ def run(args: argparse.Namespace) -> int:
     dtype = ("float32" if place.name == "cpu" else "float16") if args.dtype == "auto" else args.dtype
     if dtype not in TOLERANCES:
         raise UsageError(f"--dtype: expected {', '.join(TOLERANCES)}, whose tolerances are known; got {dtype}")
-    report.note("computing on the CPU ...")
     where = {"revision": args.revision, "cache_dir": args.cache_dir, "offline": args.offline}
     lm = load(args.model, **where)
     ids = as_ids(lm, PROMPT)
-    reference = compute(lm, ids, args.new_tokens, use_cache=False)
-    del lm
+    # The page begins before the work, in case it cannot be written.
+    kernels = (
+        "" if place.name == "cpu" else ", without npllm's kernels" if args.no_kernels else ", with npllm's kernels"
+    )
+    report.write_lines(f"{name + ':':9}{text}" for name, text in versions(place).items())
+    report.write_lines([f"model:   {args.model or 'the default model'}, {dtype}{kernels}"])
 
+    report.note("computing on the CPU ...")
+    reference = compute(lm, ids, args.new_tokens, use_cache=False)
     report.note(f"computing on {place.name} ...")
-    lm = options.load_model(args)
+    if (place.name, args.dtype) != (
+        "cpu",
+        "auto",
+    ):  # else it is the same model again, and memory for it is not free yet
+        del lm
+        lm = options.load_model(args)
     side = compute(lm, ids, args.new_tokens, use_cache=True)
     rows = differences(reference, side, dtype)
     tokens, first = same_tokens(reference, side, rows), first_beyond(rows)
     known = golden(side) if tuple(ids) == GOLDEN_IDS and args.model is None else None
     passed = tokens.passed and first is None and known is not False
 
-    report.write("".join(f"{name + ':':9}{text}\n" for name, text in versions(lm, place).items()))
-    kernels = (
-        "" if place.name == "cpu" else ", without npllm's kernels" if args.no_kernels else ", with npllm's kernels"
-    )
-    report.write(f"model:   {args.model or 'the default model'}, {dtype}{kernels}\n\n1. Tokens\n")
+    report.write("\n1. Tokens\n")
     if known is not None:
         report.write(f"the known continuation of {PROMPT!r}: {'yes' if known else f'no: {side.made}'}\n")
     report.write(f"equal to the CPU's: {tokens.same} of {len(side.made)}\n")

@@ -2,6 +2,7 @@
 
 blas       how long BLAS's threads spin; to be set before NumPy is imported
 units      byte counts as readable text
+address_space  the address space that is left, checked before NumPy is imported
 memory     how much memory is available, and refusing what does not fit
 device     choosing a device by name; moving arrays to the host
 dtypes     the dtypes of a KV cache by name

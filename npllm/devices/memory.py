@@ -13,6 +13,7 @@ from ..cache import CACHE_DTYPES, kv_cache_bytes
 from ..config import Config
 from ..errors import NotEnoughMemoryError
 from ..flash import TILE
+from .address_space import address_space_bytes
 from .units import format_bytes
 
 if sys.platform != "win32":
@@ -102,17 +103,6 @@ def control_group_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/
                     cached = read_numbers(folder / "memory.stat")
                     files = cached.get(f"{prefix}inactive_file", 0) + cached.get(f"{prefix}active_file", 0)
                     yield int(limit) - int((folder / usage_name).read_text()) + files
-
-
-def address_space_bytes() -> int | None:
-    """The address space that `ulimit -v` leaves to this process; None if it is unlimited."""
-    statm = Path("/proc/self/statm")
-    if sys.platform == "win32" or not statm.exists():
-        return None
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY:
-        return None
-    return limit - int(statm.read_text().split()[0]) * resource.getpagesize()
 
 
 def peak_bytes() -> int | None:
