@@ -6,6 +6,7 @@ gguf              the .gguf file format
 gguf_config       the configuration in a .gguf file
 quantized         the matrices in a folder that `npllm convert` quantized
 plan              which tensors make up which weight
+child             a Python process that may die
 sandbox           a chat template's sandbox
 chat_template     a conversation as one text
 folder_tokenizer  the tokenizer of a folder
