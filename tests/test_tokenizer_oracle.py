@@ -14,7 +14,7 @@ from npllm.checkpoint.chat_template import chat_renderer
 from npllm.checkpoint.folder_tokenizer import tokenizer_from_folder
 from npllm.checkpoint.gguf_tokenizer import WORDS
 from npllm.errors import UsageError
-from npllm.text.chat_ids import control_ids
+from npllm.text.chat_ids import controls
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
 
@@ -65,7 +65,7 @@ def messages_of(*roles):
 @each_tokenizer
 @given(messages=messages_of("user", "assistant"), prompt=st.booleans())
 def test_any_conversation_has_the_ids_that_transformers_gives(theirs, name, messages, prompt):
-    assume(not any(control_ids(tokenizer(name).backend, message["content"]) for message in messages))
+    assume(not any(controls(tokenizer(name).backend, message["content"]) for message in messages))
     expected = theirs(name).apply_chat_template(messages, add_generation_prompt=prompt).input_ids
     assert tokenizer(name).chat_ids(messages, prompt) == expected
 

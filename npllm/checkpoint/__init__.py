@@ -7,6 +7,7 @@ gguf_config       the configuration in a .gguf file
 quantized         the matrices in a folder that `npllm convert` quantized
 plan              which tensors make up which weight
 child             a Python process that may die
+origin            text that knows who wrote each character
 sandbox           a chat template's sandbox
 chat_template     a conversation as one text
 folder_tokenizer  the tokenizer of a folder

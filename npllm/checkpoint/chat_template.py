@@ -1,47 +1,55 @@
 """The chat template of a checkpoint: a small jinja2 program that formats a conversation as one text.
 
-It runs in sandbox.py, which gives it the helpers and settings that transformers gives it. So the text is the same.
+It runs in another process (child.py), in a sandbox (sandbox.py) with the helpers and settings that transformers gives
+it. So the text is the same, and a template that would run for ever or take all memory is refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from ..errors import ModelFileError, UsageError
-from ..text.chat_ids import Messages
+from ..text.chat_ids import Messages, Part
+from .child import Child, ChildError
+
+SECONDS = 2.0  # for a rendering; an ordinary one takes a few milliseconds
+CHILD = Child("npllm.checkpoint.sandbox", memory=2**28)  # one process for all templates
 
 
-def chat_renderer(template: str, special_tokens: Mapping[str, str]) -> Callable[[Messages, bool], str]:
-    """The function that a Tokenizer takes: render(messages, add_generation_prompt) -> the conversation as one text.
+class ChatRenderer(NamedTuple):
+    """A chat template with its variables, as a Tokenizer takes it.
 
-    Parameters
-    ----------
     template : the jinja2 source
     special_tokens : {"bos_token": "<s>", ...}, variables of the template
     """
 
-    def render(messages: Messages, add_generation_prompt: bool) -> str:
-        from .sandbox import Sandbox  # here, because jinja2 is slow to import and most runs render no template
+    template: str
+    special_tokens: Mapping[str, str]
 
+    def __call__(self, messages: Messages, add_generation_prompt: bool) -> str:
+        """The conversation as one text. Raises what `parts` raises."""
+        return "".join(text for _, text in self.parts(messages, add_generation_prompt))
+
+    def parts(self, messages: Messages, add_generation_prompt: bool) -> list[Part]:
+        """The conversation as consecutive texts, each with its origin (see text/chat_ids.py).
+
+        Raises
+        ------
+        UsageError : the template refuses the messages
+        ModelFileError : the template fails, or takes too much time or memory
+        """
+        turns = [dict(message) for message in messages]
         try:
-            text = (
-                Sandbox()
-                .program(template)
-                .render(
-                    messages=[dict(message) for message in messages],
-                    add_generation_prompt=add_generation_prompt,
-                    tools=None,
-                    documents=None,
-                    **special_tokens,
-                )
-            )
-            text.encode()  # an unpaired surrogate in the template is an error here, not later
-            return text
-        except (UsageError, MemoryError):
-            raise
-        except Exception as error:  # a template can raise an exception of any class
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            made = CHILD.ask([self.template, dict(self.special_tokens), turns, add_generation_prompt], SECONDS)
+        except ChildError as error:
+            made = {"failed": str(error)}
+        if "refused" in made:
+            raise UsageError(f"the model's chat template refuses the messages: {made['refused']}")
+        if "failed" in made:
             raise ModelFileError(
-                f"the model's chat template: expected the conversation as text, got {reason};"
+                f"the model's chat template: expected the conversation as text, got {made['failed']};"
                 " use generate without --chat, or another copy of the model"
-            ) from error
+            )
+        return [Part(*part) for part in made["parts"]]
 
-    return render
+
+chat_renderer = ChatRenderer

@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 60.0  # for Python's start and the module's imports, which do not depend on the request
 
-# Run by python -c. The arguments: the folder of npllm, the module, its memory in bytes, and the folders of sys.path.
+# Run by python -c. The arguments: the folder of npllm, the module, the memory of a request, the folders of sys.path.
 BOOT = """\
 import sys
 package, module, memory, *sys.path = sys.argv[1:]
@@ -46,7 +47,7 @@ class Child:
     """A process that answers requests. It starts at the first one, and again after a failure.
 
     module : its name; the process imports it and calls its function `answer`
-    memory : the most bytes of address space that the process may have, where RLIMIT_AS works
+    memory : the most bytes that a request may add to the address space, where RLIMIT_AS works
     output : the most bytes of an answer as JSON
     """
 
@@ -173,7 +174,10 @@ def stop(process: "subprocess.Popen[bytes]", owner: int) -> None:
 def serve(module: str, memory: int) -> None:
     """Answer requests until the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    limit(memory)
+    with contextlib.suppress(ImportError):  # Windows, which writes no core files
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints goes where its errors go: nowhere
     answer = importlib.import_module(module).answer
@@ -186,7 +190,8 @@ def serve(module: str, memory: int) -> None:
         # The parent kills a process that takes longer. If the parent is dead, this does. It also ends a loop in C.
         faulthandler.dump_traceback_later(seconds + 1, exit=True)
         try:
-            frame = as_frame({"answer": answer(request)})
+            with limited(memory):
+                frame = as_frame({"answer": answer(request)})
         except MemoryError:
             frame = as_frame({"failed": f"it takes more than {memory / 1e6:.0f} MB of memory"})
         except Exception as error:  # noqa: BLE001 - the parent raises it
@@ -196,17 +201,24 @@ def serve(module: str, memory: int) -> None:
         answers.flush()
 
 
-def limit(memory: int) -> None:
-    """Limit this process's memory, where the system can, and let it write no core file."""
+@contextlib.contextmanager
+def limited(memory: int) -> Iterator[None]:
+    """Within it, this process may add at most `memory` bytes to its address space, where the system can limit it."""
     try:
         import resource
-    except ImportError:  # Windows
+
+        with open("/proc/self/statm") as file:  # noqa: PTH123 - pathlib is slow to import
+            pages = int(file.read().split()[0])
+    except (ImportError, OSError):  # not Linux
+        yield
         return
-    for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
-        _, hard = resource.getrlimit(kind)
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        with contextlib.suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS
-            resource.setrlimit(kind, (most, most))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = {pages * resource.getpagesize() + memory, soft, hard} - {resource.RLIM_INFINITY}
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 # Both

@@ -1,64 +1,245 @@
 """Where a chat template runs: jinja2's sandbox, with the settings and helpers that transformers gives a template.
 
-The template comes with the model's files, so it sees nothing but the messages and a few helpers. Its loop iterations
-and calls are counted, so that it terminates; the size of the text it builds is not limited.
+The template comes with the model's files, so it sees nothing but the messages and a few helpers, and it runs in a
+process of its own, which may die (child.py). The result is that of transformers. In addition each of its characters
+knows who wrote it (origin.py): every constant of the template is a `Text` or a `Number`, and what is done to them goes
+through `Sandbox`.
 """
 
+import functools
+import itertools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import nodes, pass_context, pass_eval_context
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
+from jinja2.filters import FILTERS
 from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.runtime import Context, LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
 from ..errors import UsageError
+from .origin import MESSAGES, TEMPLATE, WIDE, Number, Text, Total, as_text, count, joined, kept
 
-MAX_STEPS = 200_000  # loop iterations and calls together; a conversation of a thousand messages takes some ten thousand
+MAX_BITS = 2**16  # of an integer
+MAX_COUNT = 10_000  # an argument of the filters batch, indent and slice
+
+
+def answer(request: Any) -> dict[str, Any]:
+    """What a child process does: render a conversation.
+
+    request: the template, its special tokens, the messages, whether to open the next turn
+    Returns {"parts": [[origin, text], ...]} with the origins of text/chat_ids.py, {"refused": the template's reason}
+    or {"failed": the error}.
+    """
+    template, special_tokens, messages, add_generation_prompt = request
+    Total.size = 0
+    try:
+        text: Any = program(template).render(
+            messages=[
+                {
+                    own(key): as_role(value, i) if key == "role" else Text(value, MESSAGES + i)
+                    for key, value in turn.items()
+                }
+                for i, turn in enumerate(messages)
+            ],
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            documents=None,
+            **{name: own(token) for name, token in special_tokens.items()},
+        )
+        text.encode()  # an unpaired surrogate in the template is an error here, not later
+    except UsageError as error:
+        return {"refused": str(error)}
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a template can raise an exception of any class
+        return {"failed": f"{type(error).__name__}: {error}"}
+    runs = re.finditer(r"(.)\1*", text._origins, re.DOTALL)
+    return {"parts": [[ord(run[1]) - MESSAGES, str.__getitem__(text, slice(*run.span()))] for run in runs]}
+
+
+# Templates make control tokens of these: '<|' + message['role'] + '|>'
+ROLES = {"system", "developer", "user", "assistant", "model", "tool", "function", "observation", "ipython"}
+
+
+def own(text: str) -> Text:
+    """A text that the template wrote."""
+    return Text(text, TEMPLATE)
+
+
+def as_role(role: str, i: int) -> Text:
+    """The role of message i. A well-known one may be part of a control token."""
+    return Text(role, TEMPLATE if role in ROLES else MESSAGES + i)
+
+
+@functools.lru_cache(maxsize=8)
+def program(template: str) -> jinja2.Template:
+    """The template compiled."""
+    sandbox = Sandbox()
+    tree = sandbox.parse(template)
+    if tree.find(nodes.EvalContextModifier) is None:  # without autoescape, `safe` changes nothing at the output
+        for output in tree.find_all(nodes.Output):
+            output.nodes = [without_safe(node) for node in output.nodes]
+    return sandbox.template_class.from_code(sandbox, sandbox.compile(tree), sandbox.make_globals(None))
+
+
+def without_safe(node: nodes.Expr) -> nodes.Expr:
+    while isinstance(node, nodes.Filter) and node.name == "safe" and node.node is not None:
+        node = node.node
+    return node
+
+
+class Generator(CodeGenerator):
+    """Python code for a template, in which its constants have their origin. Nothing is computed at compile time."""
+
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
+        value = node.as_const(frame.eval_ctx)
+        if type(value) in (str, int):
+            self.write(f"environment.{'own' if type(value) is str else 'number'}({value!r})")
+        else:
+            super().visit_Const(node, frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        if frame.eval_ctx.volatile or frame.eval_ctx.autoescape:
+            super().visit_Concat(node, frame)
+            return
+        self.write("environment.concat(map(environment.as_text, (")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write(")))")
+
+    def _output_const_repr(self, group: Any) -> str:
+        return f"environment.own({super()._output_const_repr(group)})"
+
+
+@pass_context  # a finalize function that needs the context keeps jinja2 from computing constants at compile time
+def finalize(context: Context, value: Any) -> str:
+    """The text that the output of a value is."""
+    return as_text(value)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox with the settings and helpers of a chat template. For one rendering only, as it counts steps."""
+    """jinja2's sandbox with the settings and helpers of a chat template, and with origins."""
+
+    code_generator_class = Generator
+    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+    concat = staticmethod(joined)
+    own, number, as_text = staticmethod(own), Number, staticmethod(as_text)
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, "jinja2.ext.loopcontrols"])
-        self.steps = 0
-        self.filters["tojson"] = to_json
-        self.filters["counted"] = self.counted
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[GenerationBlock, "jinja2.ext.loopcontrols"],
+            optimized=False,
+            finalize=finalize,
+        )
+        self.filters |= {"tojson": to_json, "join": join}
+        self.filters = {name: keeping(name, function) for name, function in self.filters.items()}
         self.globals["raise_exception"] = raise_exception
-        self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self.globals["strftime_now"] = lambda form: kept(datetime.now().strftime(form), form)
         self.globals["dict"] = lambda *args, **keys: dict(*args, **keys)  # not the type, which has more to call
         self.globals["namespace"] = PlainNamespace
 
-    def program(self, template: str) -> jinja2.Template:
-        """The template compiled, with every loop counted."""
-        tree = self.parse(template)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
-        return self.template_class.from_code(self, self.compile(tree), self.make_globals(None))
-
-    def count(self) -> None:
-        """Count one step. Raises OverflowError after MAX_STEPS of them."""
-        self.steps += 1
-        if self.steps > MAX_STEPS:
-            raise OverflowError(f"it takes more than {MAX_STEPS} steps")
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """The result of an operator."""
+        left, right = with_origin(left), with_origin(right)
+        check_size(operator, left, right)
+        return kept(super().call_binop(context, operator, left, right), left, right)
 
     def call(self, context: Context, function: Any, /, *args: Any, **keys: Any) -> Any:
-        """The result of a call. Every call in a template goes through here."""
-        self.count()
-        return super().call(context, function, *args, **keys)
+        """The result of a call."""
+        args, keys = tuple(map(with_origin, args)), {name: with_origin(value) for name, value in keys.items()}
+        result = super().call(context, function, *args, **keys)
+        of = getattr(function, "__self__", None)
+        is_method = isinstance(of, (str, int))  # of a text or number, so that it depends on nothing else
+        return kept(result, of, *args, *keys.values()) if is_method else result
 
-    @jinja2.pass_context  # it keeps jinja2 from evaluating a loop over constants at compile time
-    def counted(self, context: Context, items: Any) -> Iterator[Any]:
-        """The items of a loop, counted."""
-        for item in items:
-            self.count()
-            yield item
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """obj.attribute"""
+        value = super().getattr(with_origin(obj), attribute)
+        is_position = isinstance(obj, LoopContext) and attribute not in ("previtem", "nextitem")
+        return Number(value) if is_position and type(value) is int else value
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """obj[argument]"""
+        return super().getitem(with_origin(obj), argument)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """For str.format and str.format_map: a function that does the same safely, and with origins."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None or not isinstance(value.__self__, Text):
+            return wrapped
+        if value.__name__ == "format_map":
+            return lambda keys: self.formatted(value.__self__, (), keys)
+        return lambda *args, **keys: self.formatted(value.__self__, args, keys)
+
+    def formatted(self, text: Text, args: Any, keys: Any) -> Text:
+        """text.format(*args, **keys)"""
+        formatter, numbers, pieces = SandboxedFormatter(self), itertools.count(), []
+        for literal, name, layout, conversion in formatter.parse(text):
+            pieces.append(kept(literal, text))
+            if name is None:
+                continue
+            name = f"{next(numbers)}{name}" if re.match(r"$|[.[]", name) else name
+            value, _ = formatter.get_field(name, args, keys)
+            if not layout and not conversion:
+                pieces.append(as_text(value))
+                continue
+            layout = formatter.vformat(re.sub("{}", lambda _: f"{{{next(numbers)}}}", layout or ""), args, keys)
+            if WIDE.search(layout):
+                raise OverflowError("a format has a width of more than 99999")
+            value = formatter.convert_field(value, conversion)
+            pieces.append(kept(formatter.format_field(value, layout), value))
+        return joined(pieces)
+
+
+def with_origin(value: Any) -> Any:
+    """The value; a plain str as Text, whose methods keep origins."""
+    return Text(value) if type(value) is str else value
+
+
+def keeping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose result is the template's if its inputs are."""
+    hidden = hasattr(function, "jinja_pass_arg")  # its first argument is the context or the environment
+
+    @functools.wraps(function)
+    def filtered(*args: Any, **keys: Any) -> Any:
+        args, keys = tuple(map(with_origin, args)), {key: with_origin(value) for key, value in keys.items()}
+        inputs = (*args[hidden:], *keys.values())
+        if name in ("batch", "indent", "slice") and any(isinstance(n, int) and n > MAX_COUNT for n in inputs):
+            raise OverflowError(f"the filter {name} is given more than {MAX_COUNT}")
+        return kept(function(*args, **keys), *inputs)
+
+    return filtered
+
+
+@pass_eval_context
+def join(eval_ctx: Any, value: Any, d: str = "", attribute: Any = None) -> Any:
+    """jinja2's filter, whose default separator has no origin."""
+    return FILTERS["join"](eval_ctx, value, with_origin(d), attribute)
+
+
+def check_size(operator: str, left: Any, right: Any) -> None:
+    """Raise OverflowError for an operation with a huge result."""
+    if isinstance(left, int) and isinstance(right, int):
+        bits = {"*": left.bit_length() + right.bit_length(), "**": left.bit_length() * right}.get(operator, 0)
+        if bits > MAX_BITS:
+            raise OverflowError(f"an integer has more than {MAX_BITS} bits")
+        return
+    for items, times in ((left, right), (right, left)):
+        if operator == "*" and isinstance(items, (str, bytes, list, tuple)) and isinstance(times, int):
+            count(len(items) * times)
+    if operator == "+" and isinstance(left, (bytes, list, tuple)) and isinstance(right, (bytes, list, tuple)):
+        count(len(left) + len(right))
 
 
 class GenerationBlock(Extension):
@@ -93,9 +274,11 @@ def refuse_underscore(name: Any) -> None:
 
 def to_json(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
     """Plain JSON, which a model reads; jinja2's own tojson escapes for HTML. layout: indent, separators, sort_keys."""
+    if isinstance(layout.get("indent"), int) and layout["indent"] > 100:
+        raise OverflowError("JSON with an indentation of more than 100")
     return json.dumps(value, ensure_ascii=ensure_ascii, **layout)
 
 
 def raise_exception(message: Any) -> None:
     """For templates that check the conversation, such as that user and assistant alternate."""
-    raise UsageError(f"the model's chat template refuses the messages: {' '.join(str(message).split())}")
+    raise UsageError(message)

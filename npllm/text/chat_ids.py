@@ -2,14 +2,14 @@
 
 Control tokens such as <|end|> mark who speaks. They are entries of the vocabulary like any other, and
 `Tokenizer.encode` recognizes them by their text. In a conversation this would let a user write the assistant's part. So
-only the chat template may produce them.
+only the chat template may produce them: the rendered text comes in parts that name their origin.
 """
 
 import re
 import secrets
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from ..errors import UsageError
 from .utf8 import checked_text
@@ -19,22 +19,47 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "Hello"}, ...]
 
+UNKNOWN, TEMPLATE = -2, -1
+
+
+class Part(NamedTuple):
+    """A part of a rendered conversation. origin: TEMPLATE, the index of a message, or UNKNOWN: perhaps a message."""
+
+    origin: int
+    text: str
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """A chat template: checkpoint/chat_template.py."""
+
+    def parts(self, messages: Messages, add_generation_prompt: bool) -> list[Part]:
+        """The conversation as consecutive parts of one text; neighbors have different origins."""
+
+
+class Control(NamedTuple):
+    """A control token in a text, at text[start:end]."""
+
+    id: int
+    start: int
+    end: int
+
 
 def chat_ids(
     backend: "tokenizers.Tokenizer",
-    render: Callable[[Messages, bool], str] | None,
+    render: Renderer | None,
     messages: Messages,
     add_generation_prompt: bool = True,
 ) -> list[int]:
     """The ids of a conversation, in the chat format that the model was trained on.
 
-    They are the ids of the rendered conversation if all control tokens in it come from the template. If a message would
-    add one, its text is separated from the template's and encoded without control tokens.
+    They are the ids of the rendered text, in which only those control tokens count that the template wrote alone. What
+    looks like another one is plain text.
 
     Parameters
     ----------
     backend : the tokenizer of the `tokenizers` library
-    render : applies the chat template: render(messages, add_generation_prompt) -> text; None if there is no template
+    render : the chat template; None if there is none
     messages : [{"role": "user", "content": "Hello"}, ...]
     add_generation_prompt : whether to open the assistant's turn at the end
 
@@ -45,37 +70,34 @@ def chat_ids(
     """
     if render is None:
         raise UsageError("the model has no chat template: use generate without --chat")
-    texts: dict[str, str] = {}  # placeholder -> the message's text; digits, because no template changes them
-    with_placeholders = []
     for message in messages:
         if set(message) != {"role", "content"} or not all(isinstance(text, str) for text in message.values()):
             raise UsageError(f"messages: expected strings under role and content, got {dict(message)!r:.80}")
-        if not re.fullmatch(r"\w+", message["role"]):  # the template writes it verbatim: it could hold control tokens
+        if not re.fullmatch(r"\w+", message["role"]):
             raise UsageError(f"messages: expected a word as role, got {message['role']!r:.80}")
-        content = checked_text(message["content"])
-        if text := content.strip():  # the white space around it stays in place: many templates strip it
-            placeholder = str(10**40 + secrets.randbelow(10**40))
-            texts[placeholder] = text
-            content = content.replace(text, placeholder, 1)
-        with_placeholders.append({"role": message["role"], "content": content})
+        checked_text(message["content"])
 
-    whole = render(messages, add_generation_prompt)
-    template = render(with_placeholders, add_generation_prompt)
-    for placeholder, text in texts.items():
-        if placeholder not in template and text not in whole:
-            warnings.warn(f"the model's chat template leaves out the message {text[:40]!r}", stacklevel=2)
-    # A template that looks for certain words in a message renders placeholders differently.
-    placeholders = re.compile(f"({'|'.join(texts) or '(?!)'})")
-    filled = placeholders.sub(lambda match: texts[match[0]], template)
-    harmless = filled != whole and not any(control_ids(backend, text) for text in texts.values())
-    if harmless or control_ids(backend, whole) == control_ids(backend, template):
-        return backend.encode(whole, add_special_tokens=False).ids
-    ids = []
-    for part in placeholders.split(template):
-        ids += (
-            encode_plain(backend, texts[part]) if part in texts else backend.encode(part, add_special_tokens=False).ids
-        )
-    return ids
+    parts = render.parts(messages, add_generation_prompt)
+    text = "".join(part.text for part in parts)
+    warn_of_missing(messages, parts, text)
+    own = b"".join((b"1" if part.origin == TEMPLATE else b"0") * len(part.text) for part in parts)
+    if all(b"0" not in own[token.start : token.end] for token in controls(backend, text)):
+        return backend.encode(text, add_special_tokens=False).ids
+    written = [
+        Control(token.id, run.start() + token.start, run.start() + token.end)
+        for run in re.finditer(b"1+", own)
+        for token in controls(backend, text[slice(*run.span())])
+    ]
+    return encode_with(backend, text, written)
+
+
+def warn_of_missing(messages: Messages, parts: list[Part], text: str) -> None:
+    """Warn of each message of which the template wrote nothing."""
+    shown = {part.origin for part in parts if part.text.strip()}
+    for i, message in enumerate(messages):
+        content = message["content"].strip()
+        if content not in text and i not in shown and UNKNOWN not in shown:
+            warnings.warn(f"the model's chat template leaves out the message {content[:40]!r}", stacklevel=4)
 
 
 def control_tokens(backend: "tokenizers.Tokenizer") -> frozenset[int]:
@@ -85,19 +107,42 @@ def control_tokens(backend: "tokenizers.Tokenizer") -> frozenset[int]:
     return frozenset(i for i, t in added.items() if not t.content.isspace() and t.content != unknown)
 
 
-def control_ids(backend: "tokenizers.Tokenizer", text: str) -> list[int]:
-    """The control tokens that `encode` finds in a text."""
-    control = control_tokens(backend)
-    return [i for i in backend.encode(text, add_special_tokens=False).ids if i in control]
+def controls(backend: "tokenizers.Tokenizer", text: str) -> list[Control]:
+    """The control tokens that `encode` finds in a text, without the white space that some take along."""
+    control, found = control_tokens(backend), []
+    encoding = backend.encode(text, add_special_tokens=False)
+    for i, piece, (start, end) in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True):
+        if i in control:
+            at = text.find(piece, start, end)  # -1 for a token that is only found in normalized text
+            found.append(Control(i, at, at + len(piece)) if at >= 0 else Control(i, start, end))
+    return found
 
 
-def encode_plain(backend: "tokenizers.Tokenizer", text: str) -> list[int]:
-    """The ids of a text in which nothing is parsed as a control token."""
+def encode_with(backend: "tokenizers.Tokenizer", text: str, written: list[Control]) -> list[int]:
+    """The ids of a text in which no control tokens count but these.
+
+    Each is replaced by a word that nobody can guess, a control token of a second tokenizer, which has no others.
+    """
     import tokenizers  # here, because the caller has a tokenizer, and other users of this module need none
 
-    without_added_tokens = tokenizers.Tokenizer(backend.model)
-    without_added_tokens.normalizer, without_added_tokens.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    ids = without_added_tokens.encode(text, add_special_tokens=False).ids
-    if not control_tokens(backend).isdisjoint(ids):
-        raise UsageError(f"messages: expected plain text, got {text[:40]!r}, always a control token for this model")
-    return ids
+    second = tokenizers.Tokenizer(backend.model)
+    second.normalizer, second.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    added, control = backend.get_added_tokens_decoder(), control_tokens(backend)
+    words = {token.id: str(10**40 + secrets.randbelow(10**40)) for token in written}
+    second.add_tokens([added[i] for i in sorted(added.keys() - control)])
+    for i, word in words.items():
+        how = {"lstrip": added[i].lstrip, "rstrip": added[i].rstrip} if i in added else {}
+        second.add_tokens([tokenizers.AddedToken(word, normalized=False, **how)])
+    pieces, end = [], 0
+    for token in written:
+        pieces += [text[end : token.start], words[token.id]]
+        end = token.end
+    ids = second.encode("".join([*pieces, text[end:]]), add_special_tokens=False).ids
+
+    original = {second.token_to_id(word): i for i, word in words.items()}
+    original |= {second.token_to_id(added[i].content): i for i in added.keys() - control}
+    made = next((i for i in ids if i not in original and i in control), None)  # by merges
+    if made is not None:
+        token_text = backend.id_to_token(made)
+        raise UsageError(f"messages: expected plain text, got {token_text!r}, always a control token for this model")
+    return [original.get(i, i) for i in ids]
