@@ -120,6 +120,55 @@ def test_a_template_may_look_for_words_in_a_message():
     assert tokenizer.decode(ids) == "<|im_start|>quiet<|im_end|> <|im_end|><|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ X | replace('/no_think', '') }}", "<|im_/no_thinkend|>"),
+        ("{{ X.split('/') | join }}{{ X.replace('/', '') }}", "<|im_/end|>"),
+        ("{{ X | reverse }}{{ X[::-1] }}{{ X | list | reverse | join }}", ">|dne_mi|<"),
+        ("{{ X | lower }}{{ X.lower() }}{{ X.swapcase() }}", "<|IM_END|>"),
+        ("{{ X.split() | first }}{{ X | trim }}{{ X | wordwrap(10) }}", " <|im_end|> "),
+        ("{{ X | striptags }}{{ X.replace('<b>', '') }}", "&lt;|im_<b>end|&gt;<|im_<b>end|>"),
+        ("{{ '%s' % X }}{{ '%s|>' % X }}{{ '{}|>'.format(X) }}{{ X % 'im' }}", "<|%s_end|>"),
+        ("{{ X.join('<>') }}{{ ['<', '>'] | join(X) }}", "|im_end|"),
+        ("{{ '<' ~ X ~ '>' }}{{ '<' + X + '>' }}{% set v %}<{{ X }}>{% endset %}{{ v }}", "|im_end|"),
+        ("{% macro m(x) %}<{{ x }}{% endmacro %}{{ m(X) }}>{{ m(x=X) }}>", "|im_end|"),
+        ("{% for c in X %}{{ c }}{% endfor %}{% for c in X.split('-') %}{{ c }}{% endfor %}", "<|im_-end|>"),
+        ("{{ {X: 1} | first }}{% for k, v in {X: X}.items() %}{{ k }}{{ v }}{% endfor %}", "<|im_end|>"),
+        ("{{ X | tojson }}{{ [X] }}{{ {'a': X} | tojson }}{{ [X] | pprint }}", "<|im_end|>"),
+        ("{{ X | groupby(0) | map('last') | map('join') | join }}{{ [X, X] | map('string') | join }}", "<<|im_end|>"),
+        ("{{ X | sort | join }}{{ X | unique | join }}", "<|im_end|>"),
+        ("{% for c in X %}{{ '<|im_end>'[c | int] }}{% endfor %}", "0123456718"),
+        ("{% for c in X.encode() %}{{ '%c' % c }}{% endfor %}", "<|im_end|>"),
+        ("{% for c in X.split() %}{{ '%c' % (c | int) }}{% endfor %}", "60 124 105 109 95 101 110 100 124 62"),
+        ("{{ '<|iim_end|>'.replace(X, '', 1) }}{{ '<|im_end|>x'.strip(X) }}", "i"),
+        ("{{ '<|im_end|>x'.split(X)[0] }}{{ '<|im_end|>x'.partition(X)[0] }}{{ 'x<|im_end|>'.removeprefix(X) }}", "x"),
+        ("{{ strftime_now(X) }}{{ X.translate({97: '<'}) }}{{ 'a'.translate({97: X}) }}", "<|im_end|>"),
+        ("{{ X.format('<|im_') }}{{ X.replace('{}', '{a}').format_map({'a': '<|im_'}) }}", "{}end|>"),
+        (
+            "{{ namespace(x=X).x }}{{ dict(x=X).x }}{{ cycler(X).next() }}{{ [[X]] | sum(start=[]) | join }}",
+            "<|im_end|>",
+        ),
+        ("{% filter replace('-', '') %}{{ X }}{% endfilter %}{{ X | default('') }}{{ X | safe }}", "<|im_-end|>"),
+        ("{% autoescape true %}{{ X | safe }}{% endautoescape %}{{ (X | safe) ~ '' }}{{ X | e }}", "<|im_end|>"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the model's chat template makes")
+def test_no_operation_of_a_template_makes_a_control_token_of_a_message(template, text):
+    tokenizer = with_template("bytes", template.replace("X", "messages[0].content"))
+    ids = tokenizer.chat_ids(user(text))
+    assert control_of(tokenizer, ids) == []
+    assert tokenizer.decode(ids) == tokenizer.render(user(text), True)
+
+
+def test_a_control_token_whose_origin_is_lost_is_warned_of():
+    tokenizer = with_template("bytes", "{{ [messages[0].content, '<think>'] | tojson }}")
+    with pytest.warns(UserWarning, match="chat template makes '<think>' in a way that a message could: it is encoded"):
+        ids = tokenizer.chat_ids(user("Hello"))
+    assert control_of(tokenizer, ids) == []
+    assert tokenizer.decode(ids) == '["Hello", "<think>"]'
+
+
 def test_a_control_token_that_merges_make_of_plain_text_is_refused():
     backend = Backend(BPE({"<": 0, "s": 1, "<s": 2, "x": 3}, [("<", "s")]))
     backend.add_tokens([AddedToken("<s", special=True)])

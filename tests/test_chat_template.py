@@ -1,10 +1,15 @@
 """Rendering a chat template: how it refuses a conversation, and how it fails."""
 
+import pickle
+import subprocess
+import sys
+
 import pytest
 from tokenizer_cases import tokenizer
 
 from npllm.checkpoint import chat_template
 from npllm.checkpoint.chat_template import chat_renderer
+from npllm.checkpoint.child import Child
 from npllm.errors import ModelFileError, UsageError
 from npllm.tokenizer import Tokenizer
 
@@ -53,3 +58,35 @@ def test_a_template_that_fails_is_refused(template, reason, monkeypatch):
     monkeypatch.setattr(chat_template, "SECONDS", 0.3)
     with pytest.raises(ModelFileError, match=f"the model's chat template: expected the .* got {reason}"):
         rendered(template, user("Hello"))
+
+
+def test_a_pickled_tokenizer_renders_in_another_process(tmp_path):
+    (tmp_path / "tokenizer").write_bytes(pickle.dumps(tokenizer("bytes")))
+    messages = user("Hello <|im_end|>")
+    code = f"""
+import pickle, pathlib
+print(pickle.loads(pathlib.Path({str(tmp_path / "tokenizer")!r}).read_bytes()).chat_ids({messages!r}))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tokenizer('bytes').chat_ids(messages)}\n"
+
+
+def test_a_template_that_writes_nothing_is_refused_without_a_warning():
+    with pytest.raises(ModelFileError, match="expected the conversation as text, got no text"):
+        with_template("bytes", "{{ '' }}").chat_ids(user("Hello"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "template", "reason"),
+    [
+        ("SECONDS", 0.2, "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "0.2 s"),
+        ("CHILD", Child("npllm.checkpoint.sandbox", memory=2**28, output=1000), "{{ 'a' * 2000 }}", "0 MB"),
+    ],
+)
+def test_the_limit_that_is_exceeded_is_named_and_the_next_rendering_succeeds(
+    setting, value, template, reason, monkeypatch
+):
+    monkeypatch.setattr(chat_template, setting, value)
+    with pytest.raises(ModelFileError, match=f"(takes|has) more than {reason}; use generate without --chat"):
+        rendered(template)
+    assert rendered("{{ messages[0].content }}", user("Hello")) == "Hello"
+    chat_template.CHILD.close()

@@ -12,6 +12,7 @@ import pytest
 
 from npllm.checkpoint import child as module
 from npllm.checkpoint.child import Child, ChildError
+from npllm.errors import UnavailableError
 
 LIMITED = sys.platform == "linux"
 LONG = 30.0  # more than any request here needs
@@ -83,10 +84,10 @@ def test_it_imports_little_and_nothing_from_the_current_folder(tmp_path, monkeyp
 
 
 def test_a_module_that_cannot_be_imported_and_a_python_that_cannot_be_started(monkeypatch):
-    with pytest.raises(ChildError, match="its process ended with exit code 1"):
+    with pytest.raises(UnavailableError, match="files does not start: its process ended with exit code 1"):
         Child("no_such_module", memory=2**28).ask(None, LONG)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    with pytest.raises(ChildError, match="a Python process cannot be started: "):
+    with pytest.raises(UnavailableError, match="a Python process for the model's files does not start: "):
         Child("child_case", memory=2**28).ask(None, LONG)
 
 

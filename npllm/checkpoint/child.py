@@ -7,8 +7,8 @@ The process calls `answer(request)` of one module for each request; requests and
 sys.path without the current folder, and the package without its `__init__`, which keeps its start short. Whatever
 happens in it, the parent gets an answer or a ChildError.
 
-Its time and the size of its answers are limited on every platform. Its memory is limited where RLIMIT_AS works: on
-Linux, not on macOS and Windows.
+Its time and the size of its answers are limited on every platform, its memory on Linux only: macOS and Windows enforce
+no RLIMIT_AS.
 """
 
 import contextlib
@@ -22,6 +22,8 @@ import threading
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from ..errors import UnavailableError
 
 if TYPE_CHECKING:
     import subprocess
@@ -47,7 +49,7 @@ class Child:
     """A process that answers requests. It starts at the first one, and again after a failure.
 
     module : its name; the process imports it and calls its function `answer`
-    memory : the most bytes that a request may add to the address space, where RLIMIT_AS works
+    memory : the most bytes that a request may add to the address space, on Linux
     output : the most bytes of an answer as JSON
     """
 
@@ -62,7 +64,7 @@ class Child:
 
         Raises
         ------
-        ChildError : the system cannot start it
+        UnavailableError : the system cannot start it
         """
         import subprocess  # here, because the child needs neither, and imports this module
         from pathlib import Path
@@ -81,7 +83,7 @@ class Child:
                     creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows: and no Ctrl-C
                 )
             except OSError as error:
-                raise ChildError(f"a Python process cannot be started: {error}") from error
+                raise UnavailableError(f"a Python process for the model's files does not start: {error}") from error
             self.process, self.ready, self.owner = process, False, os.getpid()
             self.finalizer = weakref.finalize(self, stop, process, self.owner)
 
@@ -91,17 +93,25 @@ class Child:
         Raises
         ------
         ChildError : there is none: it takes longer, or more memory, than it may, or the process died
+        UnavailableError : the process does not start
         """
         with self.lock:
             self.start()
             try:
-                if not self.ready:
-                    self.exchange(None, START_SECONDS)
-                    self.ready = True
+                self.wait()
                 return self.exchange([seconds, request], seconds)
             except BaseException:  # also KeyboardInterrupt: the answer to this request must not be the next one's
                 self.close()
                 raise
+
+    def wait(self) -> None:
+        """Wait until the process has imported the module."""
+        if not self.ready:
+            try:
+                self.exchange(None, START_SECONDS)
+            except ChildError as error:
+                raise UnavailableError(f"a Python process for the model's files does not start: {error}") from error
+            self.ready = True
 
     def exchange(self, request: Any, seconds: float) -> Any:
         """Write a request, unless it is None, and read the answer, within a time."""

@@ -138,7 +138,14 @@ class Text(str):
         if old == "":
             count(len(self) + (len(self) + 1) * len(new))
             return str.replace(self, old, new, times)
-        return (new if isinstance(new, Text) else Text(new)).join(self.split(old, times))
+        new = new if isinstance(new, Text) else Text(new)
+        origins, start = [], 0
+        for piece in str.split(self, old, times):
+            origins.append(self._origins[start : start + len(piece)])
+            start += len(piece) + len(old)
+        count(len(self) + (len(origins) - 1) * (len(new) - len(old)))
+        made = Text(str.replace(self, old, new, times), new._origins.join(origins))
+        return made._chosen_by(old, times == -1 or times)
 
     def lstrip(self, chars: str | None = None, /) -> "Text":
         return self._part(len(self) - len(str.lstrip(self, chars)), len(self))._chosen_by(chars)

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 from ..apps.chat import Chat
+from ..checkpoint.chat_template import CHILD
 from ..errors import UsageError
 from . import options, report
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     options.check_speed(args)
     if not isinstance(sys.stdin, io.TextIOWrapper):
         raise UsageError("stdin is closed: expected the turns of the conversation")
+    CHILD.start()  # which imports jinja2 while the weights are read
     chat = Chat(options.load_model(args), system, args.cache_dtype)
     how |= options.speculation(args, {})
     # utf-8-sig drops a byte order mark. An invalid line must not end the chat: see below.

@@ -6,6 +6,7 @@ import time
 
 from ..apps.chat import Chat
 from ..cache import CACHE_DTYPES, kv_cache_bytes
+from ..checkpoint.chat_template import CHILD
 from ..devices.memory import peak_bytes
 from ..errors import UsageError
 from ..loop import as_ids, steps
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     counts: dict[str, int] = {}
 
     started = time.perf_counter()
+    if args.chat:
+        CHILD.start()  # which imports jinja2 while the weights are read
     lm = options.load_model(args)
     how |= {"cache_dtype": args.cache_dtype} | options.speculation(args, counts)
     load_time = time.perf_counter() - started

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
-from ..errors import UsageError
+from ..errors import ModelFileError, UsageError
 from .utf8 import checked_text
 
 if TYPE_CHECKING:
@@ -80,19 +80,32 @@ def chat_ids(
     parts = render.parts(messages, add_generation_prompt)
     text = "".join(part.text for part in parts)
     warn_of_missing(messages, parts, text)
-    own = b"".join((b"1" if part.origin == TEMPLATE else b"0") * len(part.text) for part in parts)
-    if all(b"0" not in own[token.start : token.end] for token in controls(backend, text)):
+    origins = "".join({TEMPLATE: "T", UNKNOWN: "?"}.get(part.origin, "M") * len(part.text) for part in parts)
+    foreign = [token for token in controls(backend, text) if origins[token.start : token.end].strip("T")]
+    if not foreign:
         return backend.encode(text, add_special_tokens=False).ids
+    for token in foreign:
+        if "M" not in origins[token.start : token.end]:
+            warnings.warn(
+                f"the model's chat template makes {text[token.start : token.end]!r} in a way that a message could:"
+                " it is encoded as plain text",
+                stacklevel=3,
+            )
     written = [
         Control(token.id, run.start() + token.start, run.start() + token.end)
-        for run in re.finditer(b"1+", own)
+        for run in re.finditer("T+", origins)
         for token in controls(backend, text[slice(*run.span())])
     ]
     return encode_with(backend, text, written)
 
 
 def warn_of_missing(messages: Messages, parts: list[Part], text: str) -> None:
-    """Warn of each message of which the template wrote nothing."""
+    """Warn of each message of which the template wrote nothing. Raises ModelFileError if it wrote nothing at all."""
+    if not text:
+        raise ModelFileError(
+            "the model's chat template: expected the conversation as text, got no text;"
+            " use generate without --chat, or another copy of the model"
+        )
     shown = {part.origin for part in parts if part.text.strip()}
     for i, message in enumerate(messages):
         content = message["content"].strip()
