@@ -26,7 +26,7 @@ from .lm import LM, as_array, lm_head, transform
 from .options import capacity_for, check_options, check_prompt
 from .sampling import choose
 from .text.end_ids import end_ids
-from .text.stream import TextStream, split_at_stop
+from .text.stream import StoppingStream
 
 PREFILL_CHUNK = 256  # prompt tokens per pass: bounds the memory for their vectors, and fits in the CPU's caches
 
@@ -134,21 +134,17 @@ def loop(
     lm: LM, ids: list[int], tokens: Iterator[int], limit: int, stop: Sequence[str], cache: Cache, use_cache: bool
 ) -> Iterator[Step]:
     """The loop of `steps` after its checks: token by token, until one ends the text."""
-    tokenizer, waiting = lm.tokenizer, ""
+    tokenizer = lm.tokenizer
     ends = end_ids(lm.config.eos_token_id, lm.generation_config, () if tokenizer is None else tokenizer.end_ids)
-    text_stream = None if tokenizer is None else TextStream(tokenizer.backend, ids)
+    text_stream = None if tokenizer is None else StoppingStream(tokenizer.backend, ids, stop)
     for count, token in enumerate(tokens, 1):
         if not use_cache:
             cache["length"] = 0
         finish_reason = "stop" if token in ends else "length" if count == limit else None
+        text = ""
         if text_stream is not None:
-            waiting += "" if token in ends else text_stream.step(token)
-            waiting += text_stream.flush() if finish_reason else ""
-        text, waiting, stopped = split_at_stop(waiting, stop)
-        if stopped:
-            finish_reason = "stop"
-        elif finish_reason:
-            text, waiting = text + waiting, ""
+            text, stopped = text_stream.step(None if token in ends else token, last=finish_reason is not None)
+            finish_reason = "stop" if stopped else finish_reason
         yield Step(token, text, finish_reason)
         if finish_reason:
             return

@@ -1,6 +1,5 @@
 """The generation loop on tiny models: one with random weights, and one that recites a text."""
 
-import importlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +22,6 @@ from npllm.options import check_ids, check_options
 from npllm.shapes import Weights
 from npllm.text.stream import split_at_stop
 
-module = importlib.import_module("npllm.loop")
 SAMPLED = {"temperature": 1.0, "top_k": 8, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
 
 
@@ -41,7 +39,7 @@ class PieceStream:
     """A stand-in for text.stream.TextStream. A piece in parentheses stays incomplete until the next or the end."""
 
     def __init__(self, backend, context_ids):
-        self.pieces, self.incomplete = backend.pieces, ""
+        self.pieces, self.incomplete, self.special = backend.pieces, "", {}
 
     def step(self, token):
         text, self.incomplete = self.incomplete + self.pieces[token], ""
@@ -57,7 +55,7 @@ class PieceStream:
 @pytest.fixture(scope="module", autouse=True)
 def _pieces_instead_of_a_tokenizer():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TextStream", PieceStream)
+        patch.setattr("npllm.text.stream.TextStream", PieceStream)
         yield
 
 

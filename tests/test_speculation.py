@@ -1,6 +1,5 @@
 """Drafting changes only the speed: the ids stay the same, or with a sampled draft, the probabilities."""
 
-import importlib
 import math
 from itertools import product
 from types import SimpleNamespace
@@ -26,7 +25,6 @@ from npllm.loop import generate, steps
 from npllm.model import transform
 from npllm.sampling import choose, softmax
 
-loop = importlib.import_module("npllm.loop")
 SAMPLED = {"temperature": 1.2, "top_k": 9, "top_p": 0.98, "min_p": 0.01, "repetition_penalty": 1.1, "seed": 1}
 HOT = {"temperature": 1.5, "seed": 1}
 OPTIONS = pytest.mark.parametrize("options", [{}, SAMPLED, HOT], ids=["greedy", "filters", "hot"])
@@ -309,7 +307,7 @@ def test_a_given_cache_that_is_nearly_full_bounds_the_draft():
 
 @pytest.fixture
 def pieces(monkeypatch):
-    monkeypatch.setattr(loop, "TextStream", PieceStream)
+    monkeypatch.setattr("npllm.text.stream.TextStream", PieceStream)
 
 
 @pytest.mark.usefixtures("pieces")

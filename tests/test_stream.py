@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 from tokenizers.models import BPE
 
-from npllm.text.stream import TextStream
+from npllm.text.stream import StoppingStream, TextStream
 from npllm.tokenizer import Tokenizer
 
 
@@ -114,3 +114,61 @@ def test_a_tokenizer_without_decoder_streams_too():
     assert "".join(streamed(Tokenizer(backend), [0], [1, 0])) == " b a"
     backend.decoder = decoders.Fuse()
     assert "".join(streamed(Tokenizer(backend), [0], [1, 0])) == "ba"
+
+
+# Stop strings
+
+
+def stopped(name, ids, stop):
+    """The text shown for these ids up to a stop string, piece by piece, and how many ids that took."""
+    stream, shown = StoppingStream(tokenizer(name).backend, [], stop), []
+    for count, token in enumerate(ids, 1):
+        text, found = stream.step(token, last=count == len(ids))
+        shown.append(text)
+        if found:
+            return shown, count
+    return shown, None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "stop", "shown", "count"),
+    [
+        ("bytes", "ab<|im_start|>c", "<|im_start|>", "ab", 3),
+        ("bytes", "ab<|im_start|>c", "b<|im", "a", 3),  # half of a special token
+        ("bytes", "ab<|im_start|>c", "start|>c", "ab", 4),
+        ("bytes", "a<|im_end|><|im_start|>c", "end|><|im_start", "a", 3),  # halves of two
+        ("bytes", "a<|im_start|>b<|im_end|>c", "x<|im_start|>", "abc", None),
+        ("bytes", "a<|im_start|>b<|im_end|>c", "<|im_end|>", "ab", 4),  # text between special tokens is shown
+        ("bytes", "a<|im_start|>", "<|im_start|>b", "a", None),  # the end of the text comes first
+        ("bytes", "a<think>b", "<think>", "a", 2),  # a token that is not special has text
+        ("llama", "A\n<|end|>B", "\n<|end|>", "A", 3),  # <0x0A>, a byte that waits for others
+    ],
+)
+def test_a_stop_string_is_found_in_special_tokens_too(name, text, stop, shown, count):
+    ids = tokenizer(name).backend.encode(text, add_special_tokens=False).ids
+    pieces, stopped_at = stopped(name, ids, ["zzz", stop])
+    assert ("".join(pieces), stopped_at) == (shown, count)
+
+
+SPECIAL = ["<|im_start|>", "<|im_end|>", "a", "b", "<|", "|>", "船"]
+
+
+@given(parts=st.lists(st.sampled_from(SPECIAL), max_size=8), stop=st.lists(st.sampled_from(SPECIAL), min_size=1))
+def test_text_before_a_stop_string_is_what_decode_gives(parts, stop):
+    backend, stop = tokenizer("bytes").backend, ["".join(stop)]
+    ids = [i for part in parts for i in backend.encode(part, add_special_tokens=False).ids]
+    ends = [n for n in range(len(ids) + 1) if stop[0] in backend.decode(ids[:n], skip_special_tokens=False)]
+    pieces, stopped_at = stopped("bytes", ids, stop)
+    assert stopped_at == (ends[0] if ends else None)
+    whole = backend.decode(ids, skip_special_tokens=True)
+    assert whole.startswith("".join(pieces))
+    if not ends:
+        assert "".join(pieces) == whole
+
+
+def test_a_long_stop_string_takes_no_longer_than_its_text():
+    stop = ["a" * 1_000_000 + "b", "ab" * 500_000]
+    ids = tokenizer("bytes").backend.encode("a" * 2000 + "c" + "ab" * 1000, add_special_tokens=False).ids
+    shown, stopped_at = stopped("bytes", ids, stop)
+    assert stopped_at is None
+    assert "".join(shown) == "a" * 2000 + "c" + "ab" * 1000

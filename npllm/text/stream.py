@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class TextStream:
 
     def __init__(self, backend: "tokenizers.Tokenizer", context_ids: Sequence[int] = ()):
         self.backend = backend
-        self.special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        added = self.backend.get_added_tokens_decoder()
+        self.special = {i: token.content for i, token in added.items() if token.special}
         # Llama's decoder decodes consecutive byte tokens such as <0xF0> together: one invalid byte turns all of them
         # into U+FFFD. So the text of such a run is known only when it ends.
         decoder = self.backend.decoder
@@ -45,6 +47,11 @@ class TextStream:
             return ""
         self.waiting.append(token)
         return "" if self.is_byte(token) else self.emit(settled)
+
+    def complete(self) -> str:
+        """The rest of the text, if it ends at a character boundary; otherwise it goes on waiting."""
+        text = self.text(self.window + self.waiting)
+        return self.flush() if text == settled(text) else ""
 
     def flush(self) -> str:
         """The rest of the text. An incomplete character becomes U+FFFD, as in `decode`."""
@@ -81,6 +88,48 @@ def settled(text: str) -> str:
     return text.removesuffix("\N{REPLACEMENT CHARACTER}")
 
 
+class StoppingStream:
+    """A TextStream up to the first stop string.
+
+    As in transformers, a stop string is also found in the texts of special tokens, which are not shown, and across
+    tokens: half of it may be special.
+
+    Parameters
+    ----------
+    backend, context_ids : as in TextStream
+    stop : the stop strings
+    """
+
+    def __init__(self, backend: "tokenizers.Tokenizer", context_ids: Sequence[int], stop: Sequence[str]):
+        self.stream, self.stop = TextStream(backend, context_ids), stop
+        self.waiting, self.shown = "", b""  # the text that waits, and for each letter 1, or 0 if it is not shown
+
+    def step(self, token: int | None, last: bool) -> tuple[str, bool]:
+        """The text that may be shown after this id, and whether a stop string was found.
+
+        token : None for an end token, which has no text
+        last : whether no other id follows
+        """
+        if token is not None:
+            self.add(self.stream.step(token))
+            if self.stop and token in self.stream.special:
+                self.add(self.stream.complete())
+                self.add(self.stream.special[token], shown=False)
+        if last:
+            self.add(self.stream.flush())
+        text, waiting, stopped = split_at_stop(self.waiting, self.stop)
+        if last and not stopped:
+            text, waiting = self.waiting, ""
+        shown = "".join(compress(text, self.shown))
+        self.waiting, self.shown = waiting, self.shown[len(text) :]
+        return shown, stopped
+
+    def add(self, text: str, shown: bool = True) -> None:
+        """Append to the text that waits."""
+        self.waiting += text
+        self.shown += bytes([shown]) * len(text)
+
+
 def split_at_stop(text: str, stop: Sequence[str]) -> tuple[str, str, bool]:
     """The text that may be shown, the text that must wait, and whether a stop string was found.
 
@@ -92,6 +141,7 @@ def split_at_stop(text: str, stop: Sequence[str]) -> tuple[str, str, bool]:
     found = [text.index(s) for s in stop if s in text]
     if found:
         return text[: min(found)], "", True
-    beginnings = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
-    shown = len(text) - max(beginnings, default=0)
+    # From the front: all text before the first beginning is shown, so no place is tried twice in a stream.
+    begins = range(max(0, len(text) - max(map(len, stop), default=0)), len(text))
+    shown = next((n for n in begins if any(s.startswith(text[n:]) for s in stop)), len(text))
     return text[:shown], text[shown:], False
