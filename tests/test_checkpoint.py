@@ -18,10 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npllm
+from npllm.apps.chat import Chat
 from npllm.checkpoint import hub
 from npllm.checkpoint.hub import find
+from npllm.checkpoint.load import load_tokenizer
 from npllm.checkpoint.plan import halves_order
 from npllm.errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
+from npllm.inspect.look import look
+from npllm.inspect.page import contents
+from npllm.inspect.tokens import token_bytes
 
 MODEL_TYPES = ["phi3", "llama", "mistral", "qwen2"]
 
@@ -347,7 +352,36 @@ def test_pickled_weights_are_never_opened(folder, file):
 
 def test_a_tokenizer_with_more_tokens_than_the_embeddings_have_rows(tmp_path):
     write_folder(tmp_path / "m", vocab_size=260)
-    refuses(tmp_path / "m", "at most 260 tokens", "got 270")
+    lm = npllm.load(tmp_path / "m")
+    assert len(lm.tokenizer) == 270
+    assert len(npllm.generate(lm, "a", max_new_tokens=3).ids) <= 3
+    for use in (lm.tokenizer.encode, lambda text: npllm.generate(lm, text), npllm.pipeline("text-generation", lm)):
+        with pytest.raises(UsageError, match=r"below 260, the rows of the model's embeddings, got '<\|end\|>', 2\d\d;"):
+            use("a<|end|>")
+    with pytest.raises(UsageError, match="ids below 260"):
+        Chat(lm).ids_with("a")
+    assert load_tokenizer(tmp_path / "m").pieces(load_tokenizer(tmp_path / "m").encode("a<|end|>"))[-1] == "<|end|>"
+
+
+def test_rows_without_pieces_have_no_text(tmp_path):
+    write_folder(tmp_path / "m", vocab_size=300)
+    lm = npllm.load(tmp_path / "m")
+    assert (lm.tokenizer.decode([270, 299]), lm.tokenizer.pieces([299]), len(lm.tokenizer)) == ("", [""], 270)
+    assert token_bytes(lm.tokenizer, [299]) == [None]
+    with pytest.raises(UsageError, match="expected 0 to 299"):
+        lm.tokenizer.decode([300])
+    page = contents(look(lm, [65, 299, 280]), 1, "m")
+    assert page["text"] == lm.tokenizer.decode([65])
+    assert page["vocabulary"][270:] == [None] * 30
+
+
+@pytest.mark.parametrize("none", [-1, 2**32 - 1, [2**32 - 1], None])
+def test_ids_that_mean_none_are_none(tmp_path, none):
+    write_folder(tmp_path / "m", vocab_size=300, pad_token_id=none, bos_token_id=none, eos_token_id=none)
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": none, "pad_token_id": none}))
+    lm = npllm.load(tmp_path / "m")
+    assert (lm.config.pad_token_id, lm.config.eos_token_id) == (None, ())
+    assert len(npllm.generate(lm, "a", max_new_tokens=3).ids) <= 3
 
 
 # Names

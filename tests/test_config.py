@@ -247,7 +247,7 @@ def test_what_is_not_a_positive_number_is_refused(key, value):
             "layer_types: expected full_attention alone, since there is no sliding window",
         ),
         ({"eos_token_id": "</s>"}, "eos_token_id: expected a token id or a list of them"),
-        ({"eos_token_id": [1, -1]}, "eos_token_id: expected a token id or a list of them"),
+        ({"eos_token_id": [1, -2]}, "eos_token_id: expected a token id or a list of them"),
         ({"rope_scaling": "linear"}, "rope_scaling: expected an object"),
         ({"rope_parameters": [1]}, "rope_parameters: expected an object"),
         ({"rope_scaling": {"type": "longrope"}}, "rope_scaling: expected one of default, linear, llama3, got 'long"),
@@ -283,13 +283,15 @@ def test_json_is_read_as_it_comes():
     )
 
 
-@pytest.mark.parametrize(("value", "ids"), [(None, ()), (0, (0,)), (7, (7,)), ([7, 8], (7, 8)), ([], ())])
+@pytest.mark.parametrize(
+    ("value", "ids"), [(None, ()), (0, (0,)), (7, (7,)), ([7, 8], (7, 8)), ([], ()), (-1, ()), ([2**32 - 1, 7], (7,))]
+)
 def test_token_ids_are_one_a_list_or_none(value, ids):
     assert read_token_ids({"eos_token_id": value}, "eos_token_id", "generation_config.json") == ids
     assert read_token_ids({}, "eos_token_id", "generation_config.json") == ()
 
 
-@pytest.mark.parametrize("value", [True, "7", 7.0, [7, None], {"a": 1}, -1])
+@pytest.mark.parametrize("value", [True, "7", 7.0, [7, None], {"a": 1}, -2])
 def test_what_is_not_a_token_id_is_refused(value):
     with pytest.raises(ModelFileError, match=r"^generation_config\.json: eos_token_id: expected a token id"):
         read_token_ids({"eos_token_id": value}, "eos_token_id", "generation_config.json")

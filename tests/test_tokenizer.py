@@ -58,7 +58,7 @@ def test_the_size_is_the_largest_id_and_one_more():
 @pytest.mark.parametrize("wrong", [-1, 506, 2**40])
 def test_ids_outside_of_the_vocabulary_are_refused(wrong):
     for use in (tokenizer("bytes").decode, tokenizer("bytes").pieces):
-        with pytest.raises(UsageError, match=f"token ids: expected 0 to 505, .* got {wrong}"):
+        with pytest.raises(UsageError, match=f"token ids: expected 0 to 505, .*, got {wrong}"):
             use([1, wrong])
 
 

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from ..errors import ModelFileError
+from ..text.end_ids import NONE
 from ..tokenizer import Tokenizer
 from .chat_template import chat_renderer
 from .folder_tokenizer import add_bos_and_eos
@@ -206,10 +207,12 @@ def read_list(metadata: Mapping[str, Any], key: str, element: type, length: int 
 
 
 def read_id(metadata: Mapping[str, Any], key: str, texts: list[str], default: int | None = None) -> int | None:
-    """A token id in the metadata; None if it is missing and there is no default."""
+    """A token id in the metadata; None if the file says that there is none, or is silent and there is no default."""
     value = metadata.get(f"tokenizer.ggml.{key}")
     if value is None:
         return default if default is not None and default < len(texts) else None
+    if value in NONE:
+        return None
     if type(value) is not int or not 0 <= value < len(texts):
         raise refuse(key, f"an id from 0 to {len(texts) - 1}", repr(value))
     return value

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..config import Config
 from ..cuda.gpu import on_gpu
 from ..devices.device import Device, pick
-from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
+from ..errors import NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
 from ..families import family_of, read_config
 from ..lm import LM
 from ..shapes import Weights
@@ -146,11 +146,8 @@ def open_files(path: Path) -> Files:
         config = read_gguf_config(path, metadata, tensors)
         plans = plan_gguf(config, tensors, path)
         tokenizer = tokenizer_from_gguf(metadata)
-    if tokenizer is not None and len(tokenizer) > config.vocab_size:
-        raise ModelFileError(
-            f"{path}: expected a tokenizer of at most {config.vocab_size} tokens, the rows of the embeddings, got"
-            f" {len(tokenizer)}; take tokenizer and weights from the same place"
-        )
+    if tokenizer is not None:
+        tokenizer.rows = config.vocab_size
     return Files(keys, config, generation_config, tensors, plans, tokenizer)
 
 

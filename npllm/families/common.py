@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ModelFileError
+from ..text.end_ids import read_token_ids
 from .keys import Keys, is_positive
 
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
@@ -150,10 +151,10 @@ def head(keys: Keys, tied: bool = False, pad_token_id: int | None = None) -> dic
     classifies = any(name.endswith(CLASSIFIERS) for name in architectures)
     keys.mark_read("id2label", "problem_type")  # only a classifier needs them
     labels = keys.optional("num_labels")
-    pad = token_ids(keys, "pad_token_id")
+    pad, eos = (read_token_ids({key: keys.get(key)}, key, keys.where) for key in ("pad_token_id", "eos_token_id"))
     return {
         "tie_word_embeddings": keys.boolean("tie_word_embeddings", tied),
-        "eos_token_id": token_ids(keys, "eos_token_id"),
+        "eos_token_id": eos,
         "pad_token_id": pad[0] if pad else pad_token_id if classifies and not keys.has("pad_token_id") else None,
         "architectures": architectures,
         "id2label": read_labels(keys, labels) if classifies else (),
@@ -175,15 +176,6 @@ def read_labels(keys: Keys, count: int | None) -> tuple[str, ...]:
     if count not in (None, len(ids)):
         raise keys.refusal("num_labels", f"{len(ids)}, the number of labels in id2label")
     return tuple(labels[i] for i in ids)
-
-
-def token_ids(keys: Keys, key: str) -> tuple[int, ...]:
-    """One id, a list of ids or none, as a tuple."""
-    value = keys.get(key)
-    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise keys.refusal(key, "a token id or a list of them")
-    return ids
 
 
 def refuse_window(keys: Keys, context: int) -> None:

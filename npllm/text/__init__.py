@@ -1,9 +1,11 @@
 """Where text enters and leaves: the ids of a conversation, and the text of ids that arrive one at a time.
 
-one_line  text for a terminal: one line, control characters escaped
-stderr    lines on stderr
-utf8      the check that a text can be encoded as UTF-8
-chat_ids  the ids of a conversation, with no control token from a user
-stream    the text of ids that arrive one at a time, and stop strings
-end_ids   the tokens that end a text
+one_line        text for a terminal: one line, control characters escaped
+stderr          lines on stderr
+utf8            the check that a text can be encoded as UTF-8
+token_ids       the checks of token ids
+library_errors  the errors of the tokenizers library as npllm's
+chat_ids        the ids of a conversation, with no control token from a user
+stream          the text of ids that arrive one at a time, and stop strings
+end_ids         the tokens that end a text
 """

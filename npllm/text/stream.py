@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING
 
+from .library_errors import library_errors
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -72,7 +74,8 @@ class TextStream:
 
     def text(self, ids: list[int]) -> str:
         """The text of these ids, without special tokens."""
-        return self.backend.decode(ids, skip_special_tokens=True)
+        with library_errors():
+            return self.backend.decode(ids, skip_special_tokens=True)
 
     def piece(self, token: int) -> str | None:
         """The id's piece; None for an id that adds no text."""
