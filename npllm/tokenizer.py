@@ -37,6 +37,8 @@ class Tokenizer:
         chat_template: str | None = None,
         render: Renderer | None = None,
     ):
+        backend.no_truncation()
+        backend.no_padding()
         self.backend, self.end_ids = backend, frozenset(end_ids)
         self.chat_template, self.render = chat_template, render
         self.rows: int | None = None  # of the model's embeddings: often more than there are pieces, rarely fewer

@@ -69,6 +69,25 @@ def test_the_config_describes_added_tokens_anew(folder):
     assert anew.pieces(anew.encode("<|user|>\nA"))[1:4] == ["<|user|>", "▁", "<0x0A>"]
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [["<|tool|>"], {"tool_token": "<|tool|>"}, [{"__type": "AddedToken", "content": "<|tool|>", "special": True}]],
+)
+def test_extra_special_tokens_are_tokens(folder, extra):
+    configure(folder, extra_special_tokens=extra, additional_special_tokens=["<other>"])
+    tokenizer = tokenizer_from_folder(folder)
+    ids = tokenizer.backend.encode("<|tool|>", add_special_tokens=False).ids
+    assert (tokenizer.pieces(ids), tokenizer.decode(ids, skip_special_tokens=True)) == (["<|tool|>"], "")
+
+
+def test_the_chat_template_knows_the_named_tokens(folder):
+    template = "{{ tool_token }}{{ image_token }}{{ eos_token }}"
+    extra = {"tool_token": "<|tool|>"}
+    configure(folder, extra_special_tokens=extra, image_token="<image>", chat_template=template)
+    ids = tokenizer_from_folder(folder).chat_ids([{"role": "user", "content": ""}])
+    assert tokenizer_from_folder(folder).pieces(ids) == ["<|tool|>", "<image>", "<|endoftext|>"]
+
+
 def test_the_chat_template_comes_from_its_file_the_config_or_a_list(folder):
     template = tokenizer("llama").chat_template
     assert template.startswith("{% for message in messages %}")

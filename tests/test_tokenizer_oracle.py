@@ -89,6 +89,19 @@ SETTINGS = {
     "a new token": {"pad_token": "<pad>", "additional_special_tokens": ["<|tool|>", "<|end|>"]},
     "tokens as objects": {"eos_token": {"__type": "AddedToken", **ADDED, "content": "<eos>", "lstrip": True}},
     "other flags": {"added_tokens_decoder": {"763": ADDED}},
+    "extra tokens": {"extra_special_tokens": ["<|tool|>", {"__type": "AddedToken", **ADDED, "content": "<eos>"}]},
+    "extra tokens before additional ones": {
+        "extra_special_tokens": ["<new>"],
+        "additional_special_tokens": ["<|tool|>"],
+    },
+    "named extra tokens": {
+        "extra_special_tokens": {"tool_token": "<|tool|>", "pad_token": "<pad>"},
+        "x_token": "<new>",
+    },
+    "an extra token that is a piece": {"extra_special_tokens": {"x": "the"}},
+    "an extra token that is not special": {
+        "extra_special_tokens": [{"__type": "AddedToken", "content": "<new>", "special": False}]
+    },
     "a new token with flags": {"added_tokens_decoder": {"770": ADDED | {"content": "<new>", "rstrip": True}}},
 }
 

@@ -10,6 +10,7 @@ child             a Python process that may die
 origin            text that knows who wrote each character
 sandbox           a chat template's sandbox
 chat_template     a conversation as one text
+tokenizer_check   the check of a folder's tokenizer, in a process that may die
 folder_tokenizer  the tokenizer of a folder
 gguf_tokenizer    the tokenizer of a .gguf file
 narrow            a matrix from its file, in 16 bits or fewer
