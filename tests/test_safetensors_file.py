@@ -96,7 +96,25 @@ def test_a_header_longer_than_the_file(path):
         {"dtype": "F32", "shape": [True], "data_offsets": None},
         {"dtype": "F32", "shape": 64, "data_offsets": None},
         {"dtype": 32, "shape": [64], "data_offsets": None},
+        {"dtype": "F32", "shape": [0], "data_offsets": None},
+        {"dtype": "F32", "shape": [], "data_offsets": None},
+        {"dtype": "F32", "shape": [2**62, 4], "data_offsets": None},  # 2**66 bytes: 0 in 64 bits
+        {"dtype": "F32", "shape": [64.0], "data_offsets": None},
+        {"dtype": "F32", "shape": ["64"], "data_offsets": None},
+        {"dtype": "F32", "shape": None, "data_offsets": None},
+        {"dtype": "F32", "shape": [1] * 9, "data_offsets": None},
+        {"dtype": "F64", "shape": [64], "data_offsets": None},
+        {"dtype": "I64", "shape": [64], "data_offsets": None},
+        {"dtype": "BOOL", "shape": [64], "data_offsets": None},
+        {"dtype": "F8_E5M2", "shape": [64], "data_offsets": None},
+        {"dtype": "", "shape": [64], "data_offsets": None},
+        {"dtype": None, "shape": [64], "data_offsets": None},
+        {"dtype": "F32", "shape": [64], "data_offsets": [0, None]},
+        {"dtype": "F32", "shape": [64], "data_offsets": [False, 256]},
+        {"dtype": "F32", "shape": [64], "data_offsets": "0, 256"},
         {"shape": [64], "data_offsets": None},
+        "F32",
+        7,
         [],
         None,
     ],
@@ -155,3 +173,45 @@ def test_a_dtype_of_several_tensors_cannot_be_claimed(path, dtype):
 
     rewrite(path, change)
     refuses(path, "expected dtype, shape, data_offsets")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": {}, "b": {}, "a": {}}', "expected each name once, got 'a' twice"),
+        ('{"a": {"dtype": "F32", "dtype": "F16", "shape": [0], "data_offsets": [0, 0]}}', "got 'dtype' twice"),
+        ('{"__metadata__": {"x": "1", "x": "2"}}', "got 'x' twice"),
+        ('{"__metadata__": []}', "__metadata__: expected an object of texts"),
+        ('{"__metadata__": {"format": 1}}', "__metadata__: expected an object of texts"),
+        ('{"__metadata__": "pt"}', "__metadata__: expected an object of texts"),
+        ("[]", "expected a JSON object, got list"),
+        ("", "expected JSON, got Expecting value"),
+        (r'{"\ud800": {}}', "which is no character"),
+    ],
+)
+def test_headers_that_are_ambiguous_or_of_another_kind(tmp_path, text, message):
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text.encode())
+    refuses(tmp_path / "x.safetensors", "x.safetensors: ", message)
+
+
+@pytest.mark.parametrize("metadata", ["", '"__metadata__": null, ', '"__metadata__": {}, '])
+def test_metadata_may_be_missing_and_a_tensor_empty(tmp_path, metadata):
+    text = "{" + metadata + '"a": {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 0]}}'
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text.encode())
+    assert read_header(tmp_path / "x.safetensors")["a"].shape == (0, 4)
+
+
+def test_twice_is_found_among_many_names_in_no_time(tmp_path):
+    names = [*map(str, range(50_000)), "49999"]
+    text = "{" + ",".join(f'"{name}":0' for name in names) + "}"
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text.encode())
+    refuses(tmp_path / "x.safetensors", "got '49999' twice")
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"), (b"<!DOCTYPE html>", "a web page")],
+)
+def test_another_file_in_its_place_is_named(tmp_path, start, kind):
+    (tmp_path / "x.safetensors").write_bytes(start + b"more")
+    refuses(tmp_path / "x.safetensors", "got a file of", kind)

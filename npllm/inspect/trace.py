@@ -12,28 +12,34 @@ Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6).
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from errno import ENOENT
 from math import prod
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from array_api_compat import device
-from safetensors import SafetensorError, safe_open
 
 from ..arrays import Array, array_namespace
 from ..cache import empty_cache
 from ..devices.device import to_host
 from ..devices.memory import check_memory
-from ..errors import ModelFileError, UsageError
+from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UsageError
 from ..lm import LM, forward
 from ..options import check_prompt
 from ..storage.files import write_file
-from ..storage.safetensors_file import Entry, header
+from ..storage.json_file import parse_value
+from ..storage.safetensors_file import Entry, header, read_whole_header
+from ..storage.stored import Stored, read_exactly
 from ..tap import Tap, untapped
 from .record import matches, record
 
-DTYPES = ("F32", "F16", "BF16", "F64", "BOOL")  # of a tensor in a trace file; npllm writes F32
+# The dtypes of a tensor in a trace file; npllm writes F32.
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "BOOL": np.bool_}
+MOST_IDS = 2**20  # a trace of so long a text would take terabytes
 
 
 def trace(
@@ -102,7 +108,7 @@ def check_patterns(only: str, names: Collection[str], where: str = "--only") -> 
         if not any(matches(name, pattern) for name in names):
             any_layer = dict.fromkeys(re.sub(r"\d+", "*", name) for name in names)
             ends = dict.fromkeys("*." + name.rsplit(".", 1)[-1] for name in any_layer if "." in name)
-            near = difflib.get_close_matches(pattern, [*any_layer, *ends, *names], n=3)
+            near = difflib.get_close_matches(pattern, [*any_layer, *ends, *names][:1000], n=3)
             if any(matches(name, re.sub(r"\d+", "*", pattern)) for name in names):
                 hint = f"the layers are 0 to {max(int(i) for name in names for i in re.findall(r'[0-9]+', name))}"
             elif near:
@@ -139,45 +145,66 @@ def read_trace(path: Path, only: str = "*") -> tuple[dict[str, np.ndarray], dict
     NotEnoughMemoryError : the values do not fit
     """
     try:
-        with path.open("rb"):  # the library's own errors do not give the reason
-            pass
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            names = names_of(path, metadata, file.keys())
-            check_patterns(only, names, f"{path}: --only")
-            patterns, tokens, size = f"{only},*.visible", set(), 0
-            for name in names:
-                tensor = file.get_slice(name)
-                dtype, shape = tensor.get_dtype(), tensor.get_shape()
-                if dtype not in DTYPES or len(shape) < 2 or 0 in shape:
-                    raise ModelFileError(
-                        f"{path}: {name}: expected a tensor ({', '.join(DTYPES)}) with two or more axes, got {dtype}"
-                        f" {shape}"
-                    )
-                tokens.add(shape[-2])
-                size += 4 * prod(shape) if matches(name, patterns) else 0
-            if "ids" in metadata:
-                tokens.add(len(parse_ids(metadata["ids"], f"{path}: ids", ModelFileError)))
-            if len(tokens) != 1:
-                raise ModelFileError(
-                    f"{path}: expected values of equally many tokens, got {sorted(tokens)}; write the file again"
-                )
-            check_memory({str(path): size})
-            arrays = {
-                name: file.get_tensor(name).astype(np.float32, copy=False) for name in names if matches(name, patterns)
-            }
-    except SafetensorError as error:
-        raise ModelFileError(f"{path}: expected a trace, which is a safetensors file, got {error}") from error
+        stored, metadata = read_trace_header(path)
+        names = names_of(path, metadata, stored)
+        check_patterns(only, names, f"{path}: --only")
+        check_tokens(path, stored, metadata)
+        wanted = [stored[name] for name in names if matches(name, f"{only},*.visible")]
+        check_memory({str(path): sum(4 * prod(one.shape) for one in wanted)})
+        return {one.name: read_value(one) for one in wanted}, metadata
     except OSError as error:
+        if isinstance(error, NpllmError):
+            raise
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return arrays, metadata
+    except MemoryError as error:
+        if isinstance(error, NpllmError):
+            raise
+        raise NotEnoughMemoryError(f"{path}: the values do not fit ({error}); choose some with --only") from error
+
+
+def read_trace_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors and the metadata of a trace file."""
+    if not path.is_file():
+        found = "it is not a file" if path.exists() else os.strerror(ENOENT)
+        raise UsageError(f"{path}: cannot be read: {found}")
+    try:
+        return read_whole_header(path)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: expected a trace, which is a safetensors file, got {error}") from error
+
+
+def check_tokens(path: Path, stored: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+    """Refuse a trace whose values are not all of the same number of tokens, that of its ids."""
+    for name, tensor in stored.items():
+        if tensor.dtype not in DTYPES or len(tensor.shape) < 2 or 0 in tensor.shape:
+            raise ModelFileError(
+                f"{path}: {name}: expected a tensor ({', '.join(DTYPES)}) with two or more axes, got {tensor.dtype}"
+                f" {list(tensor.shape)}"
+            )
+    tokens = {tensor.shape[-2] for tensor in stored.values()}
+    if "ids" in metadata:
+        tokens.add(len(parse_ids(metadata["ids"], f"{path}: ids", ModelFileError)))
+    if len(tokens) != 1:
+        raise ModelFileError(
+            f"{path}: expected values of equally many tokens, got {sorted(tokens)[:5]}; write the file again"
+        )
+
+
+def read_value(tensor: Stored) -> np.ndarray:
+    """A value in float32."""
+    with tensor.path.open("rb") as file:
+        file.seek(tensor.offset)
+        raw: np.ndarray = np.empty(tensor.shape, DTYPES[tensor.dtype])
+        read_exactly(file, raw, tensor)
+    with np.errstate(over="ignore", invalid="ignore"):  # to infinity and NaN, which `compare` counts
+        return raw.astype(np.float32, copy=False)
 
 
 def names_of(path: Path, metadata: Mapping[str, str], tensors: Collection[str]) -> list[str]:
     """The names in a trace file, in the order of execution, checked to be printable."""
     try:
-        names = json.loads(metadata.get("names", "null"))
-    except (ValueError, RecursionError):
+        names = parse_value(metadata.get("names", "null").encode(), path)
+    except ModelFileError:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
         raise ModelFileError(
@@ -197,6 +224,8 @@ def names_of(path: Path, metadata: Mapping[str, str], tensors: Collection[str]) 
 
 def parse_ids(text: str, where: str, error: type[UsageError] | type[ModelFileError] = UsageError) -> list[int]:
     """The token ids in a comma-separated text."""
+    if text.count(",") >= MOST_IDS:
+        raise error(f"{where}: expected at most {MOST_IDS} token ids, got {text.count(',') + 1}")
     if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text, re.ASCII):
         raise error(f"{where}: expected comma-separated token ids, got {text[:80]!r}")
     return [int(part) for part in text.split(",")]

@@ -10,6 +10,7 @@ gguf_blocks       the block formats of GGUF
 own_format        the codes, scales and minima that `npllm convert` writes
 stored            a tensor in a file: where it is, and reading it in pieces
 read_ahead        reading with several threads, in order
+file_kind         what a file is, by its first bytes
 json_file         JSON objects in files
 safetensors_file  the header of a safetensors file, read and written
 files             files and folders that are written completely or not at all

@@ -1,29 +1,92 @@
-"""JSON objects in files, read with a size limit and with errors that name the file."""
+"""JSON objects in files, read with limits on size, memory and nesting, and with errors that name the file."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError
 
 LARGEST_JSON = 100_000_000  # bytes; also the safetensors library's limit for a header
+DEEPEST = 50  # objects and lists within each other
+SPARE = 200_000_000  # bytes of memory that reading a file may take, beside 4 times its size
+# Upper bounds of the memory for a value, in bytes, by the characters that it costs in the text: an object, a key with
+# its value (tables grow threefold), a list, an element, and half a string. They are CPython's, on 64 bits.
+COSTS = {b"{": 128, b":": 100, b"[": 120, b",": 64, b'"': 40}
+
+Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
 
-def parse_json(text: bytes, where: Path) -> dict[str, Any]:
+def parse_json(text: bytes, where: Path, pairs: Pairs | None = None) -> dict[str, Any]:
     """The object in a JSON text.
+
+    pairs : makes an object of its keys and values. Without it, of a key that occurs twice the last value counts, as in
+        transformers
 
     Raises
     ------
-    ModelFileError : it is not JSON, or not an object
+    ModelFileError : it is not an object; and those of `parse_value`
     """
-    try:
-        keys = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError includes bytes that are not UTF-8
-        raise ModelFileError(f"{where}: expected JSON, got {error}; download the file again") from error
+    keys = parse_value(text, where, pairs)
     if not isinstance(keys, dict):
         raise ModelFileError(f"{where}: expected a JSON object, got {type(keys).__name__}; download the file again")
     return keys
+
+
+def parse_value(text: bytes, where: Path, pairs: Pairs | None = None) -> Any:
+    """The value in a JSON text, of any type.
+
+    Raises
+    ------
+    ModelFileError : it is not JSON in UTF-8, is nested too deeply, or takes too much memory
+    """
+    check_cost(text, where)
+    try:
+        value = json.loads(text.decode("utf-8-sig"), object_pairs_hook=pairs)
+    except ModelFileError:  # by `pairs`
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError includes bytes that are not UTF-8
+        got = str(error).partition(";")[0]
+        raise ModelFileError(f"{where}: expected JSON, got {got}; download the file again") from error
+    check_depth(value, where)
+    if re.search(rb"\\u[dD][89a-fA-F]", text):
+        check_surrogates(value, where)
+    return value
+
+
+def check_cost(text: bytes, where: Path) -> None:
+    """Refuse a text whose values might take more memory than 4 times its size and SPARE.
+
+    A string is in memory with 1 byte for each character, or up to 4 if one of its characters needs them. It is there
+    up to three times at once: in the whole text, in parts and joined.
+    """
+    width = 1 if text.isascii() and b"\\u" not in text else 4
+    cost = (1 + 3 * width) * len(text) + sum(each * text.count(mark) for mark, each in COSTS.items())
+    if cost > 4 * len(text) + SPARE:
+        raise ModelFileError(
+            f"{where}: expected JSON that takes at most {4 * len(text) + SPARE} bytes of memory, got up to {cost} bytes"
+            f" for {len(text)} bytes of text; no model's file is like this: download it again"
+        )
+
+
+def check_depth(value: Any, where: Path) -> None:
+    """Refuse objects and lists nested more than DEEPEST times: to print or to write them might fail."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST):
+        inner = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [one for values in inner for one in values if isinstance(one, dict | list)]
+    if level:
+        raise ModelFileError(f"{where}: expected at most {DEEPEST} levels of JSON, got more; download the file again")
+
+
+def check_surrogates(value: Any, where: Path) -> None:
+    """Refuse half a pair of surrogates, such as "\\ud800": it is no character, and cannot be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ModelFileError(f"{where}: expected text, got {half}, which is no character") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Source: https://github.com/huggingface/safetensors
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from math import prod
@@ -14,11 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from ..errors import ModelFileError
+from .file_kind import file_kind
 from .json_file import LARGEST_JSON, parse_json
-from .stored import FORMATS, Stored
+from .stored import Stored
 
 KEYS = ("dtype", "shape", "data_offsets")
-BYTES_EACH = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}  # what npllm writes; the last two hold codes
+BYTES_EACH = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1},
+}
 
 
 class Entry(NamedTuple):
@@ -57,6 +62,11 @@ def read_header(path: Path) -> dict[str, Stored]:
     ------
     ModelFileError : the file is missing or cut short, or its header contradicts itself
     """
+    return read_whole_header(path)[0]
+
+
+def read_whole_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The same, and the metadata: text about the file; errors as in `read_header`."""
     if not path.is_file():
         raise ModelFileError(f"{path}: expected this file, there is none; get the missing part of the checkpoint")
     size = path.stat().st_size
@@ -64,11 +74,14 @@ def read_header(path: Path) -> dict[str, Stored]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, LARGEST_JSON):
             raise ModelFileError(
-                f"{path}: expected a header of {length} bytes, got a file of {size} bytes; it is cut short or not a"
-                " safetensors file: download it again"
+                f"{path}: expected a header of {length} bytes, got a file of {size} bytes, {file_kind(path)}; it is cut"
+                " short or not a safetensors file: download it again"
             )
-        keys = parse_json(file.read(length), path)
-    keys.pop("__metadata__", None)
+        keys = parse_json(file.read(length), path, lambda pairs: unique(pairs, path))
+    found = keys.pop("__metadata__", None)
+    metadata = {} if found is None else found
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ModelFileError(f"{path}: __metadata__: expected an object of texts; download the file again")
     start = 8 + length
     stored, spans = {}, [(0, 0)]
     for name, value in keys.items():
@@ -85,15 +98,23 @@ def read_header(path: Path) -> dict[str, Stored]:
             )
     if start + spans[-1][1] != size:
         raise ModelFileError(f"{path}: expected {start + spans[-1][1]} bytes, got {size}; download the file again")
-    return stored
+    return stored, metadata
+
+
+def unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """An object of a header, in which no key may occur twice: which of two tensors is meant?"""
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ModelFileError(f"{path}: expected each name once, got {twice!r:.80} twice; download the file again")
+    return keys
 
 
 def check_size(stored: Stored, nbytes: int) -> None:
-    """Refuse a tensor whose byte range does not fit its dtype and shape; other dtypes than npllm's are not checked."""
-    if stored.dtype in BYTES_EACH:
-        expected = Entry(stored.name, stored.dtype, stored.shape).nbytes
-    else:
-        expected = stored.nbytes if stored.dtype in FORMATS else nbytes
+    """Refuse a tensor whose byte range does not fit its dtype and shape; newer dtypes than these are not checked."""
+    if stored.dtype not in BYTES_EACH:
+        return
+    expected = Entry(stored.name, stored.dtype, stored.shape).nbytes
     if nbytes != expected:
         raise ModelFileError(
             f"{stored.path}: {stored.name}: expected {expected} bytes for {stored.dtype} {list(stored.shape)}, got"
