@@ -238,11 +238,11 @@ def test_an_unknown_dtype_is_named(folder):
     refuses(folder, "model.norm.weight", "[256]")
 
     def change_again(header, numbers):
-        header[NORM] |= {"shape": [64]}
+        header[NORM] |= {"dtype": "F8_E8M0", "shape": [64]}
         return header, numbers
 
     rewrite(folder, change_again)
-    refuses(folder, "model.norm.weight F8_E4M3", "expected one of F32, F16, BF16")
+    refuses(folder, "model.norm.weight F8_E8M0", "expected one of F32, F16, BF16")
 
 
 @pytest.fixture
@@ -391,7 +391,9 @@ def test_a_name_is_a_folder_or_a_gguf_file_or_nothing(folder, tmp_path):
     assert find(str(folder)) == folder
     (tmp_path / "x.gguf").touch()
     assert find(str(tmp_path / "x.gguf")) == tmp_path / "x.gguf"
-    with pytest.raises(ModelFileError, match=r"expected a folder or a \.gguf file; give the folder"):
+    with pytest.raises(
+        ModelFileError, match=r"expected a folder or a \.gguf file, got a safetensors file; give the folder"
+    ):
         find(str(folder / "model.safetensors"))
     for name in ("./nothing", str(tmp_path / "nothing"), "nothing.gguf", "a/b/c", "..\\x"):
         with pytest.raises(UnavailableError, match="there is nothing of that name"):

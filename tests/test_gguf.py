@@ -330,6 +330,26 @@ def key(name: str, kind: int) -> bytes:
         ([u64(1, 0), u64(1), b"w", struct.pack("<IQIQ", 1, 4, 0, 2**63)], "w: expected"),
         ([u64(1, 0), u64(1), b"w", struct.pack("<IQIQ", 1, 4, 12, 2**63)], "w: expected"),
         ([u64(2, 0)] + 2 * [u64(1), b"w", struct.pack("<IQIQ", 1, 1, 0, 0)], "got w twice"),
+        ([u64(0, 2**16 + 1), bytes(2**21)], "number of keys: expected at most 65536, got 65537"),
+        ([u64(2**16 + 1, 0), bytes(2**21)], "number of tensors: expected at most 65536, got 65537"),
+        ([u64(0, 1), u64(2**64 - 1)], "expected 18446744073709551623 more bytes"),
+        ([u64(0, 1), key("a", 8), u64(2**63)], "a: expected 9223372036854775816 more bytes"),
+        ([u64(0, 1), key("a", 9), struct.pack("<IQ", 9, 1)], "a: expected a list of strings or numbers, got type 9"),
+        ([u64(0, 1), key("a", 9), struct.pack("<IQ", 13, 1)], "a: expected a list of strings or numbers, got type 13"),
+        ([u64(0, 1), key("a", 9), struct.pack("<IQ", 8, 2**64 - 1)], "a: expected room for"),
+        ([u64(0, 1), key("a", 8), u64(2), b"\xed\xa0"], "a: expected UTF-8"),
+        ([u64(0, 1), u64(1), b"\xff"], "a key's name: expected UTF-8"),
+        ([u64(1, 0), u64(1), b"w", struct.pack("<IQQIQ", 2, 2**62, 4, 0, 0)], "w: expected"),
+        ([u64(1, 0), u64(1), b"w", struct.pack("<IQIQ", 1, 1, 0, 2**64 - 1)], "w: expected"),
+        ([u64(1, 0), u64(1), b"w", struct.pack("<I", 2**32 - 1)], "w: expected 1 to 4 dimensions"),
+        ([u64(0, 1), key("general.alignment", 4), struct.pack("<I", 0)], "general.alignment: expected a number"),
+        (
+            [u64(0, 1), key("general.alignment", 4), struct.pack("<I", 2**20 + 1)],
+            "general.alignment: expected a number",
+        ),
+        ([u64(0, 1), key("general.alignment", 6), struct.pack("<f", 32.0)], "general.alignment: expected a number"),
+        ([u64(0, 1), key("general.alignment", 7), b"\1"], "general.alignment: expected a number"),
+        ([u64(0, 1), key("general.alignment", 8), u64(2), b"32"], "general.alignment: expected a number"),
     ],
 )
 def test_counts_and_lengths_that_lie(tmp_path, fields, message):
@@ -342,6 +362,39 @@ def test_counts_and_lengths_that_lie(tmp_path, fields, message):
 def test_other_files(tmp_path, start):
     (tmp_path / "x.gguf").write_bytes(start + bytes(100))
     refuses(tmp_path / "x.gguf", "expected a little-endian GGUF file of version 2 or 3")
+
+
+@pytest.mark.parametrize(("second", "message"), [(8, "b: expected it to begin after a, got an overlap"), (16, None)])
+def test_tensors_that_overlap(tmp_path, second, message):
+    entries = [u64(1) + name + struct.pack("<IQIQ", 1, 4, 0, at) for name, at in ((b"b", second), (b"a", 0))]
+    path = with_header(tmp_path / "x.gguf", u64(2, 0), *entries)
+    start = -(-path.stat().st_size // 32) * 32
+    with path.open("ab") as file:
+        file.truncate(start + second + 16)
+    if message is None:
+        assert read_gguf(path)[1].keys() == {"a", "b"}
+    else:
+        refuses(path, message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "cost"),
+    [
+        ([key("a", 9), struct.pack("<IQ", 0, 10), bytes(10)], 10 * 37),
+        ([key("a", 9), struct.pack("<IQ", 5, 10), bytes(40)], 10 * 28),
+        ([key("a", 9), struct.pack("<IQ", 12, 10), bytes(80)], 10 * 16),
+        ([key("a", 9), struct.pack("<IQ", 8, 3), u64(1), b"a", u64(1), b"b", u64(0)], 3 * 68 + 2),
+        ([key("a", 8), u64(500), b"a" * 500], 68 + 500),
+        ([key("a", 4), bytes(4)], 0),
+    ],
+)
+def test_the_memory_for_metadata_is_bounded(tmp_path, monkeypatch, fields, cost):
+    path = with_header(tmp_path / "x.gguf", u64(0, 1), *fields)
+    cost += 68 + 1  # the key's name
+    monkeypatch.setattr("npllm.checkpoint.gguf.SPARE", cost)
+    assert list(read_gguf(path)[0]) == ["a"]
+    monkeypatch.setattr("npllm.checkpoint.gguf.SPARE", cost - 1)
+    refuses(path, "a: expected metadata that take" if cost > 69 else "a key's name: expected metadata that take")
 
 
 def test_version_2_is_read(tmp_path):

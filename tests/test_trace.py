@@ -223,11 +223,21 @@ GOOD = {"a": np.ones((2, 3), dtype=np.float32), "b": np.ones((4, 2, 5), dtype=np
         (GOOD, {"names": '["a", "b", "a"]'}, "to list each tensor once"),
         (GOOD, {"names": '["a", "b"]', "ids": "1;2"}, "x: ids: expected comma-separated token ids"),
         (GOOD, {"names": '["a", "b"]', "ids": "1," + "9" * 5000}, "x: ids: expected comma-separated token ids"),
+        (GOOD, {"names": '["a", "b"]', "ids": "1" + ",1" * 2**20}, "x: ids: expected at most 1048576 token ids, got"),
+        (GOOD, {"names": '["a", "b"]', "ids": ""}, "x: ids: expected comma-separated token ids, got ''"),
+        (GOOD, {"names": '["a", "b"]', "ids": "1,-2"}, "x: ids: expected comma-separated token ids"),
+        (GOOD, {"names": '["a", "b"]', "ids": "1,\u0662"}, "x: ids: expected comma-separated token ids"),
+        (GOOD, {"names": '["a", "b"], 1'}, 'without a list of "names"'),
+        (GOOD, {"names": '["a", "\\ud800"]'}, 'without a list of "names"'),
         (GOOD, {"names": '["a", "b"]', "ids": "1,2,3"}, r"values of equally many tokens, got \[2, 3\]"),
         (GOOD | {"b": GOOD["b"][:, :1]}, {"names": '["a", "b"]'}, r"equally many tokens, got \[1, 2\]"),
         ({"a": np.ones(3, dtype=np.float32)}, {"names": '["a"]'}, r"a: expected a tensor .* two or more axes, got F32"),
         ({"a": np.ones((0, 3), dtype=np.float32)}, {"names": '["a"]'}, r"a: expected a tensor .* got F32 \[0, 3\]"),
+        ({"a": np.ones((2, 0), dtype=np.float32)}, {"names": '["a"]'}, r"a: expected a tensor .* got F32 \[2, 0\]"),
+        ({"a": np.ones((), dtype=np.float32)}, {"names": '["a"]'}, r"a: expected a tensor .* got F32 \[\]"),
+        ({"a": np.ones((2, 3), dtype=np.uint8)}, {"names": '["a"]'}, r"a: expected a tensor .* got U8"),
         ({"a": np.ones((2, 3), dtype=np.int64)}, {"names": '["a"]'}, r"a: expected a tensor .* got I64"),
+        ({"\u202e": np.ones((2, 3))}, {"names": '["\\u202e"]'}, r"printable names, got '\\u202e'"),
         ({"\x1b[31m": np.ones((2, 3))}, {"names": '["\\u001b[31m"]'}, r"printable names, got '\\x1b\[31m'"),
     ],
     ids=lambda value: str(value)[:40],
@@ -244,6 +254,9 @@ def test_a_safetensors_file_that_is_no_trace(tmp_path, tensors, metadata, messag
         b"",
         b"GGUF",
         b"a text, and no safetensors file",
+        b"PK\3\4" + bytes(100),
+        b"version https://git-lfs.github.com/spec/v1",
+        struct.pack("<Q", 27) + b'{"a":1,"a":1,"__metadata":1}',
         b"\xff" * 64,
         struct.pack("<Q", 2**63) + b"{}",
         struct.pack("<Q", 10) + b'{"a": 1}  ',
@@ -290,6 +303,30 @@ def test_a_file_that_is_not_there_or_may_not_be_read(tmp_path):
     if os.name == "posix" and os.geteuid() != 0:
         with pytest.raises(UsageError, match="cannot be read: Permission denied"):
             read_trace(tmp_path / "x")
+
+
+def test_numbers_beyond_float32_become_infinite_without_a_warning(tmp_path):
+    save_file({"a": np.array([[1e300, -1e300, np.nan, 1.0]])}, tmp_path / "x", {"names": '["a"]'})
+    values, _ = read_trace(tmp_path / "x")
+    np.testing.assert_array_equal(values["a"], np.array([[np.inf, -np.inf, np.nan, 1]], dtype=np.float32))
+
+
+def test_a_trace_is_read_without_logits_and_without_ids(tmp_path):
+    save_file(GOOD, tmp_path / "x", {"names": '["b", "a"]'})
+    values, metadata = read_trace(tmp_path / "x")
+    assert list(values) == ["b", "a"]
+    assert "ids" not in metadata
+
+
+def test_an_allocation_that_fails(tmp_path, monkeypatch):
+    write_trace(tmp_path / "x", GOOD, {})
+
+    def fails(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("npllm.inspect.trace.read_value", fails)
+    with pytest.raises(NotEnoughMemoryError, match=r"x: the values do not fit \(no room\)"):
+        read_trace(tmp_path / "x")
 
 
 def test_a_trace_that_would_not_fit_is_refused(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from array_api_compat import device
 
 from ..arrays import Array, array_namespace
 from ..cache import CACHE_DTYPES, Cache, empty_cache, kv_cache_bytes
+from ..checkpoint.gguf_parts import parts_of
 from ..checkpoint.hub import find
 from ..checkpoint.load import load
 from ..devices.device import free_bytes, to_host
@@ -310,5 +311,5 @@ def resident_bytes() -> int | None:
 def model_file_bytes(name: str | None, revision: str | None, cache_dir: str | None, offline: bool) -> int:
     """The size of a model's weight files on disk."""
     path = find(name, revision, cache_dir, offline)
-    files: list[Path] = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    files: list[Path] = sorted(path.glob("*.safetensors")) if path.is_dir() else parts_of(path)
     return sum(file.stat().st_size for file in files)

@@ -3,6 +3,7 @@
 hub               the folder or file of a model's name
 folder            Hugging Face layout: config.json and safetensors files
 gguf              the .gguf file format
+gguf_parts        a model in several .gguf files
 gguf_config       the configuration in a .gguf file
 quantized         the matrices in a folder that `npllm convert` quantized
 plan              which tensors make up which weight

