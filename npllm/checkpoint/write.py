@@ -22,11 +22,12 @@ from ..devices.memory import check_memory, format_bytes
 from ..errors import ModelFileError, UsageError
 from ..families import family_of, read_config
 from ..storage.blocks import Split
-from ..storage.files import new_file, new_folder
+from ..storage.files import new_file, remove_stale, write_errors, write_folder
 from ..storage.groups import GroupLayout, quantize_groups
-from ..storage.json_file import json_text
+from ..storage.json_file import LARGEST_JSON, json_text
 from ..storage.nibbles import pack
 from ..storage.own_format import CODES, own_format, tensors_of
+from ..storage.paths import output_folder
 from ..storage.read_ahead import READERS, read_ahead
 from ..storage.safetensors_file import Entry, header
 from ..storage.stored import PIECE, Stored
@@ -104,20 +105,25 @@ def convert(
         check_reading(files, keys, jobs, place)
         shards = in_shards([output for job in jobs for output in job.outputs], shard_bytes)
         check_room(jobs, place)
-        with new_folder(place) as folder:
+
+        def fill(folder: Path) -> None:
             write_shards(folder, shards, jobs, files.tensors, path, dtype, progress)
             write_texts(folder, small, shards, keys)
+
+        write_folder(place, fill, last="config.json")
     return Written(place, len(shards), sum_bytes(output for group in shards.values() for output in group))
 
 
 def checked_place(destination: str | Path) -> Path:
-    """The folder to write: it does not exist or is empty, and its parent exists."""
-    place = Path(destination).expanduser().resolve()
-    if not place.parent.is_dir():
-        raise UsageError(f"{place.parent}: expected an existing folder, found none")
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        found = "one with files in it" if place.is_dir() else "a file"
-        raise UsageError(f"{place}: expected a new folder or an empty one, got {found}; give another name")
+    """The folder to write: it does not exist or is empty, and its parent exists. Links are resolved."""
+    place = output_folder(destination, str(destination))
+    if remove_stale(place / place.name if place.is_dir() else place):
+        raise UsageError(f"{place}: another process is writing it; wait for it, or give another name")
+    with write_errors(place):  # it may be a folder that cannot be listed
+        if place.is_dir() and any(place.iterdir()):
+            raise UsageError(
+                f"{place}: expected a new folder or an empty one, got one with files in it; give another name"
+            )
     return place
 
 
@@ -162,13 +168,31 @@ def described(files: Files, path: Path, dtype: str) -> tuple[dict[str, Any], dic
         # auto_map names code in files that are not copied.
         left_out = ("dtype", "torch_dtype", "quantization_config", "auto_map")
         keys = {key: value for key, value in files.keys.items() if key not in left_out}
-        small: dict[str, str | bytes] = {name: (path / name).read_bytes() for name in COPIED if (path / name).is_file()}
+        small: dict[str, str | bytes] = {name: small_file(path / name) for name in COPIED if (path / name).is_file()}
     else:
         keys, small = described_gguf(files, path)
     keys["torch_dtype"] = dtype if dtype in NAMES_IN_FILES else "float32"  # newer versions also read it as "dtype"
     if dtype in QUANTIZED:
         keys["quantization_config"] = quantization_config(QUANTIZED[dtype])
     return keys, small
+
+
+def small_file(path: Path) -> bytes:
+    """The bytes of a file that is copied as it is. A link to a file of another folder is refused.
+
+    Such a link in a model from elsewhere could put a private file into the new folder, which may be published. The
+    local cache of the Hub consists of links from models--owner--name/snapshots to models--owner--name/blobs.
+    """
+    target = path.resolve()
+    cached = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    if not cached and not target.is_relative_to(path.parent.resolve()):
+        raise ModelFileError(
+            f"{path}: expected a file of this folder, got a link to {target}; copy the file itself here"
+        )
+    size = target.stat().st_size
+    if size > LARGEST_JSON:
+        raise ModelFileError(f"{path}: expected at most {LARGEST_JSON} bytes, got {size}; remove it or get it again")
+    return target.read_bytes()
 
 
 def described_gguf(files: Files, path: Path) -> tuple[dict[str, Any], dict[str, str | bytes]]:
@@ -233,7 +257,7 @@ def check_room(jobs: list[Job], place: Path) -> None:
     total = sum(sum_bytes(job.outputs) for job in jobs)
     largest = max(4 * prod(job.part.shape) if job.part.transposed else sum_bytes(job.outputs) for job in jobs)
     check_memory({f"{2 * READERS + 1} tensors": (2 * READERS + 1) * largest, "buffers": READERS * 32 * PIECE})
-    free = shutil.disk_usage(place.parent).free
+    free = shutil.disk_usage(place if place.is_dir() else place.parent).free
     if total > free:
         raise UsageError(
             f"{place}: expected {format_bytes(total)} of free disk space, got {format_bytes(free)}; free some, or"

@@ -16,6 +16,7 @@ from ..inspect.trace import parse_ids
 from ..lm import LM
 from ..loop import as_ids
 from ..storage.file_kind import is_gguf
+from ..storage.paths import user_path
 from . import options, report
 
 DESCRIPTION = """\
@@ -130,7 +131,7 @@ def sides_and_prompt(args: argparse.Namespace) -> tuple[list[str | None], str | 
 
 def is_trace(name: str) -> bool:
     """Whether a name is a trace file, which may have any suffix, rather than a model."""
-    path = Path(name)
+    path = user_path(name, name)
     return name.endswith(".safetensors") or (path.is_file() and path.suffix != ".gguf" and not is_gguf(path))
 
 

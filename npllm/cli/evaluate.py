@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..apps.evaluate import Reference, Scores, evaluate, joined, reference, summary
@@ -11,6 +10,7 @@ from ..checkpoint.load import DTYPES
 from ..errors import UsageError
 from ..lm import LM
 from ..loop import as_ids
+from ..storage.paths import input_path
 from . import options, report
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def read_file(name: str) -> str:
         text = options.read_text("-", "TEXTFILE")
     else:
         try:
-            text = options.file_text(Path(name).read_bytes(), name)
+            text = options.file_text(input_path(name, name, pipes=True).read_bytes(), name)
         except OSError as error:
             raise UsageError(f"{name}: cannot be read: {error.strerror}") from error
     if not text:

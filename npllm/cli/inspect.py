@@ -14,9 +14,9 @@ from ..inspect.summary import check_choice, finite, summary
 from ..inspect.terminal import coloured, plain, report, wants_colour
 from ..inspect.trace import parse_ids
 from ..loop import as_ids, steps
+from ..storage.paths import output_file
 from . import options
 from . import report as output
-from .trace import output_file
 
 DESCRIPTION = """\
 Show what the model does with PROMPT in one forward pass: its tokens and their
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_new_tokens < 0:
         raise UsageError(f"-n: expected 0 or more, got {args.max_new_tokens}")
     prompt = options.read_prompt(args.text) if args.ids is None else parse_ids(args.ids, "--ids")
-    path = None if args.html is None else output_file(args.html, "--html")
+    path = None if args.html is None else output_file(args.html, f"--html {args.html}")
     lm = options.load_model(args)
     ids = Chat(lm).ids_with(str(prompt)) if args.chat else as_ids(lm, prompt)
     prompt_length = len(ids)

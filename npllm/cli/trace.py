@@ -1,12 +1,12 @@
 """npllm trace: write every value of one forward pass to a file."""
 
 import argparse
-from pathlib import Path
 
 from ..errors import UsageError
 from ..inspect.runs import trace_metadata
 from ..inspect.trace import parse_ids, trace, write_trace
 from ..loop import as_ids
+from ..storage.paths import output_file
 from . import options, report
 
 DESCRIPTION = """\
@@ -38,20 +38,10 @@ def run(args: argparse.Namespace) -> int:
     if args.ids is not None and args.text is not None:
         raise UsageError("PROMPT and --ids: expected only one of them, got both")
     prompt = options.read_prompt(args.text) if args.ids is None else parse_ids(args.ids, "--ids")
-    output = output_file(args.output)
+    output = output_file(args.output, f"--output {args.output}")
     lm = options.load_model(args)
     ids = as_ids(lm, prompt)
     arrays = trace(lm, ids, args.only)
     write_trace(output, arrays, trace_metadata(ids, args.model, args.dtype, args.device))
     report.note(f"npllm: wrote {len(arrays)} values for {len(ids)} tokens to {args.output}")
     return 0
-
-
-def output_file(name: str, flag: str = "--output") -> Path:
-    """The file to write, with links resolved, checked beforehand. A device is refused: it would be replaced."""
-    path = Path(name).resolve()
-    if not path.parent.is_dir():
-        raise UsageError(f"{flag} {name}: expected an existing folder, got {path.parent}")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{flag} {name}: expected the name of a file, got a folder or a device")
-    return path

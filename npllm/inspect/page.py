@@ -83,8 +83,8 @@ def page(seen: Look, prompt_length: int, name: str) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
-def write_page(path: Path, text: str) -> None:
-    """Write the page to a file, atomically; an existing file is replaced."""
+def write_page(path: str | Path, text: str) -> None:
+    """Write the page to a file, atomically; an existing file is replaced. See `write_file`."""
     write_file(path, [text.encode()])
 
 

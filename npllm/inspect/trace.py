@@ -32,6 +32,7 @@ from ..lm import LM, forward
 from ..options import check_prompt
 from ..storage.files import write_file
 from ..storage.json_file import parse_value
+from ..storage.paths import input_path
 from ..storage.safetensors_file import Entry, header, read_whole_header
 from ..storage.stored import Stored, read_exactly
 from ..tap import Tap, untapped
@@ -118,8 +119,8 @@ def check_patterns(only: str, names: Collection[str], where: str = "--only") -> 
             raise UsageError(f"{where}: no value is named {pattern}; {hint}")
 
 
-def write_trace(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write the values to a trace file, atomically; an existing file is replaced.
+def write_trace(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write the values to a trace file, atomically; an existing file is replaced. See `write_file`.
 
     The order of `arrays` becomes the order of execution. The same values and metadata give the same bytes.
 
@@ -129,11 +130,13 @@ def write_trace(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[
     """
     data = {name: np.ascontiguousarray(array, dtype="<f4") for name, array in arrays.items()}
     entries = [Entry(name, "F32", array.shape) for name, array in data.items()]
-    start = header(entries, {"names": json.dumps(list(arrays)), **metadata})
+    # The name of a model's folder may have bytes that are not UTF-8, which Python reads as unpaired surrogates.
+    texts = {key: value.encode(errors="backslashreplace").decode() for key, value in metadata.items()}
+    start = header(entries, {"names": json.dumps(list(arrays)), **texts})
     write_file(path, [start, *(array.data for array in data.values())])
 
 
-def read_trace(path: Path, only: str = "*") -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_trace(path: str | Path, only: str = "*") -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The values in a trace file, in float32 and in the order of execution, and its metadata.
 
     only : the names to read, as in `record`; the masks ("visible") are always read
@@ -144,6 +147,7 @@ def read_trace(path: Path, only: str = "*") -> tuple[dict[str, np.ndarray], dict
     ModelFileError : the file is not a valid trace
     NotEnoughMemoryError : the values do not fit
     """
+    path = input_path(path, str(path))
     try:
         stored, metadata = read_trace_header(path)
         names = names_of(path, metadata, stored)

@@ -13,5 +13,7 @@ read_ahead        reading with several threads, in order
 file_kind         what a file is, by its first bytes
 json_file         JSON objects in files
 safetensors_file  the header of a safetensors file, read and written
+paths             paths as users give them
+ending            signals that end the process, while it has temporary files
 files             files and folders that are written completely or not at all
 """

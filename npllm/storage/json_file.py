@@ -102,5 +102,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def json_text(keys: Mapping[str, Any]) -> str:
-    """The text of a JSON file, indented and with a newline at the end."""
-    return json.dumps(keys, indent=2, ensure_ascii=False) + "\n"
+    """The text of a JSON file, indented and with a newline at the end.
+
+    Raises
+    ------
+    ModelFileError : the objects and lists are nested too deeply
+    """
+    try:
+        text = json.dumps(keys, indent=2, ensure_ascii=False) + "\n"
+    except RecursionError as error:  # indenting takes more of the stack than reading
+        raise ModelFileError("config.json: expected fewer objects or lists within each other, got hundreds") from error
+    return text.encode(errors="backslashreplace").decode()  # an unpaired surrogate becomes its JSON escape, \udc80
