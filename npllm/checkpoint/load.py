@@ -101,7 +101,7 @@ def load_tokenizer(
     offline: bool = False,
 ) -> Tokenizer:
     """The tokenizer of the model of that name, without its weights; parameters and errors as in `load`."""
-    path = find(None if name is None else str(name), revision, cache_dir, offline)
+    path = find(None if name is None else str(name), revision, cache_dir, offline, weights=False)
     with refusals(path):
         return tokenizer_from_folder(path) if path.is_dir() else tokenizer_from_gguf(read_gguf_model(path)[0])
 

@@ -1,0 +1,229 @@
+"""A model in the local cache of the Hugging Face Hub, which other libraries share.
+
+models--OWNER--NAME/
+  blobs/DIGEST              the files, each under its digest
+  snapshots/COMMIT/FILE     a link to a blob (on Windows without links, the file itself)
+  refs/REVISION             the commit of a branch or tag
+
+Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..devices.units import format_bytes
+from ..errors import UnavailableError
+from ..storage.files import temporary
+from ..storage.json_file import read_json
+from . import hub_http
+from .hub_http import Entry, Listing, is_commit
+
+# What npllm reads besides the weights: no code, no pickles, nothing in subfolders.
+SMALL = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "chat_template.jinja"),
+)
+LOCK_PATIENCE = 5.0  # seconds without progress of the process that holds a lock
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def commit_of(model: Path, revision: str) -> str | None:
+    """The commit of a branch or tag, as far as the cache knows it; a commit itself."""
+    if is_commit(revision):
+        return revision
+    ref = model / "refs" / revision
+    commit = ref.read_text(encoding="utf-8", errors="replace")[:100].strip() if ref.is_file() else None
+    return commit if is_commit(commit) else None
+
+
+def missing(snapshot: Path, weights: bool) -> str | None:
+    """A file that npllm would read and that is not there; None if the snapshot is whole.
+
+    Which of the small files the model has is not known without a listing, but a link without its blob shows one.
+    """
+    if not (snapshot / "config.json").is_file():
+        return "config.json"
+    for file in SMALL:
+        if (snapshot / file).is_symlink() and not (snapshot / file).is_file():
+            return file
+    if not weights or (snapshot / WHOLE).is_file():
+        return None
+    if not (snapshot / INDEX).is_file():
+        return WHOLE
+    return next((file for file in shards(snapshot / INDEX) if not (snapshot / file).is_file()), None)
+
+
+def shards(index: Path) -> list[str]:
+    """The names of files in the index of the weights; folder.py refuses others than these."""
+    weight_map = read_json(index).get("weight_map")
+    files = {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
+    return sorted(file for file in files if re.fullmatch(r"[^/\\:\0]+\.safetensors", file))
+
+
+def complete(model: Path, name: str, listed: Listing, weights: bool) -> Path:
+    """The snapshot of a listing, after a download of what npllm reads and is not there.
+
+    Raises
+    ------
+    UnavailableError : a file did not arrive as the listing describes it, or another process keeps it locked
+    NoAnswer : the Hub gives no file
+    ModelFileError : the index of the weights is not one
+    OSError : the cache cannot be written
+    """
+    snapshot = model / "snapshots" / listed.commit
+    download(model, name, listed, [file for file in SMALL if file in listed.files])
+    if weights and WHOLE in listed.files:
+        download(model, name, listed, [WHOLE])
+    elif weights and INDEX in listed.files:
+        download(model, name, listed, [INDEX])
+        download(model, name, listed, [file for file in shards(snapshot / INDEX) if file in listed.files])
+    return snapshot
+
+
+def download(model: Path, name: str, listed: Listing, files: list[str]) -> None:
+    """Download those files that the snapshot does not have, or has with another size."""
+    snapshot = model / "snapshots" / listed.commit
+    entries = {file: hub_http.entry(listed, file) for file in files}
+    absent = {file: entry for file, entry in entries.items() if not has_size(snapshot / file, entry.size)}
+    if not absent:
+        return
+    blobs = {file: model / "blobs" / entry.digest for file, entry in absent.items()}
+    for folder in (snapshot, model / "blobs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(max(0, entry.size - downloaded(blobs[file])) for file, entry in absent.items())
+    free = shutil.disk_usage(model).free
+    if needed > free:
+        raise UnavailableError(
+            f"model {name}: the download needs {format_bytes(needed)} in {model}, where {format_bytes(free)} are free;"
+            " free some, or choose another cache with HF_HOME or --cache-dir"
+        )
+    for file, entry in absent.items():
+        provide(name, listed.commit, file, entry, blobs[file])
+        link(blobs[file], snapshot / file)
+
+
+def has_size(path: Path, size: int) -> bool:
+    """Whether this is a file of that size."""
+    return path.is_file() and path.stat().st_size == size
+
+
+def provide(name: str, commit: str, file: str, entry: Entry, blob: Path) -> None:
+    """Download a file that the cache does not have, compare it with its digest, and only then give it its name.
+
+    What is left of an interrupted download is used by the next one.
+    """
+    part = blob.with_name(f"{blob.name}.incomplete")
+    with only_writer(blob):
+        if has_size(blob, entry.size):  # of another commit, or another process has just downloaded it
+            part.unlink(missing_ok=True)
+            return
+        for resumed in (part.exists(), False):
+            append(name, commit, file, entry.size, part)
+            if digest(part, entry) == entry.digest:
+                part.replace(blob)
+                return
+            part.unlink()
+            if not resumed:
+                break
+    raise UnavailableError(
+        f"model {name}: {file}: expected a file with the digest {entry.digest}, got another one, and removed it; run"
+        f" again, or check the network and {hub_http.endpoint()}"
+    )
+
+
+def append(name: str, commit: str, file: str, size: int, part: Path) -> None:
+    """Download what is not in `part` yet, with a progress bar on stderr if that is a terminal."""
+    from huggingface_hub.utils import tqdm
+
+    with removed_on_errors(part), part.open("ab") as output:
+        if output.tell() > size:  # not of this file
+            output.seek(0)
+            output.truncate()
+        bar = tqdm(total=size, initial=output.tell(), desc=file, unit="B", unit_scale=True, disable=None)
+        try:
+            hub_http.fetch(name, commit, file, size, output, bar.update)
+            output.flush()
+            os.fsync(output.fileno())
+        except BaseException:  # also Ctrl-C
+            bar.leave = False
+            raise
+        finally:
+            bar.close()
+
+
+@contextmanager
+def removed_on_errors(part: Path) -> Iterator[None]:
+    """Remove a file that cannot be written to its end: on a full disk it would be in the way of everything else."""
+    try:
+        yield
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def digest(path: Path, entry: Entry) -> str:
+    """A file's digest, of the kind that its entry has: SHA-256, or the SHA-1 of a Git blob."""
+    start = hashlib.sha256() if len(entry.digest) == 64 else hashlib.sha1(b"blob %d\0" % entry.size)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: start).hexdigest()
+
+
+@contextmanager
+def only_writer(blob: Path) -> Iterator[None]:
+    """Hold the lock that huggingface_hub takes, too, while it downloads this blob.
+
+    If another process holds it, wait for as long as its download makes progress.
+    """
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock
+
+    model = blob.parents[1]
+    path = model.parent / ".locks" / model.name / f"{blob.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        before = downloaded(blob)
+        lock = WeakFileLock(str(path), timeout=LOCK_PATIENCE)
+        try:
+            lock.__enter__()
+            break
+        except Timeout as error:
+            if downloaded(blob) == before:
+                raise UnavailableError(
+                    f"model cache {model}: another process holds the lock {path}, and its download makes no progress;"
+                    " end it, then run again"
+                ) from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def downloaded(blob: Path) -> int:
+    """The number of bytes of a blob that any process has downloaded so far."""
+    return sum(path.stat().st_size for path in blob.parent.glob(f"{blob.name}*") if path.exists())
+
+
+def link(blob: Path, file: Path) -> None:
+    """Let a file of a snapshot be a link to its blob; where the system has no links, the blob itself."""
+    part = temporary(file)
+    try:
+        part.symlink_to(os.path.relpath(blob, file.parent))
+    except (OSError, NotImplementedError):
+        blob.replace(part)
+    part.replace(file)
+
+
+def remember(model: Path, revision: str, commit: str) -> None:
+    """Note the commit of a branch or tag, for runs without the Hub."""
+    if is_commit(revision) or commit_of(model, revision) == commit:
+        return
+    ref = model / "refs" / revision
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    part = temporary(ref)
+    part.write_text(commit, encoding="utf-8")
+    part.replace(ref)
