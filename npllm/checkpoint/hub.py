@@ -98,7 +98,7 @@ def download(name: str, revision: str, cache_dir: str | Path | None, offline: bo
             return snapshot
         try:
             if offline:
-                raise NoAnswer("the Hub was not asked (offline)")
+                raise NoAnswer("was not asked (offline)")
             listed = hub_http.listing(name, revision)
         except Refusal as error:
             if lack is None:
@@ -109,8 +109,8 @@ def download(name: str, revision: str, cache_dir: str | Path | None, offline: bo
                 return snapshot
             part = f" ({lack} is missing)" if snapshot.is_dir() else ""
             raise UnavailableError(
-                f"{what}: no such folder, not or not completely in the local cache{part}, and {error};"
-                " download it while online, or give a folder with --model"
+                f"{what}: no such folder, not or not completely in the local cache{part}, and {constants.ENDPOINT}"
+                f" {error}; download it while online, or give a folder with --model"
             ) from error
         if "config.json" not in listed.files:
             raise UnavailableError(f"{what}: expected a config.json, found none; choose a model in Hugging Face layout")
@@ -118,8 +118,12 @@ def download(name: str, revision: str, cache_dir: str | Path | None, offline: bo
         with contextlib.suppress(OSError):  # a read-only cache; this run has all that it needs
             hub_cache.remember(model, revision, listed.commit)
         return snapshot
+    except Refusal as error:
+        raise UnavailableError(f"{what}: the download failed: {error}") from error
     except NoAnswer as error:
-        raise UnavailableError(f"{what}: the download failed: {error}; run again to go on with it") from error
+        raise UnavailableError(
+            f"{what}: the download failed: {constants.ENDPOINT} {error}; run again to go on with it"
+        ) from error
     except OSError as error:
         if isinstance(error, NpllmError):
             raise

@@ -21,7 +21,7 @@ from ..errors import UnavailableError
 from ..storage.files import temporary
 from ..storage.json_file import read_json
 from . import hub_http
-from .hub_http import Entry, Listing, is_commit
+from .hub_http import Entry, Listing, NoAnswer, Refusal, is_commit
 
 # What npllm reads besides the weights: no code, no pickles, nothing in subfolders.
 SMALL = (
@@ -103,7 +103,10 @@ def download(model: Path, name: str, listed: Listing, files: list[str]) -> None:
             " free some, or choose another cache with HF_HOME or --cache-dir"
         )
     for file, entry in absent.items():
-        provide(name, listed.commit, file, entry, blobs[file])
+        try:
+            provide(name, listed.commit, file, entry, blobs[file])
+        except NoAnswer as error:
+            raise error if isinstance(error, Refusal) else NoAnswer(f"{error} for {file}") from error
         link(blobs[file], snapshot / file)
 
 

@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 
 class NoAnswer(Exception):
-    """The Hub is out of reach, or its answer is not what it should be. The message is a part of a sentence."""
+    """The Hub is out of reach, or its answer is not what it should be. The message begins with a verb: what it does."""
 
 
 class Refusal(NoAnswer):
-    """The Hub refuses; another try would not help. The message says what may help."""
+    """The Hub refuses; another try would not help. The message is a sentence."""
 
 
 class Entry(NamedTuple):
@@ -77,14 +77,14 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     while thread.is_alive() and time.monotonic() < deadline:
         thread.join(0.1)
     if not outcome:
-        raise NoAnswer(f"no answer within {seconds:g} seconds")
+        raise NoAnswer(f"gives no answer within {seconds:g} seconds")
     value, error = outcome[0]
     if error is None:
         return value
     if isinstance(error, NoAnswer | MemoryError):
         raise error
     text = re.sub("//[^/@ ]*@", "//", first_line(error))  # a proxy's URL may hold a password
-    raise NoAnswer(f"{type(error).__name__}: {text}") from error
+    raise NoAnswer(f"cannot be reached ({type(error).__name__}: {text})") from error
 
 
 def request(url: str, headers: Mapping[str, str], seconds: float) -> Answer:
@@ -98,6 +98,7 @@ def request(url: str, headers: Mapping[str, str], seconds: float) -> Answer:
     if not all(value.isascii() and value.isprintable() for value in usual.values()):
         raise Refusal("HF_TOKEN: expected printable ASCII characters")  # a library's message would show the token
     headers = {**usual, "accept-encoding": "identity", **headers}
+    seconds *= 2  # of the library: `within` ends before that
     session: Any = get_session()
     if hasattr(session, "build_request"):  # httpx, since huggingface_hub 1.0
         question = session.build_request("GET", url, headers=headers, timeout=seconds)
@@ -112,15 +113,15 @@ def ask(url: str, seconds: float, elsewhere: bool, **headers: str) -> Answer:
     """The answer at a URL, or where it redirects to; `elsewhere`: also on other hosts, where large files are."""
     for _ in range(REDIRECTS):
         if urlsplit(url).scheme not in ("http", "https"):
-            raise NoAnswer(f"{endpoint()} redirects to something that is not a web page")
+            raise NoAnswer("redirects to something that is not a web page")
         if not elsewhere and origin(url) != origin(endpoint()):
-            raise NoAnswer(f"{endpoint()} redirects to another host, {urlsplit(url).hostname}")
+            raise NoAnswer(f"redirects to another host, {urlsplit(url).hostname}")
         answer = request(url, headers, seconds)
         if answer.status not in (301, 302, 303, 307, 308):
             return answer
         answer.close()
         url = urljoin(url, answer.headers.get("location", ""))
-    raise NoAnswer(f"{endpoint()} redirects without end")
+    raise NoAnswer("redirects without end")
 
 
 def endpoint() -> str:
@@ -162,7 +163,7 @@ def listing(name: str, revision: str) -> Listing:
             for chunk in answer.chunks:
                 read += chunk
                 if len(read) > LARGEST_LISTING or time.monotonic() > deadline:
-                    raise NoAnswer(f"{endpoint()} answers without end")
+                    raise NoAnswer("answers without end")
             return bytes(read)
         finally:
             answer.close()
@@ -172,9 +173,9 @@ def listing(name: str, revision: str) -> Listing:
         found = json.loads(answered)
         siblings = {sibling["rfilename"]: sibling for sibling in found["siblings"]}
     except (ValueError, RecursionError, TypeError, KeyError) as error:
-        raise NoAnswer(f"{endpoint()} answers something other than a listing of the model's files") from error
+        raise NoAnswer("answers something other than a listing of the model's files") from error
     if not is_commit(found.get("sha")) or (is_commit(revision) and revision != found["sha"]):
-        raise NoAnswer(f"{endpoint()} answers with a commit other than the one asked for, or with none")
+        raise NoAnswer("answers with a commit other than the one asked for, or with none")
     return Listing(found["sha"], siblings)
 
 
@@ -191,9 +192,9 @@ def entry(listed: Listing, file: str) -> Entry:
     digest = said.get("blobId") if digest is None else digest
     length = 64 if isinstance(large, dict) else 40
     if type(size) is not int or size < 0 or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]+", digest):
-        raise NoAnswer(f"{endpoint()} lists {file} without a size and a digest")
+        raise NoAnswer(f"lists {file} without a size and a digest")
     if len(digest) != length:
-        raise NoAnswer(f"{endpoint()} lists {file} with a digest of {len(digest)} digits instead of {length}")
+        raise NoAnswer(f"lists {file} with a digest of {len(digest)} digits instead of {length}")
     return Entry(size, digest)
 
 
@@ -203,7 +204,7 @@ def check_status(answer: Answer) -> None:
         return
     answer.close()
     phrase = f" ({HTTPStatus(answer.status).phrase})" if answer.status in {*HTTPStatus} else ""
-    problem = f"{endpoint()} answers with status {answer.status}{phrase}"
+    problem = f"answers with status {answer.status}{phrase}"
     match answer.headers.get("x-error-code"), answer.status:
         case "GatedRepo", _:
             raise Refusal("access requires accepting its terms; do so on its page on the Hub, then set HF_TOKEN")
@@ -215,7 +216,7 @@ def check_status(answer: Answer) -> None:
             )
         case _, 408 | 416 | 500 | 502 | 503 | 504:
             raise NoAnswer(problem)
-    raise Refusal(f"{problem}; try again later")
+    raise Refusal(f"{endpoint()} {problem}; try again later")
 
 
 def fetch(name: str, commit: str, file: str, size: int, output: BinaryIO, progress: Callable[[int], Any]) -> None:
@@ -238,12 +239,12 @@ def fetch(name: str, commit: str, file: str, size: int, output: BinaryIO, progre
     began, start = time.monotonic(), output.tell()
     while output.tell() < size:
         try:
-            for chunk in body(url, output, progress, seconds):
+            for chunk in body(url, file, output, progress, seconds):
                 output.write(chunk[: size - output.tell()])
                 progress(len(chunk))
                 if output.tell() >= size:
                     return
-            raise NoAnswer(f"{file} ends after {output.tell()} of {size} bytes")
+            raise NoAnswer(f"sends {output.tell()} of {size} bytes")
         except Refusal:
             raise
         except NoAnswer:
@@ -254,7 +255,7 @@ def fetch(name: str, commit: str, file: str, size: int, output: BinaryIO, progre
         time.sleep(PAUSE)
 
 
-def body(url: str, output: BinaryIO, progress: Callable[[int], Any], seconds: float) -> Iterator[bytes]:
+def body(url: str, file: str, output: BinaryIO, progress: Callable[[int], Any], seconds: float) -> Iterator[bytes]:
     """The chunks of a file from where `output` ends; a Hub that sends the whole file instead empties it first."""
     start = output.tell()
     headers = {"range": f"bytes={start}-"} if start else {}
@@ -263,6 +264,8 @@ def body(url: str, output: BinaryIO, progress: Callable[[int], Any], seconds: fl
         output.seek(0)
         output.truncate()
         progress(-start)
+    if answer.status == 404:
+        raise Refusal(f"{endpoint()} lists {file}, and does not have it")
     check_status(answer)
     while chunk := within(seconds, lambda: next(answer.chunks, b"")):
         yield chunk
