@@ -5,6 +5,7 @@ A cache is a plain dict:
     {"keys":   [L arrays [..., K, C, H]],   after RoPE, ready for scoring
      "values": [L arrays [..., K, C, H]],
      "length": number of cached tokens,     slots 0..length-1 of C are filled
+     "ids":    the text,                    only from the loop, which so notices when another text uses the cache
      "step":   a DecodeStep}                only with our GPU kernels: the captured decode step, see cuda/step.py
 
 "step" holds buffers and the addresses of the arrays above, but no result that a later pass reads: it may be deleted at

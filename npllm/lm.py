@@ -9,15 +9,16 @@ Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6).
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import device
 
 from . import heads, model
 from .arrays import Array, Float, Int, array_namespace
 from .cache import Cache
 from .config import Config
-from .options import check_ids
 from .shapes import Weights
 from .tap import Tap, untapped
+from .text.arguments import check_hidden, check_lists, check_model, check_pass
 from .tokenizer import Tokenizer
 
 Ids = Int[Array, "... T"] | Sequence[Any]  # an array, or a list of integers (for a batch, of equally long lists)
@@ -34,18 +35,24 @@ class LM(NamedTuple):
     lm_head: Callable[..., Float[Array, "... T V"]] = heads.lm_head  # its family's head
 
 
+@np.errstate(all="ignore")  # an exp may underflow; what overflows becomes NaN, which the callers detect
 def transform(
     ids: Ids, lm: LM, cache: Cache | None = None, **options: Any
 ) -> tuple[Float[Array, "... T D"], Cache | None]:
     """The hidden states, one for each token id, and the cache: the chapter's `model.model(input_ids)`.
 
-    Options as in `npllm.model.transform`. Raises UsageError if a list (not an array) has an id without an embedding.
+    Options as in `npllm.model.transform`. Raises UsageError if an argument is invalid, such as an id (in a list, or on
+    the CPU) without an embedding, or the cache of another model.
     """
-    return lm.transform(as_array(ids, lm), lm.weights, lm.config, cache, **options)
+    array = as_array(ids, lm)
+    check_pass(array, lm.config, lm.weights.norm, cache, options)
+    return lm.transform(array, lm.weights, lm.config, cache, **options)
 
 
+@np.errstate(all="ignore")
 def lm_head(hidden: Float[Array, "... T D"], lm: LM) -> Float[Array, "... T V"]:
     """The logits of some hidden states: the chapter's `model.lm_head(hidden)`. Raises UsageError for a classifier."""
+    check_hidden(hidden, lm)
     return lm.lm_head(hidden, lm.weights, lm.config)
 
 
@@ -62,9 +69,9 @@ def forward(
 
 def as_array(ids: Ids, lm: LM) -> Int[Array, "... T"]:
     """The ids as an array on the model's device. Lists are checked; an array is returned as is."""
+    check_model(lm)
     if not isinstance(ids, Sequence):
         return ids
-    for row in ids if ids and isinstance(ids[0], Sequence) else [ids]:
-        check_ids(row, lm.config.vocab_size)
+    ids = check_lists(ids, lm.config.vocab_size)
     xp = array_namespace(lm.weights.norm)  # any weight, for its array library and device
     return xp.asarray(ids, dtype=xp.int64, device=device(lm.weights.norm))

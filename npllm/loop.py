@@ -7,7 +7,6 @@ Keys and Values" (Figure 3-10).
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,12 +18,14 @@ from .attention import attention
 from .cache import Cache, empty_cache
 from .devices.device import free_bytes, to_host
 from .devices.dtypes import dtype_like
+from .devices.finite import not_finite
 from .devices.memory import check_generation
 from .errors import ModelFileError, UsageError
 from .flash import flash_attention
-from .lm import LM, as_array, lm_head, transform
+from .lm import LM, as_array
 from .options import capacity_for, check_options, check_prompt
 from .sampling import choose
+from .text.arguments import check_cache, check_model, held_length, one_reader, token_ids
 from .text.end_ids import end_ids
 from .text.stream import StoppingStream
 
@@ -48,6 +49,7 @@ class Generation(NamedTuple):
     finish_reason: str  # "stop" or "length"
 
 
+@np.errstate(all="ignore")
 def next_logits(lm: LM, ids: Sequence[int], cache: Cache, rows: int = 1) -> Float[Array, "rows V"]:
     """The logits for the token after `ids`; the first cache["length"] of them are already cached.
 
@@ -57,8 +59,8 @@ def next_logits(lm: LM, ids: Sequence[int], cache: Cache, rows: int = 1) -> Floa
     for start in range(cache["length"], len(ids), PREFILL_CHUNK):
         chunk = as_array(ids[start : start + PREFILL_CHUNK], lm)
         how = flash_attention if chunk.shape[0] > 1 else attention
-        hidden, _ = transform(chunk, lm, cache, total_length=len(ids), attention=how)
-    return lm_head(hidden[-rows:, :], lm)
+        hidden, _ = lm.transform(chunk, lm.weights, lm.config, cache, total_length=len(ids), attention=how)
+    return lm.lm_head(hidden[-rows:, :], lm.weights, lm.config)
 
 
 def one_by_one(
@@ -66,7 +68,7 @@ def one_by_one(
 ) -> Iterator[int]:
     """New tokens from one pass each, appended to `ids`: the chapter's method."""
     while True:
-        ids.append(next_token(next_logits(lm, ids, cache)[0, :], ids, random, sampling))
+        ids.append(next_token(next_logits(lm, ids, cache)[0, :], ids, cache, random, sampling))
         yield ids[-1]
 
 
@@ -80,7 +82,7 @@ def steps(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     seed: int | None = None,
     use_cache: bool = True,
     cache: Cache | None = None,
@@ -94,39 +96,40 @@ def steps(
     ids : the prompt, as token ids
     max_new_tokens : at most this many; fewer if the context ends first, with a warning
     temperature : 0 is greedy decoding; see `sampling.choose` for it and the next four
-    stop : strings that end the text. It stops before the first of them; the ids include the tokens of that string
+    stop : strings that end the text, or None. It stops before the first of them; the ids include its tokens
     seed : for the random draws: the same seed and logits give the same text. None: a different text each time
     use_cache : False drops all keys and values after each token and recomputes every stream
     cache : holds the first cache["length"] of the ids, and has capacity for the prompt; the caller ensures capacity for
-        each new token with `cache.grow`, before or during generation
+        each new token with `cache.grow`, before or during generation. Only one generation at a time can use it
     cache_dtype : of the keys and values in it: "float32"; "float16" or "bfloat16" for half the memory
     tokens : another source of tokens, which appends each to `ids` and caches all but the last: apps/speculation.py
 
     Raises
     ------
-    UsageError : an argument or the prompt is invalid
+    UsageError : an argument or the prompt is invalid; keys or values are too large for cache_dtype
     NotEnoughMemoryError : the KV cache does not fit
     ModelFileError : the logits are not finite
     """
-    stop = [stop] if isinstance(stop, str) else list(stop)
+    check_model(lm)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    sampling["repetition_penalty"] = repetition_penalty
-    check_options(max_new_tokens=max_new_tokens, **sampling, stop=stop, seed=seed, cache_dtype=cache_dtype)
-    check_prompt(ids, lm.config)
+    sampling = check_options(**sampling, repetition_penalty=repetition_penalty)
+    how = {"max_new_tokens": max_new_tokens, "stop": stop, "seed": seed, "use_cache": use_cache, "tokens": tokens}
+    max_new_tokens, stop, seed, use_cache, *_ = check_options(**how, cache_dtype=cache_dtype).values()
+    ids = check_prompt(ids, lm.config)
     if stop and lm.tokenizer is None:
         raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
-    if cache is not None and cache["keys"][0].shape[-2] < len(ids):
+    like = lm.weights.norm  # any weight, for its array library and device
+    if cache is not None and check_cache(cache, lm.config, like) < len(ids):
         raise UsageError(f"cache: expected room for all {len(ids)} tokens of the prompt, got less; use cache.grow")
     if not use_cache and tokens is not one_by_one:
         raise UsageError("use_cache: expected True with speculative decoding, which verifies drafts against the cache")
     capacity = capacity_for(lm.config, len(ids), max_new_tokens)
     rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
-    like = lm.weights.norm  # any weight, for its array library and device
     check_generation(lm.config, capacity, rows, None if cache else cache_dtype, free_bytes(like))
     cache = cache or empty_cache(lm.config, capacity, like=like, dtype=dtype_like(cache_dtype, like))
-    cache["length"] = min(cache["length"], len(ids) - 1)  # the last token is recomputed, for its logits
-    ids = list(ids)
-    made = tokens(lm, ids, cache, np.random.default_rng(seed), sampling)
+    cache["length"] = held_length(cache, ids)
+    cache["ids"] = ids
+    made = one_reader(tokens(lm, ids, cache, np.random.default_rng(seed), sampling), cache, ids)
     return loop(lm, ids, made, capacity - len(ids), stop, cache, use_cache)
 
 
@@ -150,8 +153,9 @@ def loop(
             return
 
 
+@np.errstate(all="ignore")
 def next_token(
-    logits: Float[Array, " V"], ids: Sequence[int], random: np.random.Generator, sampling: Mapping[str, Any]
+    logits: Float[Array, " V"], ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
 ) -> int:
     """The next token, chosen on the logits' device with one random number from the host; 8 bytes come back."""
     xp = array_namespace(logits)
@@ -162,10 +166,7 @@ def next_token(
     # One transfer; float32 holds every id below 2**24 exactly.
     token, largest = to_host(xp.stack([xp.astype(chosen, xp.float32), xp.max(logits)]))
     if not math.isfinite(largest):
-        raise ModelFileError(
-            f"the logits after token {len(ids)}: expected finite numbers, got {largest};"
-            " the weights are damaged, or were rounded to a dtype too narrow for them (then try --dtype float32)"
-        )
+        raise not_finite(f"the logits after token {len(ids)}", largest, cache)
     return int(token)
 
 
@@ -191,8 +192,9 @@ def generate(lm: LM, prompt: str | Sequence[int], **options: Any) -> Generation:
 
 def as_ids(lm: LM, prompt: str | Sequence[int]) -> list[int]:
     """The prompt's token ids."""
+    check_model(lm)
     if not isinstance(prompt, str):
-        return [operator.index(i) for i in prompt]
+        return token_ids(prompt, "prompt", "a text or a list of token ids")
     if lm.tokenizer is None:
         raise ModelFileError("the model has no tokenizer.json: expected one next to config.json; or pass token ids")
     return lm.tokenizer.encode(prompt)

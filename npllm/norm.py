@@ -17,6 +17,7 @@ def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -
     xp = array_namespace(x)
     x32 = xp.astype(x, xp.float32, copy=False)  # squares of float16 overflow
     mean_square = xp.mean(x32 * x32, axis=-1, keepdims=True)  # [..., 1]
+    eps = mean_square - mean_square + eps  # NaN if a square overflowed: division by infinity would hide it as zeros
     return xp.astype(x32 / xp.sqrt(mean_square + eps), x.dtype, copy=False) * weight
 
 
@@ -33,4 +34,5 @@ def layer_norm(
     x32 = xp.astype(x, xp.float32, copy=False)
     centred = x32 - xp.mean(x32, axis=-1, keepdims=True)
     variance = xp.mean(centred * centred, axis=-1, keepdims=True)  # [..., 1]
+    eps = variance - variance + eps  # as above
     return xp.astype(centred / xp.sqrt(variance + eps), x.dtype, copy=False) * weight + bias

@@ -3,62 +3,49 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from .cache import CACHE_DTYPES
 from .config import Config
 from .errors import UsageError
+from .text.arguments import check_ids, checked, token_ids
 
 
-def check_options(**options: Any) -> None:
-    """Raise UsageError if an option of `steps` is out of range. The rules are written so that NaN fails them."""
-    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "max_new_tokens": (lambda n: n >= 1, "at least 1"),
-        "temperature": (lambda t: 0 <= t < math.inf, "0 (greedy) or more"),
-        "top_k": (lambda k: k >= 0, "0 (off) or more"),
-        "top_p": (lambda p: 1e-6 <= p <= 1, "from 1e-6 to 1 (off)"),
-        "min_p": (lambda p: 0 <= p <= 1, "from 0 (off) to 1"),
-        "repetition_penalty": (lambda r: 1e-6 <= r <= 1e6, "from 1e-6 to 1e6 (1: off)"),
-        "stop": (lambda s: all(isinstance(one, str) and one for one in s), "strings that are not empty"),
-        "seed": (lambda s: s is None or s >= 0, "a whole number, 0 or more, or None"),
-        "cache_dtype": (lambda d: d in CACHE_DTYPES, " or ".join(CACHE_DTYPES)),
+def check_options(**options: Any) -> dict[str, Any]:
+    """The options of `steps` as Python's own values. Raises UsageError if one is invalid; NaN fails every rule."""
+    rules: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+        "max_new_tokens": (Integral, lambda n: n >= 1, "at least 1"),
+        "temperature": (Real, lambda t: 0 <= t < math.inf, "0 (greedy) or more"),
+        "top_k": (Integral, lambda k: k >= 0, "0 (off) or more"),
+        "top_p": (Real, lambda p: 1e-6 <= p <= 1, "from 1e-6 to 1 (off)"),
+        "min_p": (Real, lambda p: 0 <= p <= 1, "from 0 (off) to 1"),
+        "repetition_penalty": (Real, lambda r: 1e-6 <= r <= 1e6, "from 1e-6 to 1e6 (1: off)"),
+        "stop": (list, lambda s: all(isinstance(one, str) and one for one in s), "strings that are not empty"),
+        "seed": (Integral | None, lambda s: s is None or s >= 0, "a whole number, 0 or more, or None"),
+        "cache_dtype": (str, lambda d: d in CACHE_DTYPES, " or ".join(CACHE_DTYPES)),
+        "use_cache": (bool, lambda _: True, "True or False"),
+        "tokens": (Callable, lambda _: True, "a function, such as npllm.apps.speculation.prompt_lookup(8)"),
     }
-    for name, value in options.items():
-        valid, expected = rules[name]
-        if name in ("max_new_tokens", "top_k", "seed") and not isinstance(value, Integral | None):
-            raise UsageError(f"{name}: expected a whole number, got {value!r}")
-        try:
-            fits = valid(value)
-        except TypeError as error:
-            raise UsageError(f"{name}: expected {expected}, got {value!r}") from error
-        if not fits:
-            raise UsageError(f"{name}: expected {expected}, got {value}")
-
-
-def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """Raise UsageError if an id has no row in the embedding matrix. With Python integers the check costs nothing."""
-    for position, token in enumerate(ids):
-        if not 0 <= token < vocab_size:
-            raise UsageError(f"token {position}: expected an id from 0 to {vocab_size - 1}, got {token}")
+    return {name: checked(name, value, *rules[name]) for name, value in options.items()}
 
 
 def check_prompt(
     ids: Sequence[int], config: Config, new: int = 1, what: str = "prompt", remedy: str = "shorten it"
-) -> None:
-    """Raise UsageError if a prompt is empty, leaves no room for `new` more tokens, or has invalid ids.
+) -> list[int]:
+    """The ids of a prompt. Raises UsageError if there are none, no room for `new` more tokens, or one is invalid.
 
     what, remedy : the message's name for the prompt, and its advice if the prompt is too long
     """
-    context = config.max_position_embeddings
-    if len(ids) == 0:
+    context, ids = config.max_position_embeddings, token_ids(ids)
+    if not ids:
         raise UsageError(f"the {what} is empty: expected at least one token")
     if len(ids) + new > context:
         raise UsageError(
             f"the {what} is too long: {len(ids)} tokens, where the model's context of {context} has room for"
             f" {context - new}; {remedy}"
         )
-    check_ids(ids, config.vocab_size)
+    return check_ids(ids, config.vocab_size)
 
 
 def capacity_for(config: Config, prompt: int, max_new_tokens: int) -> int:

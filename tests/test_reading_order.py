@@ -20,6 +20,8 @@ FREE = {"arrays", "shapes", "tap", "errors"}  # allowed everywhere
 WINGS = {
     "errors": {"text"},
     "tokenizer": {"text"},
+    "options": {"text"},
+    "lm": {"text"},
     "loop": {"devices", "text"},
 }  # no other module of the ground floor has exceptions
 LIBRARIES = {"array_api_compat"}  # what the math may use besides the standard library

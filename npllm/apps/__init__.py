@@ -1,5 +1,6 @@
 """What is built on the loop.
 
+constraints  tokens that generation_config.json rules out, and lengths
 pipeline     the chapter's `pipeline`: prompts in, texts out
 chat         a conversation over one KV cache
 speculation  draft tokens cheaply, verify them in one pass

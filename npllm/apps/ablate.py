@@ -6,13 +6,16 @@ Source: "The feedforward neural network at a glance" (Figure 3-13: "The Shawshan
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from array_api_compat import device
 
 from ..arrays import Array, array_namespace
+from ..devices.finite import check_finite
 from ..errors import UsageError
 from ..lm import LM, forward
 from ..options import check_prompt
 from ..sampling import softmax
+from ..text.arguments import check_model
 
 
 class Ablation(NamedTuple):
@@ -24,6 +27,7 @@ class Ablation(NamedTuple):
     instead: list[int]  # the likeliest token in that case
 
 
+@np.errstate(all="ignore")
 def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Ablation:
     """The next token and its probability: from the whole model, and with each layer's feedforward network left out.
 
@@ -41,7 +45,8 @@ def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Abl
     """
     if part not in ("feedforward", "attention"):
         raise UsageError(f"part: expected feedforward or attention, got {part!r}")
-    check_prompt(ids, lm.config)
+    check_model(lm)
+    ids = check_prompt(ids, lm.config)
     xp = array_namespace(lm.weights.norm)
     on_device = xp.asarray(ids, device=device(lm.weights.norm))
 
@@ -52,6 +57,7 @@ def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Abl
             return xp.zeros_like(value) if name == left_out else value
 
         logits, _ = forward(on_device, lm, tap=tap)
+        check_finite(logits[-1, :], "the logits" + f" without {left_out}" * bool(left_out))
         return softmax(logits[-1, :])
 
     whole = distribution()

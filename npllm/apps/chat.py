@@ -15,6 +15,7 @@ from ..errors import ModelFileError, UsageError
 from ..lm import LM
 from ..loop import Step, steps
 from ..options import check_options, check_prompt
+from ..text.arguments import check_model, checked
 
 
 class Chat:
@@ -35,6 +36,8 @@ class Chat:
     """
 
     def __init__(self, lm: LM, system: str | None = None, cache_dtype: str = "float32") -> None:
+        check_model(lm)
+        checked("system", system, str | None, lambda _: True, "a text or None")
         if lm.tokenizer is None:
             raise ModelFileError("the model has no tokenizer.json: expected one, because a chat needs it")
         if lm.tokenizer.chat_template is None:
@@ -66,8 +69,10 @@ class Chat:
 
         Raises
         ------
-        UsageError : the conversation is longer than the model's context
+        UsageError : an argument is invalid, or the conversation is longer than the model's context
         """
+        checked("text", text, str, lambda _: True, "a text")
+        most = check_options(max_new_tokens=max_new_tokens)["max_new_tokens"]
         config, cache = self.lm.config, self.cache
         ids, context = self.ids_with(text), config.max_position_embeddings
         check_prompt(ids, config, what="conversation", remedy="/reset begins a new one")
@@ -75,7 +80,7 @@ class Chat:
         left, said, finish_reason = context - len(ids), "", None
         try:
             make_room(self.lm, cache, len(ids), self.cache_dtype)
-            for step in steps(self.lm, ids, max_new_tokens=min(max_new_tokens, left), cache=cache, **options):
+            for step in steps(self.lm, ids, max_new_tokens=min(most, left), cache=cache, **options):
                 ids.append(step.id)
                 said, finish_reason = said + step.text, step.finish_reason
                 make_room(self.lm, cache, len(ids), self.cache_dtype)

@@ -14,6 +14,7 @@ from array_api_compat import device
 
 from ..arrays import Array, Float, Int, array_namespace
 from ..devices.device import free_bytes, to_host
+from ..devices.finite import check_finite
 from ..devices.memory import check_memory
 from ..errors import UsageError
 from ..heads import sequence_classification_head, token_classification_head
@@ -21,8 +22,10 @@ from ..lm import LM, transform
 from ..loop import as_ids
 from ..options import check_prompt
 from ..sampling import softmax
+from ..text.arguments import check_model
 
 
+@np.errstate(all="ignore")
 def classify(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
     """The score of each label for the text (or token ids), best first: [{"label": "POSITIVE", "score": 0.98}, ...].
 
@@ -32,11 +35,13 @@ def classify(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
     Raises
     ------
     UsageError : the model does not classify texts, or the text is empty or too long
+    ModelFileError : the logits are not finite
     NotEnoughMemoryError : the attention scores do not fit
     """
     check_head(lm, "ForSequenceClassification", "a text")
     ids, hidden = hidden_states(lm, as_ids(lm, prompt))
     logits = to_host(sequence_classification_head(hidden, lm.weights, ids, lm.config.pad_token_id))
+    check_finite(logits, "the logits of the labels")
     scores = softmax(logits)
     if lm.config.problem_type == "multi_label_classification" or len(scores) == 1:
         scores = 1 / (1 + np.exp(np.minimum(-logits, 88)))  # e⁸⁹ overflows float32
@@ -46,6 +51,7 @@ def classify(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
     return [{"label": lm.config.id2label[i], "score": float(scores[i])} for i in order]
 
 
+@np.errstate(all="ignore")
 def classify_tokens(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
     """The best label of each token: [{"index": 0, "id": 504, "word": "ĠParis", "entity": "B-LOC", "score": 0.98}, ...].
 
@@ -54,7 +60,9 @@ def classify_tokens(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]
     check_head(lm, "ForTokenClassification", "each token")
     prompt_ids = as_ids(lm, prompt)
     _, hidden = hidden_states(lm, prompt_ids)
-    scores = softmax(to_host(token_classification_head(hidden, lm.weights)))
+    logits = to_host(token_classification_head(hidden, lm.weights))
+    check_finite(logits, "the logits of the labels")
+    scores = softmax(logits)
     words = [None] * len(prompt_ids) if lm.tokenizer is None else lm.tokenizer.pieces(prompt_ids)
     return [
         {"index": i, "id": token, "word": word, "entity": lm.config.id2label[best], "score": float(scores[i, best])}
@@ -64,6 +72,7 @@ def classify_tokens(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]
 
 def check_head(lm: LM, ending: str, what: str) -> None:
     """Raise UsageError for a model trained for another task."""
+    check_model(lm)
     if not any(name.endswith(ending) for name in lm.config.architectures):
         got = ", ".join(lm.config.architectures) or "a language model"
         raise UsageError(f"model: expected one that classifies {what} (...{ending}), got {got}")

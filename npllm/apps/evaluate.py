@@ -26,10 +26,11 @@ from array_api_compat import device
 
 from ..arrays import Array, Bool, Float, array_namespace
 from ..devices.device import free_bytes, to_host
+from ..devices.finite import not_finite
 from ..devices.memory import check_memory
-from ..errors import ModelFileError, UsageError
+from ..errors import UsageError
 from ..lm import LM, lm_head, transform
-from ..options import check_ids
+from ..text.arguments import check_ids, check_model, whole_number
 
 ROWS = 32  # tokens scored at once; each takes several buffers of V float64 elements
 
@@ -72,16 +73,14 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
 
 def checked_windows(lm: LM, ids: Sequence[int], window: int, stride: int) -> list[Window]:
     """The windows, once arguments and memory are checked; errors as in `evaluate`."""
-    context = lm.config.max_position_embeddings
+    check_model(lm)
+    context, ids = lm.config.max_position_embeddings, check_ids(ids, lm.config.vocab_size)
     if len(ids) < 2:
         raise UsageError(
             f"the text is too short: expected at least two tokens, got {len(ids)}: the first one is not predicted"
         )
-    check_ids(ids, lm.config.vocab_size)
-    if not 2 <= window <= context:
-        raise UsageError(f"window: expected 2 to {context}, the model's context, got {window}")
-    if not 1 <= stride < window:
-        raise UsageError(f"stride: expected 1 to {window - 1}, less than the window, got {stride}")
+    window = whole_number("window", window, 2, context, f"2 to {context}, the model's context")
+    stride = whole_number("stride", stride, 1, window - 1, f"1 to {window - 1}, less than the window")
     width = min(window, len(ids))
     scores = 3 * 4 * lm.config.num_attention_heads * width * width
     check_memory({"attention scores": scores}, free_bytes(lm.weights.norm))
@@ -133,7 +132,7 @@ def evaluate(
     NotEnoughMemoryError : a window does not fit
     """
     parts = checked_windows(lm, ids, window, stride)
-    if against is not None and against.windows != parts:
+    if against is not None and (not isinstance(against, Reference) or against.windows != parts):
         raise UsageError("against: expected predictions for the same ids and windows, got others")
     for number, (part, hidden) in enumerate(zip(parts, hidden_states(lm, ids, parts), strict=True)):
         for start in range(0, hidden.shape[0], ROWS):
@@ -157,6 +156,7 @@ def evaluate(
             )
 
 
+@np.errstate(all="ignore")
 def log_probabilities(hidden: Float[Array, "rows D"], lm: LM, first: int) -> Float[np.ndarray, "rows V"]:
     """The log-softmax of the logits, in float64: in float32, rounding would hide a divergence of 1e-7.
 
@@ -165,14 +165,12 @@ def log_probabilities(hidden: Float[Array, "rows D"], lm: LM, first: int) -> Flo
     logits = to_host(lm_head(hidden, lm)).astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
     if bad.size:
-        raise ModelFileError(
-            f"the logits for token {first + int(bad[0])}: expected finite numbers, got NaN or inf; the weights are"
-            " damaged, or were rounded to a dtype too narrow for them (then try --dtype float32)"
-        )
+        raise not_finite(f"the logits for token {first + int(bad[0])}", "NaN or inf")
     logits -= np.max(logits, axis=-1, keepdims=True)
     return logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
 
 
+@np.errstate(all="ignore")
 def divergence(
     reference: Float[np.ndarray, "rows V"], model: Float[np.ndarray, "rows V"]
 ) -> Float[np.ndarray, " rows"]:
@@ -195,6 +193,7 @@ def joined(pieces: Iterable[Scores]) -> Scores:
     )
 
 
+@np.errstate(all="ignore")
 def summary(scores: Scores, text_bytes: int | None = None) -> dict[str, Any]:
     """The statistics, by name.
 
@@ -222,4 +221,4 @@ def perplexity(losses: Float[np.ndarray, " rows"]) -> float:
     >>> round(perplexity(np.log([4.0, 4.0, 4.0])), 6)
     4.0
     """
-    return math.exp(float(np.mean(losses)))
+    return float(np.exp(np.mean(losses)))  # math.exp would raise an error where the result is beyond float64

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..arrays import Int
 from ..errors import UsageError
+from ..text.arguments import shown, token_ids, whole_number
 
 
 class Packing(NamedTuple):
@@ -35,6 +36,7 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     >>> first_fit([5, 4, 3, 2], capacity=8)
     [[0, 2], [1, 3]]
     """
+    capacity, lengths = whole_number("capacity", capacity), token_ids(lengths, "lengths", "a list of whole numbers")
     rows: list[list[int]] = []
     for number, length in enumerate(lengths):
         if not 1 <= length <= capacity:
@@ -61,7 +63,10 @@ def pack(documents: Sequence[Sequence[int]], capacity: int) -> Packing:
     >>> packing.documents.tolist(), packing.utilisation
     ([[0, 0, 0, 1, 1], [2, 2, -1, -1, -1]], 0.7)
     """
-    rows = first_fit([len(document) for document in documents], capacity)
+    if isinstance(documents, str) or not hasattr(documents, "__len__"):
+        raise UsageError(f"documents: expected a list of lists of token ids, got {shown(documents)}")
+    documents = [token_ids(document, f"document {number}") for number, document in enumerate(documents)]
+    rows, capacity = first_fit([len(document) for document in documents], capacity), int(capacity)
     ids, positions, numbers = (np.full((len(rows), capacity), fill) for fill in (0, 0, -1))
     for row, members in enumerate(rows):
         start = 0

@@ -18,12 +18,16 @@ from typing import Any
 from ..checkpoint.load import load
 from ..errors import ModelFileError, UsageError
 from ..lm import LM
-from ..loop import generate
+from ..loop import as_ids, generate
+from ..options import check_options
+from ..text.arguments import boolean, whole_number
 from ..tokenizer import Tokenizer
+from .constraints import constrained, ignored, new_tokens
 
+MAX_NEW_TOKENS = 256
 # The defaults of transformers' pipeline, unless the call or the model's generation_config.json overrides them.
 DEFAULTS = {
-    "max_new_tokens": 256,
+    "max_new_tokens": MAX_NEW_TOKENS,
     "repetition_penalty": 1.0,
     "temperature": 0.7,
     "top_k": 50,
@@ -99,12 +103,16 @@ def continue_prompts(lm: LM, prompts: Any, **options: Any) -> list[Any]:
     ----------
     prompts : a text; or a conversation, [{"role": "user", "content": "Hello"}, ...]; or a list of either
     return_full_text : whether the prompt is part of the result (default: True)
-    max_new_tokens : the maximum number of new tokens (default: from generation_config.json, else 256)
+    max_new_tokens : the maximum number of new tokens (default: from generation_config.json, its max_new_tokens or
+        max_length, else 256)
     do_sample : whether to sample each token (default: False, greedy decoding)
     num_return_sequences : how many continuations of each prompt; more than one requires do_sample (default: 1)
     temperature, top_k, top_p, min_p : the sampling parameters with do_sample (default: from generation_config.json,
         else 0.7, 50, 1 and 0)
     repetition_penalty, stop, seed, use_cache : as in `npllm.generate`; continuation i of a prompt has the seed seed + i
+
+    The tokens that generation_config.json rules out are ruled out, see apps/constraints.py; a warning names its
+    settings that have no effect here.
 
     Returns
     -------
@@ -141,19 +149,30 @@ def continue_prompt(
 ) -> list[dict[str, Any]]:
     """The continuations of one prompt; parameters as in `continue_prompts`."""
     check_names(options)
+    boolean("return_full_text", return_full_text)
+    boolean("do_sample", do_sample)
+    num_return_sequences = whole_number("num_return_sequences", num_return_sequences, 0)
+    seed = check_options(seed=seed)["seed"]
     if num_return_sequences < 1 or (num_return_sequences > 1 and not do_sample):
         expected = "at least 1" if do_sample else "1, because without do_sample all would be equal"
         raise UsageError(f"num_return_sequences: expected {expected}, got {num_return_sequences}")
     how = DEFAULTS | settings(lm) | options
+    if unused := ignored(lm, do_sample):
+        warnings.warn(f"generation_config.json: {', '.join(unused)} has no effect in npllm", stacklevel=2)
     if not do_sample:
         unused = [name for name in SAMPLING if name in options]
         if unused:
             warnings.warn(f"without do_sample=True, {', '.join(unused)} has no effect", stacklevel=2)
         how["temperature"] = 0.0
     chat = not isinstance(prompt, str)
+    ids = chat_ids(lm, prompt) if chat else as_ids(lm, prompt)
+    if "max_new_tokens" not in settings(lm) | options:
+        how["max_new_tokens"] = new_tokens(lm, len(ids), default=MAX_NEW_TOKENS)
+    most = check_options(max_new_tokens=how["max_new_tokens"])["max_new_tokens"]
+    most = min(most, lm.config.max_position_embeddings - len(ids))
     results = []
     for i in range(num_return_sequences):
-        made = generate(lm, chat_ids(lm, prompt) if chat else prompt, seed=None if seed is None else seed + i, **how)
+        made = generate(constrained(lm, len(ids), most), ids, seed=None if seed is None else seed + i, **how)
         text: Any = made.text
         if return_full_text:
             text = [*prompt, {"role": "assistant", "content": text}] if chat else prompt + text
@@ -165,9 +184,10 @@ def settings(lm: LM) -> dict[str, Any]:
     """The generation settings in generation_config.json."""
     found = {name: lm.generation_config[name] for name in DEFAULTS if lm.generation_config.get(name) is not None}
     for name, value in found.items():
-        if not isinstance(value, int | float):
-            raise ModelFileError(f"generation_config.json: {name}: expected a number, got {value!r}")
-    return found
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ModelFileError(f"generation_config.json: {name}: expected a number, got {value!r:.80}")
+    stop = lm.generation_config.get("stop_strings")
+    return found if stop is None else found | {"stop": stop}
 
 
 def chat_ids(lm: LM, messages: Any) -> list[int]:

@@ -29,10 +29,11 @@ Source: Leviathan et al. 2023, "Fast inference from transformers via speculative
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Integral
+from functools import partial
 from typing import Any
 
 import numpy as np
+from array_api_compat import device
 
 from ..arrays import Array, Float, array_namespace
 from ..cache import Cache, empty_cache
@@ -41,6 +42,7 @@ from ..inspect.record import record
 from ..lm import LM
 from ..loop import next_logits, next_token
 from ..sampling import draw, softmax
+from ..text.arguments import check_model, checked, whole_number
 from .chat import common_prefix, make_room
 
 NGRAMS = (3, 2)  # how many of the last tokens are looked up; a single token predicts too little
@@ -60,7 +62,8 @@ def prompt_lookup(count: int, counts: dict[str, int] | None = None) -> Callable[
     >>> ids == npllm.generate(lm, prompt, max_new_tokens=20).ids, counts["passes"] < 20
     (True, True)
     """
-    check_count("prompt_lookup", count)
+    count = check_count("prompt_lookup", count)
+    check_counts(counts)
 
     def draft(ids: list[int], limit: int, random: np.random.Generator, sampling: Mapping[str, Any]) -> Drafted:
         guesses = look_up(ids, limit)
@@ -86,22 +89,27 @@ def draft_model(small: LM, count: int = 4, counts: dict[str, int] | None = None)
     ------
     UsageError : from `npllm.steps`, if the two models have different vocabularies
     """
-    check_count("draft_tokens", count)
+    count = check_count("draft_tokens", count)
+    check_counts(counts)
+    check_model(small, "draft model")
     cache = empty_cache(small.config, 0, like=small.weights.norm)
     held: list[int] = []  # the tokens whose keys and values are in the cache
 
-    def draft(ids: list[int], limit: int, random: np.random.Generator, sampling: Mapping[str, Any]) -> Drafted:
+    def draft(
+        rows: int, ids: list[int], limit: int, random: np.random.Generator, sampling: Mapping[str, Any]
+    ) -> Drafted:
+        shared = min(rows, small.config.vocab_size)  # the padding of either model is never drafted
         limit = min(limit, small.config.max_position_embeddings - len(ids))
-        if limit < 1:
+        if limit < 1 or max(ids) >= small.config.vocab_size:
             return [], []
         make_room(small, cache, len(ids) + limit)
         cache["length"] = min(common_prefix(held, ids), len(ids) - 1)
         held[:] = ids[: cache["length"]]
         text, drawn_from = list(ids), []
         for _ in range(limit):
-            token, probabilities = drawn(next_logits(small, text, cache)[0, :], text, random, sampling)
+            token, q = drawn(next_logits(small, text, cache)[0, :shared], text, cache, random, sampling)
             text.append(token)
-            drawn_from.append(probabilities)
+            drawn_from.append(q if q is None else widened(q, rows))
         held[:] = text[: cache["length"]]
         return text[len(ids) :], drawn_from
 
@@ -109,9 +117,15 @@ def draft_model(small: LM, count: int = 4, counts: dict[str, int] | None = None)
         lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
     ) -> Iterator[int]:
         check_vocabulary(lm, small)
-        return verified(lm, ids, cache, random, sampling, draft, count, counts)
+        return verified(lm, ids, cache, random, sampling, partial(draft, lm.config.vocab_size), count, counts)
 
     return tokens
+
+
+def widened(q: Float[Array, " V"], rows: int) -> Float[Array, " V2"]:
+    """Probabilities of more tokens, of which the additional ones have none."""
+    xp = array_namespace(q)
+    return xp.concat([q, xp.zeros(rows - q.shape[0], dtype=q.dtype, device=device(q))])
 
 
 def verified(
@@ -141,9 +155,9 @@ def verified(
         counts["drafted"] += len(guesses)
         for row, (guess, q) in enumerate([*zip(guesses, drawn_from, strict=True), (None, None)]):
             if guess is None or q is None:
-                token = next_token(rows[row, :], ids, random, sampling)
+                token = next_token(rows[row, :], ids, cache, random, sampling)
             else:
-                _, p = drawn(rows[row, :], ids, random, sampling)
+                _, p = drawn(rows[row, :], ids, cache, random, sampling)
                 token = accept_or_replace(guess, p, q, random)
             ids.append(token)
             cache["length"] = len(ids) - 1
@@ -173,18 +187,20 @@ def look_up(ids: Sequence[int], limit: int) -> list[int]:
     return []
 
 
+@np.errstate(all="ignore")
 def drawn(
-    logits: Float[Array, " V"], ids: Sequence[int], random: np.random.Generator, sampling: Mapping[str, Any]
+    logits: Float[Array, " V"], ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
 ) -> tuple[int, Float[Array, " V"] | None]:
     """A token chosen as in the loop, and the probabilities it was sampled from; None for greedy decoding."""
     values: dict[str, Array] = {}
-    token = next_token(logits, ids, random, {**sampling, "tap": record(values)})
+    token = next_token(logits, ids, cache, random, {**sampling, "tap": record(values)})
     if "greedy" in values:
         return token, None
     *_, left, _ = values.values()  # the last value is the token, the one before it the filtered logits
     return token, softmax(left)
 
 
+@np.errstate(all="ignore")
 def accept_or_replace(guess: int, p: Float[Array, " V"], q: Float[Array, " V"], random: np.random.Generator) -> int:
     """The guess, sampled from q, with probability min(1, p / q); otherwise a token sampled from max(0, p - q).
 
@@ -206,18 +222,22 @@ def accept_or_replace(guess: int, p: Float[Array, " V"], q: Float[Array, " V"], 
     return int(draw(xp.where(positive, xp.log(xp.where(positive, missing, 1.0)), -math.inf), random.random()))
 
 
-def check_count(name: str, count: Any) -> None:
-    """Raise UsageError for an invalid number of drafted tokens."""
-    if not isinstance(count, Integral) or not 1 <= int(count) <= MAX_DRAFT:
-        raise UsageError(f"{name}: expected a number of tokens from 1 to {MAX_DRAFT}, got {count!r}")
+def check_count(name: str, count: Any) -> int:
+    """A number of drafted tokens. Raises UsageError for an invalid one."""
+    return whole_number(name, count, 1, MAX_DRAFT, f"a number of tokens from 1 to {MAX_DRAFT}")
+
+
+def check_counts(counts: Any) -> None:
+    """Raise UsageError unless the counts can be incremented."""
+    checked("counts", counts, dict | None, lambda _: True, "a dict or None")
 
 
 def check_vocabulary(lm: LM, small: LM) -> None:
-    """Raise UsageError for a draft model with a different vocabulary."""
+    """Raise UsageError for a draft model with a different vocabulary. With the same one, either may have more rows."""
     expected, got = lm.config.vocab_size, small.config.vocab_size
-    if got != expected:
-        raise UsageError(f"draft model: expected the model's own vocabulary of {expected} tokens, got one of {got}")
     if lm.tokenizer is None or small.tokenizer is None:
+        if got != expected:
+            raise UsageError(f"draft model: expected the model's own vocabulary of {expected} tokens, got one of {got}")
         return
     theirs = small.tokenizer.backend.get_vocab()
     for token, number in lm.tokenizer.backend.get_vocab().items():

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..config import Config
 from ..cuda.gpu import on_gpu
@@ -14,6 +17,7 @@ from ..lm import LM
 from ..shapes import Weights
 from ..storage.json_file import read_json
 from ..storage.stored import Stored
+from ..text.arguments import boolean, checked
 from ..text.stderr import note
 from ..tokenizer import Tokenizer
 from .folder import read_folder
@@ -41,6 +45,7 @@ class Files(NamedTuple):
     tokenizer: Tokenizer | None
 
 
+@np.errstate(all="ignore")  # elements may be rounded to 0; infinities are detected
 def load(
     name: str | Path | None = None,
     device: str = "cpu",
@@ -74,11 +79,17 @@ def load(
 
     Raises
     ------
-    UsageError : an unknown device or dtype
+    UsageError : an argument is invalid, such as an unknown device or dtype
     UnavailableError : the model or the device is not available
     ModelFileError : the files are invalid; as far as possible they are checked before any weight is read
     NotEnoughMemoryError : the weights do not fit; detected before allocating
     """
+    checked("name", name, str | PathLike | None, lambda _: True, "a folder, a .gguf file or a Hub name")
+    checked("device", device, str, lambda _: True, "auto, cpu, cuda or cuda:<index>")
+    checked("revision", revision, str | None, lambda _: True, "a branch, tag or commit, or None")
+    checked("cache_dir", cache_dir, str | PathLike | None, lambda _: True, "a folder")
+    for flag, value in {"offline": offline, "progress": progress, "kernels": kernels}.items():
+        boolean(flag, value)
     if dtype not in ("auto", *DTYPES):
         raise UsageError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
     place = pick(device)

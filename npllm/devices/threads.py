@@ -38,8 +38,17 @@ class Workers:
     def start(self) -> None:
         """Create the thread pool of this process. The threads start when they are first needed."""
         others = iter([[core] for core in self.cores[1:]])
-        self.pool = ThreadPoolExecutor(max(1, self.threads - 1), "npllm", lambda: stay_on(next(others, ())))
+
+        def begin() -> None:
+            np.seterr(all="ignore")  # in each thread: `np.errstate` around a call does not reach it
+            stay_on(next(others, ()))
+
+        self.pool = ThreadPoolExecutor(max(1, self.threads - 1), "npllm", begin)
         self.lock, self.process = Lock(), os.getpid()
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        """A copy of a model, or one that is sent to another process, gets threads of its own."""
+        return Workers, (self.threads,)
 
     @property
     def nbytes(self) -> int:

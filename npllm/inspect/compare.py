@@ -87,7 +87,7 @@ def difference(
         finite_x, finite_y = np.isfinite(x), np.isfinite(y)
         not_finite += [np.count_nonzero(~finite_x), np.count_nonzero(~finite_y)]
         both = finite_x & finite_y
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(all="ignore"):
             error = np.abs(x - y)
             wrong = np.where(both, error > allowed(x, tolerance, largest), x != y)
         max_abs = max(max_abs, float(np.max(error, where=both, initial=0.0)))

@@ -6,6 +6,7 @@ Source: "Choosing a Single Token from the Probability Distribution" (Figure 3-7)
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import device
 
 from ..arrays import Array, Float, array_namespace
@@ -22,6 +23,7 @@ class FunnelStep(NamedTuple):
     left: int  # how many tokens remain
 
 
+@np.errstate(all="ignore")
 def funnel(logits: Float[Array, " V"], **options: Any) -> list[FunnelStep]:
     """The steps of `choose`, from the whole vocabulary down to the chosen token. Options as in `choose`.
 

@@ -24,7 +24,7 @@ def darkness(weights: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     >>> darkness(np.array([1e-3, 1.0])).round(6)
     array([0., 1.])
     """
-    with np.errstate(divide="ignore"):
+    with np.errstate(all="ignore"):
         return 1.0 - np.log(weights) / math.log(LEAST)
 
 

@@ -15,6 +15,7 @@ from ..families import family_of
 from ..lm import LM, lm_head
 
 
+@np.errstate(all="ignore")
 def logit_lens(residual: Float[Array, "... T D"], lm: LM) -> Float[Array, "... T V"]:
     """The logits of the residual stream at any tapped point: lm_head(norm(residual)).
 
@@ -44,6 +45,6 @@ def shares(logits: Float[np.ndarray, "... V"], ids: Int[np.ndarray, "... k"]) ->
     array([0.6, 0.3])
     """
     largest = np.max(logits, axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # inf - inf
+    with np.errstate(all="ignore"):  # inf - inf; an exp that underflows
         total = np.sum(np.exp(logits - largest), axis=-1, keepdims=True)
         return np.exp(np.take_along_axis(logits, ids, axis=-1) - largest) / total

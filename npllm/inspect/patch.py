@@ -17,6 +17,7 @@ from ..arrays import Array, array_namespace
 from ..devices.device import to_host
 from ..errors import UsageError
 from ..tap import Tap, untapped
+from ..text.arguments import checked
 from .record import matches
 from .trace import check_patterns
 
@@ -34,8 +35,8 @@ def patch(changes: Mapping[str, Change], tap: Tap = untapped) -> Tap:
 
     Raises
     ------
-    UsageError : during the pass, if a new value is not an array of the same shape; at the end of the pass ("norm", or
-        "logits"), if a name matched no value. `flash_attention` has no "scores" and "weights" to patch
+    UsageError : an argument is invalid; during the pass, if a new value is not an array of the same shape; at the end
+        ("norm", or "logits"), if a name matched no value. `flash_attention` has no "scores" and "weights" to patch
 
     >>> import numpy as np, npllm
     >>> lm = npllm.load()
@@ -45,6 +46,9 @@ def patch(changes: Mapping[str, Change], tap: Tap = untapped) -> Tap:
     >>> lm.tokenizer.decode([logits[-1].argmax()])
     ' the'
     """
+    expected = "a dict of names and their new values"
+    checked("changes", changes, Mapping, lambda names: all(isinstance(name, str) for name in names), expected)
+    checked("tap", tap, Callable, lambda _: True, "a function")
     seen: dict[str, None] = {}
 
     def patcher(name: str, value: Array) -> Array:

@@ -6,6 +6,7 @@ from array_api_compat import device
 
 from ..arrays import Array, array_namespace
 from ..tap import Tap
+from ..text.arguments import checked
 
 
 def matches(name: str, patterns: str) -> bool:
@@ -39,6 +40,9 @@ def record(into: dict[str, Array], only: str = "*") -> Tap:
            [  1.,   1., -inf],
            [  1.,   1.,   1.]]))
     """
+
+    checked("into", into, dict, lambda _: True, "a dict, which is filled during the pass")
+    checked("only", only, str, lambda _: True, "a pattern of names")
 
     def recorder(name: str, value: Array) -> Array:
         if matches(name, only):

@@ -36,6 +36,7 @@ from ..storage.paths import input_path
 from ..storage.safetensors_file import Entry, header, read_whole_header
 from ..storage.stored import Stored, read_exactly
 from ..tap import Tap, untapped
+from ..text.arguments import check_model, checked, token_ids
 from .record import matches, record
 
 # The dtypes of a tensor in a trace file; npllm writes F32.
@@ -60,7 +61,10 @@ def trace(
     UsageError : a pattern in `only` matches nothing; there are too many ids, or one is outside the vocabulary
     NotEnoughMemoryError : the values do not fit
     """
-    check_prompt(ids, lm.config, new=0)
+    check_model(lm)
+    checked("only", only, str, lambda _: True, "a pattern of names")
+    ids = check_prompt(ids, lm.config, new=0)
+    chunks = None if chunks is None else token_ids(chunks, "chunks", "a list of whole numbers")
     if chunks is not None and (sum(chunks) != len(ids) or min(chunks) < 1):
         raise UsageError(f"chunks: expected parts of {len(ids)} tokens, got {list(chunks)}")
     like = lm.weights.norm

@@ -2,6 +2,7 @@
 
 one_line        text for a terminal: one line, control characters escaped
 stderr          lines on stderr
+arguments       the arguments of the public calls
 utf8            the check that a text can be encoded as UTF-8
 token_ids       the checks of token ids
 library_errors  the errors of the tokenizers library as npllm's
