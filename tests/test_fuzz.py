@@ -48,9 +48,8 @@ def test_a_former_finding_is_none(name, file, folders):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", APART)
 def test_a_former_finding_is_none_in_a_process_of_its_own(name):
-    worker = Worker(name)
-    outcomes = {file: worker.run((CORPUS / name / file).read_bytes()) for of, file in INPUTS if of == name}
-    worker.stop()
+    with Worker(name) as worker:
+        outcomes = {file: worker.run((CORPUS / name / file).read_bytes()) for of, file in INPUTS if of == name}
     assert outcomes
     assert {file: found for file, found in outcomes.items() if found[0]} == {}
 
@@ -71,12 +70,11 @@ def test_the_harness_finds_each_kind(data, kind, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_survives_what_ends_it(monkeypatch):
-    worker = Worker("itself")
-    assert worker.run(b"death")[0] == "death"
-    assert worker.run(b"refused") == ("", "refused")
-    monkeypatch.setattr("fuzz.run.LONGEST_RUN", 0.5)
-    assert worker.run(b"hang")[0] == "hang"
-    worker.stop()
+    with Worker("itself") as worker:
+        assert worker.run(b"death")[0] == "death"
+        assert worker.run(b"refused") == ("", "refused")
+        monkeypatch.setattr("fuzz.run.LONGEST_RUN", 0.2)
+        assert worker.run(b"hang")[0] == "hang"
 
 
 def test_a_finding_is_made_smaller():

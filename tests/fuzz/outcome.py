@@ -13,6 +13,8 @@ from npllm.errors import NpllmError
 from .targets import Target, target
 
 LONGEST = 500  # characters of a message
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # as unicodedata.category and .bidirectional call them
+BIDIRECTIONAL = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 MEMORY, PER_BYTE = 200_000_000, 4  # bytes a run may take, and how many more for each byte of its input
 
 
@@ -60,8 +62,9 @@ def message_fault(message: str) -> str:
         return "more than one line"
     if len(line) > LONGEST + len("npllm: error: "):
         return "more than 500 characters"
-    odd = [c for c in line if unicodedata.category(c) in ("Cc", "Cf", "Cs")]
-    return "a control character" if odd else ""
+    if any(unicodedata.category(c) in CONTROLS or unicodedata.bidirectional(c) in BIDIRECTIONAL for c in line):
+        return "a control character"
+    return ""
 
 
 def reset_peak() -> None:

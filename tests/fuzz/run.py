@@ -27,12 +27,13 @@ from random import Random
 from typing import Any
 
 from . import mutation
-from .targets import TARGETS, seeds, target
+from .targets import TARGETS, large, seeds, target
 
 LONGEST_RUN = 5.0  # seconds
 START = 120.0  # seconds that a worker may take to start, on a busy machine
-LARGEST, POOL = 8_000_000, 400  # bytes of an input; number of inputs that mutations start from
-CORPUS = Path(__file__).parent / "corpus"
+LARGEST, POOL = 8_000_000, 400  # bytes of a mutated input; number of inputs that mutations start from
+TESTS = Path(__file__).parent.parent
+CORPUS = TESTS / "fuzz" / "corpus"
 
 
 class Worker:
@@ -42,21 +43,46 @@ class Worker:
         self.name = name
         self.process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def start(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        command = [sys.executable, "-m", f"{__package__}.worker", self.name, self.folder.name]
+        command = [sys.executable, "-m", "fuzz.worker", self.name, self.folder.name]
+        paths = os.pathsep.join(str(path) for path in (TESTS, TESTS.parent))  # also where pytest put them on sys.path
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the worker
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=os.environ | {"PYTHONPATH": paths},
+        )
         if self.answer(START) != "ready":
             self.errors.seek(0)
             raise SystemExit(f"the worker for {self.name} did not start: {self.errors.read().decode()[-2000:]}")
 
     def answer(self, seconds: float) -> str | None:
-        """The next line of the worker: None if it takes too long, "" if it has ended."""
+        """The next line of the worker: None if it takes too long, "" if it has ended.
+
+        Too long is this much time of the processor, or four times as much on the clock: the machine may be busy.
+        """
         assert self.process is not None
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-        return self.process.stdout.readline().decode().strip() if ready else None
+        began, used = time.monotonic(), self.processor_time()
+        while time.monotonic() < began + 4 * seconds and self.processor_time() < used + seconds:
+            if select.select([self.process.stdout], [], [], 0.2)[0]:
+                return self.process.stdout.readline().decode().strip()
+        return None
+
+    def processor_time(self) -> float:
+        """The seconds that the worker has computed."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def run(self, data: bytes) -> tuple[str, str]:
         """The outcome of one input: kind and description, both empty if all is well."""
@@ -155,16 +181,23 @@ def minimised(data: bytes, fails: Callable[[bytes], bool], seconds: float) -> by
 
 def fuzz(name: str, seconds: float, seed: int, save: Path | None, minimise: float) -> int:
     """Fuzz one target; the number of findings."""
-    random, worker = Random(f"{seed}{name}"), Worker(name)
+    with Worker(name) as worker:
+        return explored(worker, Random(f"{seed}{name}"), seconds, save, minimise)
+
+
+def explored(worker: Worker, random: Random, seconds: float, save: Path | None, minimise: float) -> int:
+    """The loop of `fuzz`."""
+    name = worker.name
     first = seeds(name)
     corpus = [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
     pool, known, found, runs = [*first, *corpus], set(), {}, 0
-    waiting = [*first, *corpus]
+    waiting = [*large(name), *first, *corpus]
     worker.run(first[0])
     began = time.monotonic()
     while time.monotonic() < began + seconds:
-        data = waiting.pop() if waiting else target(name).mutate(random, random.choice(pool), pool)
-        if not 0 < len(data) <= LARGEST:
+        if waiting:
+            data = waiting.pop()
+        elif not 0 < len(data := target(name).mutate(random, random.choice(pool), pool)) <= LARGEST:
             continue
         kind, text = worker.run(data)
         runs += 1
@@ -175,9 +208,10 @@ def fuzz(name: str, seconds: float, seed: int, save: Path | None, minimise: floa
             continue  # not again: the machine was busy
         known.add(what)
         if not kind:
-            pool = [*pool, data] if len(pool) < POOL else pool
+            pool = [*pool, data] if len(pool) < POOL and len(data) < LARGEST else pool
             continue
-        least = minimised(data, lambda one: signature(*worker.run(one)) == what, minimise)  # noqa: B023
+        same = lambda one: signature(*worker.run(one)) == what  # noqa: B023, E731
+        least = data if len(data) > LARGEST else minimised(data, same, minimise)
         found[what] = least
         print(
             f"{name}: {kind}: {text}\n    {least[:200]!r}{' ...' * (len(least) > 200)} ({len(least)} bytes)", flush=True
@@ -188,7 +222,6 @@ def fuzz(name: str, seconds: float, seed: int, save: Path | None, minimise: floa
             (save / name / f"{kind}-{digest}").write_bytes(least)
             (save / name / f"{kind}-{digest}.txt").write_text(text + "\n")
     elapsed = time.monotonic() - began
-    worker.stop()
     speed = f"{runs} executions in {elapsed:.0f} s ({runs / elapsed:.0f}/s)"
     print(f"{name}: {speed}, {len(known)} outcomes, {len(found)} findings", flush=True)
     return len(found)
@@ -205,9 +238,8 @@ def main() -> int:
     args = parser.parse_args()
     names = args.targets or [*TARGETS]
     if args.replay is not None:
-        worker = Worker(names[0])
-        kind, text = worker.run(args.replay.read_bytes())
-        worker.stop()
+        with Worker(names[0]) as worker:
+            kind, text = worker.run(args.replay.read_bytes())
         print(f"{names[0]}: {kind or 'fine'}: {text}")
         return 1 if kind else 0
     print(f"seed {args.seed}")

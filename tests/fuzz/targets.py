@@ -443,7 +443,7 @@ def gguf_file(description: Any) -> bytes:
         ]
         out.append(number("<Q", offset if at is None else at))
         bits = BITS_EACH.get(dtype, 8) if isinstance(dtype, int) else 8
-        size = min(2**20, max(0, int(np.prod([min(abs(axis), 2**20) for axis in axes], dtype=float) * bits / 8)))
+        size = int(min(2**20, np.prod([min(abs(axis), 2**20) for axis in axes[:8]], dtype=float) * bits / 8))
         values = np.random.default_rng(0).uniform(0.1, 1.0, size // 4 + 1).astype("<f4").tobytes()[:size]
         data.append(values if dtype == 0 else bytes(size))
         data.append(bytes(-size % 64))
@@ -526,6 +526,47 @@ TARGETS = {
     "gguf": Target(gguf_seeds, run_gguf, mutate_gguf, (ModelFileError, UsageError)),
     "trace": Target(trace_seeds, run_trace, mutation.mutate_safetensors, (ModelFileError, UsageError)),
 }
+
+
+def large(name: str) -> list[bytes]:
+    """Files of tens of megabytes with as many parts as they can hold, for the limits of memory and time."""
+
+    def safetensors(header: str, data: bytes = b"") -> bytes:
+        return len(header).to_bytes(8, "little") + header.encode() + data
+
+    empty = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    tensors = "{" + ",".join(f'"{i}":{empty}' for i in range(600_000)) + "}"
+    lists, zeros = "[" + "[]," * 12_000_000 + "[]]", "[" + "0," * 16_000_000 + "0]"
+    match name:
+        case "header":
+            return [
+                safetensors(tensors),
+                safetensors(f'{{"a":{lists}}}'),
+                safetensors('{"__metadata__":' + lists + "}"),
+            ]
+        case "index":
+            names = ",".join(f'"{i}":"model-00001-of-00002.safetensors"' for i in range(600_000))
+            return [f'{{"weight_map":{{{names}}}}}'.encode(), f'{{"weight_map":{{"a":{lists}}}}}'.encode()]
+        case "config":
+            return [f'{{"model_type":"llama","x":{part}}}'.encode() for part in (lists, zeros, tensors)]
+        case "tokenizer":
+            vocabulary = "{" + ",".join(f'"a{i}":{i}' for i in range(1_500_000)) + "}"
+            return [f'{{"model":{{"type":"BPE","merges":[],"vocab":{part}}}}}'.encode() for part in (vocabulary, lists)]
+        case "template":
+            return [b"x" * 2_000_000, b"{{ x }}" * 20_000, b"{% if x %}" * 5000, b"{{ " + b"(" * 100_000]
+        case "gguf":
+            words, count = (3).to_bytes(8, "little") + b"abc", 4_000_000
+            start = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<I", 9)
+            return [
+                start + struct.pack("<IQ", 8, count) + words * count,
+                start + struct.pack("<IQ", 6, 2**24) + np.arange(2**24, dtype="<f4").tobytes(),
+            ]
+        case "trace":
+            ids = "1," * 20_000_000 + "1"
+            named = {"__metadata__": {"names": '["a"]', "ids": ids}}
+            named["a"] = {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}
+            return [safetensors(json.dumps(named), bytes(4)), safetensors(tensors)]
+    return []
 
 
 def run_itself(data: bytes, folder: Path) -> None:
