@@ -27,7 +27,7 @@ from random import Random
 from typing import Any
 
 from . import mutation
-from .targets import TARGETS, large, seeds, target
+from .targets import TARGETS, attacks, seeds, target
 
 LONGEST_RUN = 5.0  # seconds
 START = 120.0  # seconds that a worker may take to start, on a busy machine
@@ -191,7 +191,7 @@ def explored(worker: Worker, random: Random, seconds: float, save: Path | None, 
     first = seeds(name)
     corpus = [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
     pool, known, found, runs = [*first, *corpus], set(), {}, 0
-    waiting = [*large(name), *first, *corpus]
+    waiting = [*attacks(name), *first, *corpus]
     worker.run(first[0])
     began = time.monotonic()
     while time.monotonic() < began + seconds:

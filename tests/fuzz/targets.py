@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -123,10 +124,9 @@ def config_seeds(folder: Path) -> list[bytes]:
 
 def run_config(data: bytes, folder: Path) -> None:
     """The model is loaded, and computes."""
-    named = mutation.parsed(data)
-    name = named.get("model_type") if isinstance(named, dict) else None
+    named = re.search(rb'"model_type": ?"(\w+)"', data[:1000])
     folders = {path.name: path for path in config_folders(folder)}
-    path = folders.get(name if isinstance(name, str) else "", folders["llama"])
+    path = folders.get(named[1].decode() if named else "", folders["llama"])
     written(path / "config.json", data)
     lm = npllm.load(path)
     if lm.weights.lm_head is not None and lm.config.max_position_embeddings > 2:
@@ -282,7 +282,7 @@ def tokenizer_seeds(folder: Path) -> list[bytes]:
 
 def run_tokenizer(data: bytes, folder: Path) -> None:
     """The tokenizer is made and used."""
-    whole = mutation.parsed(data)
+    whole = mutation.parsed(data) if len(data) < 10_000_000 else None
     described = isinstance(whole, dict) and "tokenizer.json" in whole
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
@@ -332,14 +332,6 @@ TEMPLATES = [
     "{{ turn('assistant', '') if ns.last == 'user' }}{{ strftime_now('%Y-%m-%d') }}",
     "{% for m in messages %}{% generation %}{{ m.content.replace('/no_think', '') | upper }}{% endgeneration %}{% if"
     " loop.last %}{% break %}{% endif %}{% endfor %}",
-]
-ATTACKS = [  # of the issue's lists; each is small, and asks for gigabytes or minutes
-    "{{ 'a' * 10**9 }}",
-    "{{ 9**(9**9) }}",
-    "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
-    "{{ range(10**9) | list }}",
-    "{{ lipsum(n=10**6) }}",
-    "{{ ('a ' * 10**6) | wordwrap(1) }}",
 ]
 
 
@@ -518,7 +510,7 @@ TARGETS = {
     "config": Target(config_seeds, run_config, mutation.json_mutator(known_keys())),
     "tokenizer": Target(tokenizer_seeds, run_tokenizer, mutate_tokenizer, (ModelFileError, UsageError)),
     "template": Target(
-        lambda _: [text.encode() for text in (*TEMPLATES, *ATTACKS)],
+        lambda _: [text.encode() for text in TEMPLATES],
         run_template,
         mutation.mutate_template,
         (ModelFileError, UsageError),
@@ -528,8 +520,56 @@ TARGETS = {
 }
 
 
-def large(name: str) -> list[bytes]:
-    """Files of tens of megabytes with as many parts as they can hold, for the limits of memory and time."""
+# Attacks. They are run once, and not mutated, because each may take as long and as much as it is allowed to.
+
+TEMPLATE_ATTACKS = [
+    "{{ 'a' * 10**9 }}",
+    "{{ 9**(9**9) }}",
+    "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+    "{{ range(10**9) | list }}{{ [1][:10**9:0] }}",
+    "{{ lipsum(n=10**6) }}",
+    "{{ ('a ' * 10**6) | wordwrap(1) }}",
+    "{{ ('<' * 10**6) | striptags }}{{ ('www.a.' * 10**6) | urlize }}",
+    "{{ raise_exception('a' * 10**7) }}",
+    *("x" * 200_000, "{{ x }}" * 20_000, "{% if x %}" * 5000, "{{ " + "(" * 100_000),
+]
+TOKENIZER_ATTACKS = [
+    {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "aa"}},
+    {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}},
+    {"decoder": {"type": "Replace", "pattern": {"String": ""}, "content": "a" * 1000}},
+    {"decoder": {"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 1000}},
+    {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(x*)*y"}, "behavior": "Isolated", "invert": False}},
+    {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    {"truncation": {"direction": "Right", "max_length": 2**40, "strategy": "LongestFirst", "stride": 0}},
+    {"padding": KNOWN_TOKENIZER["padding"][0] | {"strategy": {"Fixed": 2**40}}},
+    {"added_tokens": [{"id": 2**32 - 1, "content": "z", **FLAGS}]},
+    {"added_tokens": [{"id": 3, "content": "", **FLAGS}]},
+    {"model": {"type": "BPE", "vocab": {"a": 2**32 - 1}, "merges": []}},
+    {"model": {"type": "BPE", "vocab": {"t": 4, "h": 5}, "merges": [["t", "h"]]}},
+    *({"model": model | {"unk_token": "", "unk_id": None}} for model in MODELS),
+]
+
+
+def with_pieces(pieces: list[str]) -> bytes:
+    """A .gguf file with a SentencePiece vocabulary of these pieces."""
+    description = mutation.parsed(seeds("gguf")[1])
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(8))]
+    count = len(first) + len(pieces)
+    values = {
+        "tokenizer.ggml.tokens": first + pieces,
+        "tokenizer.ggml.scores": [-float(i) for i in range(count)],
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 8, *[1] * len(pieces)],
+        "llama.vocab_size": count,
+    }
+    for row in description["metadata"]:
+        row[2] = values.get(row[0], row[2])
+    for row in description["tensors"]:
+        row[2] = [count if axis == 288 else axis for axis in row[2]]
+    return gguf_file(description)
+
+
+def attacks(name: str) -> list[bytes]:
+    """Small files that ask for much, and files of tens of megabytes with as many parts as they can hold."""
 
     def safetensors(header: str, data: bytes = b"") -> bytes:
         return len(header).to_bytes(8, "little") + header.encode() + data
@@ -550,16 +590,20 @@ def large(name: str) -> list[bytes]:
         case "config":
             return [f'{{"model_type":"llama","x":{part}}}'.encode() for part in (lists, zeros, tensors)]
         case "tokenizer":
+            base = mutation.parsed(seeds(name)[0])
+            small = [base | {"tokenizer.json": base["tokenizer.json"] | attack} for attack in TOKENIZER_ATTACKS]
             vocabulary = "{" + ",".join(f'"a{i}":{i}' for i in range(1_500_000)) + "}"
-            return [f'{{"model":{{"type":"BPE","merges":[],"vocab":{part}}}}}'.encode() for part in (vocabulary, lists)]
+            big = [f'{{"model":{{"type":"BPE","merges":[],"vocab":{part}}}}}' for part in (vocabulary, lists)]
+            return [text.encode() for text in (*map(json.dumps, small), *big)]
         case "template":
-            return [b"x" * 2_000_000, b"{{ x }}" * 20_000, b"{% if x %}" * 5000, b"{{ " + b"(" * 100_000]
+            return [text.encode() for text in TEMPLATE_ATTACKS]
         case "gguf":
             words, count = (3).to_bytes(8, "little") + b"abc", 4_000_000
             start = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<I", 9)
             return [
                 start + struct.pack("<IQ", 8, count) + words * count,
                 start + struct.pack("<IQ", 6, 2**24) + np.arange(2**24, dtype="<f4").tobytes(),
+                *(with_pieces(pieces) for pieces in (["a" * 2_000_000], ["a" * i for i in range(1, 3001)])),
             ]
         case "trace":
             ids = "1," * 20_000_000 + "1"
