@@ -53,3 +53,10 @@ def test_the_files_in_contributing_md_exist():
     names = [prefix + name for prefix, names in lists for name in names.split(",")]
     assert len(names) > 50
     assert [name for name in names if not (TESTS / f"test_{name}.py").is_file()] == []
+
+
+def test_the_files_in_security_md_exist():
+    text = (TESTS.parent / "SECURITY.md").read_text(encoding="utf-8")
+    names = re.findall(r"`((?:tests|tools|\.ci)/[\w./]*)`", text)
+    assert len(names) > 10
+    assert [name for name in names if not (TESTS.parent / name).exists()] == []
