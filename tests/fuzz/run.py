@@ -53,13 +53,14 @@ class Worker:
         self.folder = tempfile.TemporaryDirectory()
         command = [sys.executable, "-m", "fuzz.worker", self.name, self.folder.name]
         paths = os.pathsep.join(str(path) for path in (TESTS, TESTS.parent))  # also where pytest put them on sys.path
+        environment = os.environ | {"PYTHONPATH": paths, "NPLLM_CACHE": f"{self.folder.name}/cache"}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the worker
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=os.environ | {"PYTHONPATH": paths},
+            env=environment,
         )
         if self.answer(START) != "ready":
             self.errors.seek(0)
