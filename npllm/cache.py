@@ -6,6 +6,7 @@ A cache is a plain dict:
      "values": [L arrays [..., K, C, H]],
      "length": number of cached tokens,     slots 0..length-1 of C are filled
      "ids":    the text,                    only from the loop, which so notices when another text uses the cache
+     "long_factors": True or False,         only in generation: which of LongRoPE's factors rotated the keys
      "step":   a DecodeStep}                only with our GPU kernels: the captured decode step, see cuda/step.py
 
 "step" holds buffers and the addresses of the arrays above, but no result that a later pass reads: it may be deleted at
@@ -17,12 +18,14 @@ pass leaves the cache as it was. Lowering `length` drops the last tokens.
 Source: "Speeding Up Generation by Caching Keys and Values" (Figure 3-10).
 """
 
+import warnings
 from typing import Any
 
 from array_api_compat import device
 
 from .arrays import Array, Float, array_namespace
 from .config import Config
+from .rope import needs_long_factors
 
 Cache = dict[str, Any]
 CACHE_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes per element
@@ -72,3 +75,17 @@ def grow(cache: Cache, capacity: int) -> None:
                 new = xp.zeros((*old.shape[:-2], capacity, old.shape[-1]), dtype=old.dtype, device=device(old))
                 new[..., : cache["length"], :] = old[..., : cache["length"], :]
                 cache[name][layer] = new
+
+
+def drop_other_factors(cache: Cache, config: Config, total_length: int) -> None:
+    """Empty the cache if its keys were rotated by LongRoPE's other factors than a text of this length needs.
+
+    Keys of both kinds must not be mixed, so the whole text is computed again when it crosses the original context.
+    """
+    long = needs_long_factors(config, total_length)
+    was = cache.get("long_factors", needs_long_factors(config, cache["length"]))
+    if cache["length"] > 0 and was != long:
+        text = "is now longer than" if long else "again fits in"
+        warnings.warn(f"the text {text} the original context: all of it is computed again, see LongRoPE", stacklevel=2)
+        cache["length"] = 0
+    cache["long_factors"] = long

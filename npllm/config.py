@@ -1,8 +1,17 @@
 """A model's configuration, with the names of its config.json."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
+
+
+class RopeScaling(NamedTuple):
+    """A context extended after training: the frequency of each of RoPE's R pairs is divided by its factor."""
+
+    kind: str  # "linear", "llama3", "yarn", "longrope" or "dynamic"; "factors" in a GGUF file
+    factors: tuple[float, ...]  # R
+    long_factors: tuple[float, ...] = ()  # LongRoPE: in their place for a text longer than `original` tokens
+    original: int = 0
+    attention_factor: float = 1.0  # multiplies cos and sin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +30,7 @@ class Config:
     rms_norm_eps: float = 0.0  # in models with RMSNorm
     layer_norm_epsilon: float = 0.0  # in models with LayerNorm: GPT-2
     rope_theta: float = 10000.0
-    rope_scaling: Mapping[str, Any] | None = None  # {"rope_type": "linear" | "llama3" | "factors" (GGUF), ...}
+    rope_scaling: RopeScaling | None = None
     partial_rotary_factor: float = 1.0
     sliding_window: int | None = None  # W: the number of tokens a token sees, including itself
     layer_types: tuple[str, ...]  # "full_attention" or "sliding_attention", for each layer

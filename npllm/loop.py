@@ -15,7 +15,7 @@ from array_api_compat import device
 
 from .arrays import Array, Float, array_namespace
 from .attention import attention
-from .cache import Cache, empty_cache
+from .cache import Cache, drop_other_factors, empty_cache
 from .devices.device import free_bytes, to_host
 from .devices.dtypes import dtype_like
 from .devices.finite import not_finite
@@ -56,6 +56,7 @@ def next_logits(lm: LM, ids: Sequence[int], cache: Cache, rows: int = 1) -> Floa
     A long prompt is prefilled in chunks, with attention tile by tile. Only the last hidden state enters the LM head:
     the others have contributed their keys and values. (`rows`: the last ones, all from the last chunk.)
     """
+    drop_other_factors(cache, lm.config, len(ids))
     for start in range(cache["length"], len(ids), PREFILL_CHUNK):
         chunk = as_array(ids[start : start + PREFILL_CHUNK], lm)
         how = flash_attention if chunk.shape[0] > 1 else attention

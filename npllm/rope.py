@@ -3,37 +3,31 @@
 Source: "Positional Embeddings (RoPE)" (Figures 3-32, 3-33); Su et al. 2021, "RoFormer".
 """
 
-import math
-
 from array_api_compat import device
 
 from .arrays import Array, Float, Int, array_namespace
 from .config import Config
 
 
-def rope_frequencies(config: Config, like: Array) -> Float[Array, " R"]:
+def rope_frequencies(config: Config, like: Array, total_length: int = 0) -> Float[Array, " R"]:
     """The angle per position of each pair of dimensions, in radians: theta^(-2i / 2R) for pair i.
 
     Pair 0 turns by 1 radian per token and separates neighbours; the last pair hardly turns and separates near from far.
-    If the context was extended after training, `rope_scaling` slows pairs down: "linear" all of them by one factor;
-    "llama3" those with long wavelengths, with a smooth transition; "factors" (GGUF files) each by its own factor.
+    If the context was extended after training, each pair is slowed down by a factor of its own (families/scaling.py).
     """
-    xp = array_namespace(like)
+    xp, scaling = array_namespace(like), config.rope_scaling
     pairs = config.rotary_dim // 2
     exponents = xp.arange(pairs, dtype=xp.float32, device=device(like)) / pairs
-    frequencies = 1.0 / config.rope_theta**exponents
-    scaling = config.rope_scaling
     if scaling is None:
-        return frequencies
-    if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"]
-    if scaling["rope_type"] == "factors":
-        return frequencies / xp.asarray(scaling["factors"], dtype=xp.float32, device=device(like))
-    # llama3: `turns` is the number of full turns that a pair makes within the context of the original training.
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = xp.clip((turns - low) / (high - low), 0.0, 1.0)  # 1: many turns, unchanged; 0: few, slowed down
-    return kept * frequencies + (1.0 - kept) * frequencies / scaling["factor"]
+        return 1.0 / config.rope_theta**exponents
+    factors = scaling.long_factors if needs_long_factors(config, total_length) else scaling.factors
+    return 1.0 / (xp.asarray(factors, dtype=xp.float32, device=device(like)) * config.rope_theta**exponents)
+
+
+def needs_long_factors(config: Config, total_length: int) -> bool:
+    """Whether a text of this length takes LongRoPE's long factors. Keys cached with the short ones do not fit then."""
+    scaling = config.rope_scaling
+    return scaling is not None and bool(scaling.long_factors) and total_length > scaling.original
 
 
 def rope_tables(
@@ -41,11 +35,13 @@ def rope_tables(
 ) -> tuple[Float[Array, "... T R"], Float[Array, "... T R"]]:
     """The cosine and sine of every position's angles, in float32: computed once per pass, used by every block.
 
-    `total_length`, the number of past and new tokens, is for scalings that depend on it (LongRoPE); none here does yet.
+    `total_length` is the number of past and new tokens; LongRoPE depends on it. The attention factor of some scalings
+    multiplies cosine and sine, and thus every score by its square.
     """
     xp = array_namespace(positions)
-    angles = xp.astype(positions, xp.float32)[..., None] * rope_frequencies(config, positions)
-    return xp.cos(angles), xp.sin(angles)
+    angles = xp.astype(positions, xp.float32)[..., None] * rope_frequencies(config, positions, total_length)
+    factor = 1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor
+    return xp.cos(angles) * factor, xp.sin(angles) * factor
 
 
 def apply_rope(

@@ -107,7 +107,7 @@ def block(x, weights, config, window=None):
         config.head_dim,
         config.intermediate_size,
     )
-    factor = config.rope_scaling["factor"] if config.rope_scaling else 1.0
+    factor = config.rope_scaling.factors[0] if config.rope_scaling else 1.0
     q, k, v = np.zeros((N, len(x), H)), np.zeros((K, len(x), H)), np.zeros((K, len(x), H))
     for t in range(len(x)):
         normed = rms_norm(x[t], weights.input_layernorm, config.rms_norm_eps)

@@ -3,11 +3,12 @@ import json
 
 import pytest
 
-from npllm.config import Config
+from npllm.config import Config, RopeScaling
 from npllm.errors import ModelFileError
 from npllm.families import read_config
 from npllm.families.common import rope
 from npllm.families.keys import LARGEST, Keys
+from npllm.families.scaling import llama3
 from npllm.text.end_ids import read_token_ids
 
 # The keys that every config.json has, with Phi-3-mini's values.
@@ -28,6 +29,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+YARN = {"rope_type": "yarn", "factor": 2.0}
 HUGE = pytest.param(10**400, id="10**400")  # valid in JSON, too large for a float
 
 
@@ -35,6 +38,11 @@ def config(**keys) -> Config:
     """Phi-3-mini's configuration with these keys changed. A value of ... removes the key."""
     merged = PHI3_MINI | keys
     return read_config({key: value for key, value in merged.items() if value is not ...})
+
+
+def llama(**keys) -> Config:
+    """The same for Llama, which has other scalings of positions."""
+    return config(model_type="llama", **keys)
 
 
 def test_what_a_config_leaves_out_has_the_default_of_its_model_type():
@@ -95,17 +103,17 @@ def test_partial_rotary_counts_where_the_family_rotates_a_part():
 
 
 def test_rope_parameters_are_read_where_newer_files_keep_them():
-    newer = config(rope_parameters=LLAMA3 | {"rope_theta": 500000.0})
-    older = config(rope_scaling=LLAMA3, rope_theta=500000.0)
+    newer = llama(rope_parameters=LLAMA3 | {"rope_theta": 500000.0})
+    older = llama(rope_scaling=LLAMA3, rope_theta=500000.0)
     assert newer == older
     assert newer.rope_theta == 500000.0
-    assert newer.rope_scaling == LLAMA3
+    assert newer.rope_scaling == llama3(LLAMA3, 500000.0, 48)
 
 
 def test_rope_scaling_replaces_rope_parameters():
     linear = {"type": "linear", "factor": 2.0}
     read = rope(Keys({"rope_scaling": linear, "rope_parameters": LLAMA3 | {"rope_theta": 500000.0}}), head_dim=96)
-    assert read["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert read["rope_scaling"] == RopeScaling("linear", (2.0,) * 48)
     assert read["rope_theta"] == 10000.0
     assert config(rope_scaling={}, rope_parameters={"rope_theta": 500000.0}).rope_theta == 500000.0
 
@@ -119,16 +127,16 @@ def test_what_is_inside_wins_over_the_top_level():
 def test_the_original_context_at_the_top_wins():
     without = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
 
-    def original(**keys):
-        return config(**keys).rope_scaling["original_max_position_embeddings"]
+    def scaling_with(original):
+        return llama3(LLAMA3 | {"original_max_position_embeddings": original}, 10000.0, 48)
 
-    assert original(rope_scaling=LLAMA3) == 8192
-    assert original(rope_scaling=LLAMA3, original_max_position_embeddings=2048) == 2048
-    assert original(rope_scaling=without) == PHI3_MINI["max_position_embeddings"]
+    assert llama(rope_scaling=LLAMA3).rope_scaling == scaling_with(8192)
+    assert llama(rope_scaling=LLAMA3, original_max_position_embeddings=2048).rope_scaling == scaling_with(2048)
+    assert llama(rope_scaling=without).rope_scaling == scaling_with(PHI3_MINI["max_position_embeddings"])
 
 
 def test_linear_scaling_is_read_under_both_names_of_its_type():
-    expected = {"rope_type": "linear", "factor": 2.0}
+    expected = RopeScaling("linear", (2.0,) * 48)
     assert config(rope_scaling={"rope_type": "linear", "factor": 2}).rope_scaling == expected
     assert config(rope_scaling={"type": "linear", "factor": 2.0}).rope_scaling == expected
     assert config(rope_scaling={"rope_type": "default"}).rope_scaling is None
@@ -250,14 +258,39 @@ def test_what_is_not_a_positive_number_is_refused(key, value):
         ({"eos_token_id": [1, -2]}, "eos_token_id: expected a token id or a list of them"),
         ({"rope_scaling": "linear"}, "rope_scaling: expected an object"),
         ({"rope_parameters": [1]}, "rope_parameters: expected an object"),
-        ({"rope_scaling": {"type": "longrope"}}, "rope_scaling: expected one of default, linear, llama3, got 'long"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: expected one of"),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_scaling.short_factor: expected 48 positive numbers"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling.short_factor: expected 48 positive"),
+        ({"rope_scaling": LONGROPE | {"long_factor": [1.0] * 47}}, "long_factor: expected 48 positive numbers"),
+        ({"rope_scaling": LONGROPE | {"short_factor": [0.0] * 48}}, "short_factor: expected 48 positive numbers"),
+        ({"rope_scaling": LONGROPE | {"attention_factor": 0}}, "attention_factor: expected a positive number"),
+        (
+            {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 64}},
+            "rope_scaling.original_max_position_embeddings: expected that of the top level, 4096, got 64",
+        ),
+        ({"rope_scaling": LONGROPE, "original_max_position_embeddings": 1}, "rope_theta and this to be more than 1"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope_scaling: expected one of default, linear, longrope",
+        ),
+        (
+            {"model_type": "llama", "rope_scaling": {"type": "su"}},
+            "expected one of default, linear, llama3, yarn, longr",
+        ),
+        ({"model_type": "llama", "rope_scaling": YARN | {"truncate": 1}}, "truncate: expected true or false, got 1"),
+        ({"model_type": "llama", "rope_scaling": YARN | {"beta_fast": "32"}}, "beta_fast: expected a positive number"),
+        ({"model_type": "llama", "rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta and this to be more than 1"),
         ({"rope_scaling": {"type": ["linear"]}}, "rope_scaling: expected one of"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor: expected a positive number, got None"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor: expected a positive number"),
         ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "rope_scaling.factor: expected a positive number"),
-        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor: expected more than low_freq_factor"),
-        ({"rope_scaling": LLAMA3 | {"low_freq_factor": "1"}}, "rope_scaling.low_freq_factor: expected a positive"),
+        (
+            {"model_type": "llama", "rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
+            "high_freq_factor: expected more than",
+        ),
+        (
+            {"model_type": "llama", "rope_scaling": LLAMA3 | {"low_freq_factor": "1"}},
+            "low_freq_factor: expected a",
+        ),
         ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types: expected 32 of"),
         ({"model_type": "qwen2", "layer_types": ["other"] * 32}, "layer_types: expected 32 of"),
         ({"model_type": "qwen2", "layer_types": [["full_attention"]] * 32}, "layer_types: expected 32 of"),
@@ -278,9 +311,9 @@ def test_the_message_names_the_file():
 
 
 def test_json_is_read_as_it_comes():
-    assert read_config(json.loads(json.dumps(PHI3_MINI | {"rope_scaling": LLAMA3, "eos_token_id": [1, 2]}))) == config(
-        rope_scaling=LLAMA3, eos_token_id=[1, 2]
-    )
+    assert read_config(
+        json.loads(json.dumps(PHI3_MINI | {"rope_scaling": LONGROPE, "eos_token_id": [1, 2]}))
+    ) == config(rope_scaling=LONGROPE, eos_token_id=[1, 2])
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_the_scaling_of_llama_3_gets_its_name_back(tmp_path):
     write_gguf(tmp_path / "m.gguf", "llama", extra={"rope_freqs.weight": factors()})
     convert(tmp_path / "m.gguf", tmp_path / "m", "float32")
     lm = load(tmp_path / "m")
-    assert lm.config.rope_scaling["rope_type"] == "llama3"
+    assert lm.config.rope_scaling.kind == "llama3"
     assert_close("logits", logits(lm), logits(load(tmp_path / "m.gguf")))
 
 

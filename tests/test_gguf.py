@@ -28,6 +28,7 @@ from stored_weights import read_all
 import npllm
 from npllm.checkpoint.gguf import read_gguf
 from npllm.checkpoint.hub import find
+from npllm.config import RopeScaling
 from npllm.errors import ModelFileError
 
 EXACT = ["F32", "F16", "BF16"]
@@ -198,7 +199,7 @@ def test_keys_that_are_not_known_are_warned_of(tmp_path):
 def test_linear_scaling(tmp_path):
     for keys in ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0}):
         config = config_of(tmp_path, metadata={f"llama.{key}": value for key, value in keys.items()})
-        assert config.rope_scaling == {"rope_type": "linear", "factor": 4.0}
+        assert config.rope_scaling == RopeScaling("linear", (4.0,) * 8)
     config = config_of(tmp_path, metadata={"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0})
     assert config.rope_scaling is None
 
@@ -206,8 +207,21 @@ def test_linear_scaling(tmp_path):
 def test_rope_factors_of_llama_3(tmp_path):
     factors = np.linspace(1, 32, 8)
     config = config_of(tmp_path, extra={"rope_freqs.weight": factors})
-    assert config.rope_scaling == {"rope_type": "factors", "factors": tuple(float(f) for f in factors.astype("f4"))}
+    assert config.rope_scaling == RopeScaling("factors", tuple(float(f) for f in factors.astype("f4")))
     assert config_of(tmp_path, extra={"rope_freqs.weight": np.ones(8)}).rope_scaling is None
+
+
+@pytest.mark.parametrize("kind", [None, "none", "longrope"])
+def test_longrope(tmp_path, kind):
+    """Phi-3's factors, which llama.cpp takes from the tensors, whatever the type of the scaling is."""
+    metadata = {"phi3.rope.scaling.attn_factor": 1.25, "phi3.rope.scaling.original_context_length": 16}
+    metadata |= {} if kind is None else {"phi3.rope.scaling.type": kind}
+    factors = {f"rope_factors_{name}.weight": np.linspace(1, last, 8) for name, last in (("short", 2), ("long", 32))}
+    config = config_of(tmp_path, arch="phi3", metadata=metadata, extra=factors)
+    short, long = (tuple(float(f) for f in values.astype("f4")) for values in factors.values())
+    assert config.rope_scaling == RopeScaling("longrope", short, long, 16, 1.25)
+    with pytest.raises(ModelFileError, match="short_factor: expected 8 positive numbers"):
+        config_of(tmp_path, arch="phi3", metadata=metadata, extra={"rope_factors_long.weight": np.ones(8)})
 
 
 def test_end_of_turn_counts_as_an_end(tmp_path):
@@ -255,8 +269,8 @@ def test_metadata_that_cannot_be_used(tmp_path, key, value, message):
 @pytest.mark.parametrize(
     ("name", "factors", "message"),
     [
-        ("rope_factors_long.weight", np.ones(8), "LongRoPE"),
-        ("rope_freqs.weight", np.ones(7), "expected F32 [8]"),
+        ("rope_factors_long.weight", np.ones(8), "expected no LongRoPE factors in a model of this family"),
+        ("rope_freqs.weight", np.ones(7), "expected 8 factors, got 7"),
         ("rope_freqs.weight", np.zeros(8), "expected positive numbers"),
         ("rope_freqs.weight", np.full(8, np.nan), "expected positive numbers"),
     ],

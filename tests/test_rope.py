@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import loops
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from models import tiny_config
 from tolerance import assert_close
 
+from npllm.config import RopeScaling
 from npllm.devices.device import to_host
 from npllm.rope import apply_rope, rope_frequencies, rope_tables
 
@@ -131,8 +133,7 @@ def test_linear_scaling_divides_the_positions(lib, factor, position):
 
 def test_a_table_of_factors_divides_pair_by_pair(lib):
     plain = tiny_config(head_dim=8)
-    scaled = tiny_config(head_dim=8, rope_scaling={"rope_type": "linear", "factor": 2.0})
-    object.__setattr__(scaled, "rope_scaling", {"rope_type": "factors", "factors": [1.0, 2.0, 4.0, 8.0]})
+    scaled = replace(plain, rope_scaling=RopeScaling("factors", (1.0, 2.0, 4.0, 8.0)))
     frequencies = to_host(rope_frequencies(scaled, lib.array([0])))
     assert_close(
         "frequencies", frequencies, to_host(rope_frequencies(plain, lib.array([0]))) / np.array([1.0, 2.0, 4.0, 8.0])

@@ -73,7 +73,7 @@ def step_logits(lm: LM, ids: Sequence[int]) -> np.ndarray:
     on_device = array_namespace(like).asarray(list(ids), device=device(like))
     cache = empty_cache(lm.config, len(ids), like=like)
     for part in (on_device[:-1], on_device[-1:]):
-        hidden, _ = transform(part, lm, cache)
+        hidden, _ = transform(part, lm, cache, total_length=len(ids))
     return to_host(lm_head(hidden[-1:, :], lm))
 
 

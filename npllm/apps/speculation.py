@@ -36,7 +36,7 @@ import numpy as np
 from array_api_compat import device
 
 from ..arrays import Array, Float, array_namespace
-from ..cache import Cache, empty_cache
+from ..cache import Cache, drop_other_factors, empty_cache
 from ..errors import UsageError
 from ..inspect.record import record
 from ..lm import LM
@@ -147,8 +147,12 @@ def verified(
     counts |= {name: counts.get(name, 0) for name in ("passes", "drafted", "accepted")}
     while True:
         guesses, drawn_from = list[int](), list[Array | None]()
+        drop_other_factors(cache, lm.config, len(ids))
         if len(ids) - cache["length"] == 1:  # not before the prompt is processed
             limit = cache["keys"][0].shape[-2] - len(ids) - 1  # room for the drafts and the model's own token
+            scaling = lm.config.rope_scaling
+            if scaling is not None and scaling.long_factors and len(ids) <= scaling.original:
+                limit = min(limit, scaling.original - len(ids))  # a pass beyond it has other factors: see cache.py
             guesses, drawn_from = draft(ids, max(0, min(count, limit)), random, sampling)
         rows = next_logits(lm, [*ids, *guesses], cache, rows=len(guesses) + 1)
         counts["passes"] += 1

@@ -205,7 +205,7 @@ def described_gguf(files: Files, path: Path) -> tuple[dict[str, Any], dict[str, 
     ends = sorted(tokenizer.end_ids.union(config.eos_token_id))
     keys = config_keys(path, metadata, files.tensors) | ids
     keys |= {"architectures": [family_of(config).causal_lm], "hidden_act": "silu"}
-    if config.rope_scaling is not None and config.rope_scaling["rope_type"] == "factors":
+    if config.rope_scaling is not None and config.rope_scaling.kind == "factors":
         keys["rope_scaling"] = llama3_scaling(config)
     tokenizer_config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     tokenizer_config |= {name: texts[i] for name, i in special.items()}

@@ -4,6 +4,7 @@ family       the record that describes a family
 keys         config.json, key by key; none is ignored
 metadata     the same for a .gguf file
 common       keys that most families share
+scaling      positions in texts longer than in training
 activations  activation functions by name
 work         the cost of a block's parts
 llama        Llama, and what its descendants share

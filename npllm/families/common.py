@@ -6,16 +6,15 @@ Each function returns some fields by name, for `Config(family=..., **sizes(keys)
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..config import RopeScaling
 from ..errors import ModelFileError
 from ..text.end_ids import read_token_ids
+from . import scaling
 from .keys import Keys, is_positive
 
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
 KINDS = ("full_attention", "sliding_attention")
-ROPE_TYPES = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
+KINDS_OF_ROPE = {kind: kind for kind in scaling.SCALINGS}
 # Keys that never affect the computation: training, what a model returns, generation (pipeline reads its options from
 # generation_config.json), and the file's origin.
 HARMLESS = frozenset(
@@ -74,7 +73,14 @@ def sizes(keys: Keys, kv_heads: int | None = None, head_dim: int | None = None) 
     }
 
 
-def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.0) -> dict[str, Any]:
+def rope(
+    keys: Keys,
+    head_dim: int,
+    partial: bool = False,
+    theta: float = 10000.0,
+    kinds: Mapping[str, str] = KINDS_OF_ROPE,
+    original: int | None = None,
+) -> dict[str, Any]:
     """The fields of RoPE: how fast each pair of dimensions turns, and how many dimensions turn.
 
     Newer files have everything in `rope_parameters`; older ones have `rope_scaling`, and `rope_theta` at the top level.
@@ -83,6 +89,8 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.
     partial : whether the family can rotate a part of each head; others ignore `partial_rotary_factor`, unless positions
         are scaled: then they refuse it
     theta : the default for a file without `rope_theta`
+    kinds : the kinds of scaling, by their names in the family's files
+    original : the family's default for a file without `original_max_position_embeddings` at the top level
     """
     older, newer = keys.object("rope_scaling"), keys.object("rope_parameters")
     where, inside = ("rope_scaling", older) if older else ("rope_parameters", newer)
@@ -97,8 +105,8 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.
             raise keys.refusal(f"{where}.{key}" if key in inside else key, "a positive number", got=value)
         return float(value)
 
-    scaling = rope_scaling(keys, inside, where)
-    factor = number("partial_rotary_factor", 1.0) if partial or scaling else 1.0
+    base, scaled = number("rope_theta", theta), scaling_of(keys, inside, where, kinds) is not None
+    factor = number("partial_rotary_factor", 1.0) if partial or scaled else 1.0
     keys.get("partial_rotary_factor")
     if factor != 1.0 and not partial:
         raise keys.refusal("partial_rotary_factor", "1.0", "npllm rotates whole heads here", got=factor)
@@ -109,36 +117,64 @@ def rope(keys: Keys, head_dim: int, partial: bool = False, theta: float = 10000.
             f" head_dim, got {head_dim} x {factor}; RoPE turns dimensions in pairs"
         )
     return {
-        "rope_theta": number("rope_theta", theta),
-        "rope_scaling": scaling,
+        "rope_theta": base,
+        "rope_scaling": rope_scaling(keys, inside, where, kinds, original, base, rotated // 2),
         "partial_rotary_factor": factor,
     }
 
 
-def rope_scaling(keys: Keys, inside: Mapping[str, Any], where: str) -> dict[str, Any] | None:
-    """The scaling of positions, validated; None if positions are not scaled.
+def scaling_of(keys: Keys, inside: Mapping[str, Any], where: str, kinds: Mapping[str, str]) -> str | None:
+    """The kind of scaling of positions that the file names; None if positions are not scaled.
 
     Raises
     ------
-    ModelFileError : npllm does not compute this type, and ignoring it would give wrong results
+    ModelFileError : npllm does not compute this kind, and ignoring it would give wrong results
     """
-    original = keys.get("original_max_position_embeddings")  # the top level takes precedence here
     kind = inside.get("rope_type", inside.get("type", "default"))
     if kind == "default":
         return None
-    needed = ROPE_TYPES.get(kind) if isinstance(kind, str) else None
-    if needed is None:
-        expected = f"one of default, {', '.join(ROPE_TYPES)}"
+    if not isinstance(kind, str) or kind not in kinds:
+        expected = f"one of default, {', '.join(kinds)}"
         raise keys.refusal(where, expected, "npllm computes no other scaling: use a checkpoint without it", got=kind)
-    values = {"original_max_position_embeddings": keys.get("max_position_embeddings"), **inside}
-    values |= {} if original is None else {"original_max_position_embeddings": original}
-    for key in needed:
-        if not is_positive(values.get(key)):
-            raise keys.refusal(f"{where}.{key}", "a positive number", got=values.get(key))
+    return kinds[kind]
+
+
+def rope_scaling(
+    keys: Keys,
+    inside: Mapping[str, Any],
+    where: str,
+    kinds: Mapping[str, str],
+    original: int | None,
+    theta: float,
+    pairs: int,
+) -> RopeScaling | None:
+    """The scaling of positions, from validated keys; None if positions are not scaled."""
+    outside = keys.get("original_max_position_embeddings", original)  # the top level takes precedence here
+    kind = scaling_of(keys, inside, where, kinds)
+    if kind is None:
+        return None
+    context = keys.get("max_position_embeddings")
+    values = {"original_max_position_embeddings": context, **inside, "max_position_embeddings": context}
+    values |= {} if outside is None else {"original_max_position_embeddings": outside}
+    values = {key: value for key, value in values.items() if value is not None}
+    optional = [key for key in scaling.OPTIONAL.get(kind, ()) if key in values]
+    for key in (*scaling.NEEDED[kind], *optional):
+        value: Any = values.get(key)
+        if key in ("short_factor", "long_factor"):
+            if not isinstance(value, list) or len(value) != pairs or not all(map(is_positive, value)):
+                raise keys.refusal(f"{where}.{key}", f"{pairs} positive numbers, one for each pair", got=value)
+            continue
+        if not is_positive(value):
+            raise keys.refusal(f"{where}.{key}", "a positive number", got=value)
+        values[key] = float(value)
+    if kind in ("yarn", "longrope") and min(theta, values["original_max_position_embeddings"]) <= 1:
+        raise keys.refusal(f"{where}.original_max_position_embeddings", "rope_theta and this to be more than 1")
+    if not isinstance(values.get("truncate", True), bool):
+        raise keys.refusal(f"{where}.truncate", "true or false", got=values["truncate"])
     if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
         low = f"more than low_freq_factor, {values['low_freq_factor']}"
         raise keys.refusal(f"{where}.high_freq_factor", low, got=values["high_freq_factor"])
-    return {"rope_type": kind} | {key: float(values[key]) for key in needed}
+    return scaling.SCALINGS[kind](values, theta, pairs)
 
 
 def head(keys: Keys, tied: bool = False, pad_token_id: int | None = None) -> dict[str, Any]:

@@ -53,7 +53,7 @@ GGUF_NAMES = {
     "down_proj": "blk.*.ffn_down",
 }
 # RoPE's frequencies: in older Llama files, and in Llama 3's .gguf files (checkpoint/gguf_config.py reads those).
-NOT_NEEDED = (".rotary_emb.inv_freq", "rope_freqs.weight")
+NOT_NEEDED = (".rotary_emb.inv_freq", "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 
 ALLOWED = common.ALLOWED | {"hidden_act": ("silu", "swish")}
 
@@ -136,7 +136,7 @@ def attention_text(config: Config, layer: int) -> str:
 
 def rope_text(config: Config) -> str:
     """RoPE, for `npllm show`."""
-    scaling = f", {config.rope_scaling['rope_type']}" if config.rope_scaling else ""
+    scaling = f", {config.rope_scaling.kind}" if config.rope_scaling else ""
     return f"RotaryEmbedding(dim={config.rotary_dim}, theta={config.rope_theta:g}{scaling})"
 
 

@@ -127,10 +127,14 @@ def whole_heads_rotate(metadata: Metadata, head_dim: int) -> None:
 
 
 def rope_scaling(metadata: Metadata) -> dict[str, Any] | None:
-    """The scaling of positions in the metadata; None without one. Only linear scaling is computed."""
+    """The scaling of positions in the metadata; None without one. Only linear scaling is computed.
+
+    LongRoPE is in the tensors, whatever the type says: see `phi3.gguf_keys`.
+    """
     m = metadata
     kind = m.get("rope.scaling.type", "linear")
-    if kind not in ("none", "linear"):
+    longrope = kind == "longrope" and "rope_factors_long.weight" in m.tensors
+    if kind not in ("none", "linear") and not longrope:
         raise m.refusal("rope.scaling.type", "none or linear, because npllm does not compute it")
     factor = m.number("rope.scaling.factor", m.number("rope.scale_linear", 1.0))
-    return None if kind == "none" or factor in (0, 1) else {"rope_type": "linear", "factor": factor}
+    return None if kind != "linear" or factor in (0, 1) else {"rope_type": "linear", "factor": factor}

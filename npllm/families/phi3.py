@@ -1,7 +1,8 @@
-"""Phi-3, the chapter's model: Phi-3-mini-4k and Phi-3-medium-4k.
+"""Phi-3, the chapter's model, and its sisters: Phi-3-mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini.
 
 The block and the pass are those of block.py and model.py. Differences from Llama: its files store queries, keys and
-values in one tensor, gate and up in another; it may rotate only a part of each head; a token sees 2,047 tokens.
+values in one tensor, gate and up in another; it may rotate only a part of each head; in the 4k models a token sees
+2,047 tokens; the 128k models use LongRoPE.
 
 Source: Abdin et al. 2024, "Phi-3 technical report"; https://huggingface.co/microsoft/Phi-3-mini-4k-instruct
 """
@@ -17,14 +18,15 @@ from .metadata import Metadata
 
 
 def read_config(keys: Keys) -> Config:
-    """Phi-3's config.json. LongRoPE, the position scaling of the 128k models, is refused by `common.rope`."""
+    """Phi-3's config.json."""
     keys.allow_only(ALLOWED)
     sizes = common.sizes(keys)
+    check_original(keys)
     window = keys.optional("sliding_window")
     return Config(
         family="phi3",
         **sizes,
-        **common.rope(keys, sizes["head_dim"], partial=True),
+        **common.rope(keys, sizes["head_dim"], partial=True, kinds=KINDS_OF_ROPE, original=4096),
         **common.head(keys, pad_token_id=32000),
         rms_norm_eps=keys.number("rms_norm_eps", 1e-5),
         sliding_window=window,
@@ -32,11 +34,28 @@ def read_config(keys: Keys) -> Config:
     )
 
 
+def check_original(keys: Keys) -> None:
+    """Refuse an original context inside `rope_scaling` unless it is that of the top level, which transformers takes."""
+    outside = keys.get("original_max_position_embeddings", 4096)
+    for where in ("rope_scaling", "rope_parameters"):
+        inside = keys.object(where).get("original_max_position_embeddings", outside)
+        if inside != outside:
+            name = f"{where}.original_max_position_embeddings"
+            raise keys.refusal(name, f"that of the top level, {outside}", got=inside)
+
+
 def gguf_keys(m: Metadata) -> dict[str, Any]:
     """The keys for architecture "phi3"."""
     keys = metadata.common(m, m.tensors)
     # Files of Phi-3-mini-4k and Phi-3-medium-4k that are older than the key: their window is known.
     old_4k = m.get("context_length") == 4096 and m.get("block_count") in (32, 40)
+    original = m.get("rope.scaling.original_context_length", m.get("context_length"))
+    attention_factor = m.number("rope.scaling.attn_factor", 1.0)
+    if "rope_factors_long.weight" in m.tensors:  # the factors themselves are read with the tensors
+        keys |= {"original_max_position_embeddings": original}
+        keys["rope_scaling"] = {"rope_type": "longrope", "attention_factor": attention_factor}
+    elif attention_factor != 1.0:
+        raise m.refusal("rope.scaling.attn_factor", "1.0 without the tensors of LongRoPE's factors")
     return keys | {
         "model_type": "phi3",
         "sliding_window": m.get("attention.sliding_window", 2047 if old_4k else 0) or None,
@@ -44,6 +63,8 @@ def gguf_keys(m: Metadata) -> dict[str, Any]:
     }
 
 
+# "su" and "yarn" are older spellings of LongRoPE in Phi-3's files.
+KINDS_OF_ROPE = {"linear": "linear", **dict.fromkeys(("longrope", "su", "yarn"), "longrope")}
 WINDOWS = ("use_sliding_window", "max_window_layers", "layer_types")
 FUSED = {
     **dict.fromkeys((f"layers.*.attention.{name}" for name in "qkv"), "model.layers.*.self_attn.qkv_proj"),

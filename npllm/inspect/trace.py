@@ -97,7 +97,7 @@ def trace(
     start = 0
     for count in chunks or [len(ids)]:
         part = on_device[start : start + count]
-        forward(part, lm, cache, tap=recorder)
+        forward(part, lm, cache, total_length=len(ids), tap=recorder)
         start += count
     return seen
 
