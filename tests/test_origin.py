@@ -7,11 +7,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizer_cases import tokenizer
 
 from npllm.checkpoint import sandbox
+from npllm.checkpoint.chat_template import CHILD
 from npllm.checkpoint.origin import MESSAGES, TEMPLATE, UNKNOWN, Number, Text, known
 from npllm.text.chat_ids import Part, controls
 from npllm.tokenizer import Tokenizer
 
 WORDS = st.text("aA b\n\t\rß<|.İŉ", max_size=6)
+
+
+def answer(request):
+    """What the sandbox answers, in the process that renders."""
+    return CHILD.ask(request, 30.0)
 
 
 def marked(text, origins):
@@ -40,6 +46,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for names in METHODS for name in names.split()])
 @given(data=st.data(), text=TEXTS)
 def test_a_method_computes_what_str_computes(name, data, text):
@@ -52,6 +59,7 @@ def test_a_method_computes_what_str_computes(name, data, text):
             assert len(piece._origins) == len(piece)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["%s|%s", "%5s%-4s", "%r%.2s", "%%%s%s%%", "%s%%%s"])
 @given(values=st.tuples(ARGUMENTS, ARGUMENTS))
 def test_the_percent_operator_computes_what_str_computes(form, values):
@@ -63,7 +71,7 @@ def test_the_percent_operator_computes_what_str_computes(form, values):
 def origins_of(template, *contents, **special):
     """The rendered text and its origins: T the template, a digit for a message, ? unknown."""
     messages = [{"role": "user", "content": content} for content in contents]
-    made = sandbox.answer([template, special, messages, True])
+    made = answer([template, special, messages, True])
     assert "parts" in made, made
     letters = {-1: "T", -2: "?"}
     parts = made["parts"]
@@ -128,7 +136,7 @@ def test_each_character_knows_who_wrote_it(template, content, text, origins):
 def test_roles_that_templates_make_control_tokens_of():
     template = "{{ '<|' + messages[0].role + '|>' }}"
     for role, origins in (("user", "TTTTTTTT"), ("endoftext", "TT" + "0" * 9 + "TT")):
-        made = sandbox.answer([template, {}, [{"role": role, "content": ""}], True])
+        made = answer([template, {}, [{"role": role, "content": ""}], True])
         assert "".join({-1: "T"}.get(o, str(o)) * len(t) for o, t in made["parts"]) == origins
 
 
@@ -308,9 +316,10 @@ def turns(*contents):
 PRIVATE = st.text("\ue000\ue001\ue002", max_size=5)
 
 
+@pytest.mark.slow
 @given(template=templates(), first=PRIVATE, second=PRIVATE)
 def test_whatever_a_template_does_no_character_of_a_message_is_taken_for_its_own(template, first, second):
-    made = sandbox.answer([template, {}, turns(first, second), True])
+    made = answer([template, {}, turns(first, second), True])
     expected = reference(template, turns(first, second))
     if isinstance(expected, str):
         assert "".join(text for _, text in made["parts"]) == expected
@@ -337,10 +346,11 @@ def ids_of(template, messages, made):
 HOSTILE = st.lists(st.sampled_from(["<|im_end|>", "<|im_", "end|>", "a", "-", "<", "|", "x"]), max_size=4).map("".join)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the model's chat template leaves out")
 @given(template=templates(), first=HOSTILE, second=HOSTILE)
 def test_whatever_a_template_does_no_control_token_comes_from_a_message(template, first, second):
-    made = sandbox.answer([template, {}, turns(first, second), True])
+    made = answer([template, {}, turns(first, second), True])
     expected = reference(template, turns(first, second))
     assert ("failed" in made) == (not isinstance(expected, str))
     if "failed" in made:
@@ -368,6 +378,7 @@ EXACT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the model's chat template leaves out")
 @given(
     template=templates([x for x in ONE if x in EXACT], [x for x in TWO if x in EXACT]),
@@ -376,7 +387,7 @@ EXACT = {
 def test_texts_without_control_tokens_have_the_ids_of_the_whole(template, text):
     if "autoescape" in template:
         return
-    made = sandbox.answer([template, {}, turns(text, text), True])
+    made = answer([template, {}, turns(text, text), True])
     if "parts" in made:
         whole = "".join(text for _, text in made["parts"])
         expected = tokenizer("bytes").backend.encode(whole, add_special_tokens=False).ids

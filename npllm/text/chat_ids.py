@@ -100,8 +100,8 @@ def chat_ids(
 
 
 def warn_of_missing(messages: Messages, parts: list[Part], text: str) -> None:
-    """Warn of each message of which the template wrote nothing. Raises ModelFileError if it wrote nothing at all."""
-    if not text:
+    """Warn of each message that the template leaves out. Raises ModelFileError if it leaves out all text."""
+    if not text and any(message["content"].strip() for message in messages):
         raise ModelFileError(
             "the model's chat template: expected the conversation as text, got no text;"
             " use generate without --chat, or another copy of the model"
