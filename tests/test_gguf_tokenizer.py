@@ -232,6 +232,44 @@ def test_pieces_without_text_get_one():
 COUNT = len(BYTES["tokenizer.ggml.tokens"])
 
 
+def of_pieces(pieces):
+    """Metadata of a SentencePiece vocabulary."""
+    pieces = ["<unk>", *pieces]
+    scores = [-float(i) for i in range(len(pieces))]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": [2, *[1] * (len(pieces) - 1)],
+    }
+
+
+@pytest.mark.parametrize("pieces", [["a" * 2_000_000], ["a" * n for n in range(1, 3001)], ["a", "b" * 2**14]])
+def test_pieces_with_too_many_splits_are_refused(pieces):
+    with pytest.raises(
+        ModelFileError, match=r"tokens: expected pieces whose splits have at most 134217728 letters, got \d+"
+    ):
+        tokenizer_from_gguf(of_pieces(pieces))
+
+
+def test_pieces_of_many_letters_are_merged():
+    runs = tokenizer_from_gguf(of_pieces(["a" * n for n in range(1, 65)]))
+    pieces = runs.pieces(ids_of(runs, "a" * 200))[1:]
+    assert "".join(pieces) == "a" * 200
+    assert max(map(len, pieces)) == 64
+
+
+@pytest.mark.parametrize("none", [-1, 2**32 - 1])
+def test_ids_that_mean_none_are_none(none):
+    keys = ("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id", "eot_token_id")
+    changes = dict.fromkeys(keys, none)
+    tokenizer = tokenizer_from_gguf(llama_metadata(**changes, add_bos_token=True, add_eos_token=True))
+    assert tokenizer.encode("A") == ids_of(tokenizer, "A")
+    assert tokenizer.pieces(tokenizer.end_ids) == tokenizer_from_gguf(without(llama_metadata(), "eos_token_id")).pieces(
+        tokenizer.end_ids
+    )
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [

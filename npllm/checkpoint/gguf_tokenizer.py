@@ -53,6 +53,9 @@ WORDS = {
 # These do not apply merges to a word that is itself a piece, and add BOS unless the file says otherwise.
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 
+# Bounds the time and the memory for the splits of pieces: Llama 2's have 1 million letters, Gemma 3's 11 million.
+MOST_LETTERS = 2**27
+
 # Tokens that end a text or a turn. A file names one such id; a model may have been trained with several.
 END_TOKENS = (
     *("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>"),
@@ -168,6 +171,9 @@ def llama_backend(
     scores = read_list(metadata, "scores", float, len(texts))
     vocabulary = {text: i for i, text in enumerate(texts)}
     normal = {text for text, type_ in zip(texts, types, strict=True) if type_ == NORMAL}
+    letters = sum(len(text) ** 2 for text in normal)  # in all splits of all pieces
+    if letters > MOST_LETTERS:
+        raise refuse("tokens", f"pieces whose splits have at most {MOST_LETTERS} letters", letters)
     cuts = [(text, cut) for text in texts if text in normal for cut in range(1, len(text))]
     merges = [(text[:cut], text[cut:]) for text, cut in cuts if text[:cut] in normal and text[cut:] in normal]
     # Of the splits of one piece, the one with the longest left part comes first, as in transformers' conversion.
