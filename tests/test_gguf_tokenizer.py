@@ -252,6 +252,27 @@ def test_pieces_with_too_many_splits_are_refused(pieces):
         tokenizer_from_gguf(of_pieces(pieces))
 
 
+def test_control_tokens_of_too_many_letters_are_refused():
+    metadata = of_pieces(["a", "b" * 2**20])
+    metadata["tokenizer.ggml.token_type"][2] = 3
+    with pytest.raises(ModelFileError, match="control tokens of at most 1048576 letters together, got 1048581"):
+        tokenizer_from_gguf(metadata)
+
+
+@pytest.mark.parametrize("merges", [["a b"], ["a b", "ab a"], ["ab a", "a b"], ["x a"], ["a x"], ["a  b"], ["\n \n"]])
+def test_merges_of_other_pieces_are_refused(merges):
+    metadata = bytes_metadata(merges=merges)
+    metadata["tokenizer.ggml.tokens"] = [
+        text for text in metadata["tokenizer.ggml.tokens"] if text not in ("ab", "aba")
+    ]
+    metadata["tokenizer.ggml.token_type"] = metadata["tokenizer.ggml.token_type"][
+        : len(metadata["tokenizer.ggml.tokens"])
+    ]
+    with pytest.raises(ModelFileError, match=r"tokenizer\.ggml\.merges: expected .*, got .{1,80}; ") as error:
+        tokenizer_from_gguf(metadata)
+    assert "\n" not in str(error.value)
+
+
 def test_pieces_of_many_letters_are_merged():
     runs = tokenizer_from_gguf(of_pieces(["a" * n for n in range(1, 65)]))
     pieces = runs.pieces(ids_of(runs, "a" * 200))[1:]

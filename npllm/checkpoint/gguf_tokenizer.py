@@ -53,8 +53,9 @@ WORDS = {
 # These do not apply merges to a word that is itself a piece, and add BOS unless the file says otherwise.
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 
-# Bounds the time and the memory for the splits of pieces: Llama 2's have 1 million letters, Gemma 3's 11 million.
-MOST_LETTERS = 2**27
+# Bounds for the time and the memory. The splits of Llama 2's pieces have 1 million letters, those of Gemma 3's 11
+# million; Gemma 3's 6,415 added tokens have 76 thousand letters.
+MOST_LETTERS, MOST_ADDED = 2**27, 2**20
 
 # Tokens that end a text or a turn. A file names one such id; a model may have been trained with several.
 END_TOKENS = (
@@ -94,9 +95,12 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     except (ModelFileError, MemoryError):
         raise
     except Exception as error:  # the library has no exception class for it
-        raise refuse("merges", "merges of pieces of the vocabulary", error) from error
+        raise refuse("tokens", "a vocabulary", " ".join(str(error).split())) from error
 
     added = [i for i, type_ in enumerate(types) if type_ in (CONTROL, USER_DEFINED) or i == unknown]
+    letters = sum(len(texts[i]) for i in added)
+    if letters > MOST_ADDED:
+        raise refuse("tokens", f"control tokens of at most {MOST_ADDED} letters together", letters)
     # Phi-3's control tokens strip the white space after them. The file does not say so; llama.cpp hard-codes it too.
     phi3 = llama and metadata.get("general.architecture") == "phi3" and "<|assistant|>" in vocabulary
     backend.add_tokens(
@@ -152,6 +156,9 @@ def gpt2_backend(metadata: Mapping[str, Any], texts: list[str]) -> tokenizers.To
     if wrong:
         raise refuse("merges", "two pieces separated by one space", f"{' '.join(merges[wrong[0]])!r} at {wrong[0]}")
     vocabulary = {text: i for i, text in enumerate(texts)}
+    for left, right in merges:  # the library panics where their pieces are missing
+        if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
+            raise refuse("merges", "merges of pieces of the vocabulary", repr(f"{left} {right}")[:80])
     backend = tokenizers.Tokenizer(BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS))
     cuts = [pre_tokenizers.Split(Regex(words), "isolated") for words in WORDS[pre]]
     byte_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
