@@ -237,7 +237,7 @@ ENTRIES = [
 FILE = [
     ("file", "status 500", fake.status(500), "status 500"),
     ("file", "status 429", fake.status(429, Retry_After="3600"), "status 429"),
-    ("file", "status 404", fake.status(404, X_Error_Code="EntryNotFound"), "lists config.json, and does not have it"),
+    ("file", "status 404", fake.status(404, X_Error_Code="EntryNotFound"), "config.json, and does not have it"),
     ("file", "status 416", fake.status(416), "status 416"),
     ("file", "a captive portal's page", fake.portal, "expected a file with the digest"),
     ("file", "an empty body", fake.says(b""), "sends 0 of"),
@@ -253,7 +253,7 @@ FILE = [
     ("large", "cut at once", fake.cut(0), "Error"),
     ("large", "cut again and again", fake.cut(100), "Error"),
     ("large", "a redirect to no web page", fake.redirect("ftp://127.0.0.1/x"), "not a web page"),
-    ("large", "a closed port", fake.redirect("http://127.0.0.1:9/x"), "ConnectError"),
+    ("large", "a closed port", fake.redirect("http://127.0.0.1:9/x"), "cannot be reached (Connect"),
     ("large", "never answers", fake.silent, "no answer within 0.3 seconds"),
     ("large", "a byte at a time", fake.drip(), "no answer within 0.3 seconds"),
     ("file", "never answers", fake.silent, "no answer within 0.3 seconds"),
@@ -560,6 +560,28 @@ def test_a_disk_that_is_full(cache, hub, settings, number):
     settings.undo()
 
 
+def test_a_complete_file_is_not_followed_by_a_pause(cache, hub, settings):
+    settings.setattr(hub_http.time, "sleep", lambda _: pytest.fail("a pause"))
+    assert contents(find(NAME, cache_dir=cache)) == FILES
+
+
+def test_a_file_that_is_longer_than_listed(hub, tmp_path):
+    hub.fail("file", fake.says(b"x" * 1000))
+    with (tmp_path / "file").open("ab") as output:
+        hub_http.fetch(NAME, COMMIT, "config.json", 10, output, lambda _: None)
+    assert (tmp_path / "file").read_bytes() == b"x" * 10
+
+
+def test_within_ends_a_call_that_hangs():
+    hangs = threading.Event()
+    with pytest.raises(hub_http.NoAnswer, match="gives no answer within"):
+        hub_http.within(0.05, lambda: hangs.wait(20))
+    hangs.set()
+    with pytest.raises(MemoryError):
+        hub_http.within(5.0, lambda: (_ for _ in ()).throw(MemoryError))
+    assert hub_http.within(5.0, lambda: 7) == 7
+
+
 def test_a_model_that_does_not_fit(cache, hub, settings):
     settings.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5))
     fails(cache, UnavailableError, "the download needs 326.0 kB in")
@@ -664,7 +686,7 @@ def test_a_token_that_cannot_be_sent(cache, hub, settings, token):
 
 def test_a_host_that_is_not_there(cache, settings):
     settings.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    fails(cache, UnavailableError, "ConnectError")
+    fails(cache, UnavailableError, "cannot be reached (Connect")
     fails(cache, UnavailableError, "download it while online, or give a folder with --model")
 
 

@@ -232,19 +232,15 @@ def fetch(name: str, commit: str, file: str, size: int, output: BinaryIO, progre
     Refusal : the Hub does not give the file
     NoAnswer : no progress for PERSISTENCE seconds
     """
-    from huggingface_hub import constants
-
-    seconds = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
     url = f"{endpoint()}/{name}/resolve/{commit}/{quote(file)}"
     began, start = time.monotonic(), output.tell()
     while output.tell() < size:
         try:
-            for chunk in body(url, file, output, progress, seconds):
+            for chunk in body(url, file, size, output, progress):
                 output.write(chunk[: size - output.tell()])
                 progress(len(chunk))
-                if output.tell() >= size:
-                    return
-            raise NoAnswer(f"sends {output.tell()} of {size} bytes")
+            if output.tell() < size:
+                raise NoAnswer(f"sends {output.tell()} of {size} bytes")
         except Refusal:
             raise
         except NoAnswer:
@@ -252,11 +248,14 @@ def fetch(name: str, commit: str, file: str, size: int, output: BinaryIO, progre
                 began, start = time.monotonic(), output.tell()
             elif time.monotonic() - began > PERSISTENCE:
                 raise
-        time.sleep(PAUSE)
+            time.sleep(PAUSE)
 
 
-def body(url: str, file: str, output: BinaryIO, progress: Callable[[int], Any], seconds: float) -> Iterator[bytes]:
+def body(url: str, file: str, size: int, output: BinaryIO, progress: Callable[[int], Any]) -> Iterator[bytes]:
     """The chunks of a file from where `output` ends; a Hub that sends the whole file instead empties it first."""
+    from huggingface_hub import constants
+
+    seconds = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
     start = output.tell()
     headers = {"range": f"bytes={start}-"} if start else {}
     answer = within(seconds, lambda: ask(url, seconds, elsewhere=True, **headers))
@@ -267,6 +266,6 @@ def body(url: str, file: str, output: BinaryIO, progress: Callable[[int], Any], 
     if answer.status == 404:
         raise Refusal(f"{endpoint()} lists {file}, and does not have it")
     check_status(answer)
-    while chunk := within(seconds, lambda: next(answer.chunks, b"")):
+    while output.tell() < size and (chunk := within(seconds, lambda: next(answer.chunks, b""))):
         yield chunk
-    answer.close()
+    answer.close()  # not after an error: the thread in `within` may still read
