@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import IO
+from typing import Any
 
 from .one_line import one_line
 
@@ -19,7 +19,7 @@ def note(text: str, end: str = "\n") -> None:
             abandon(sys.stderr)
 
 
-def abandon(stream: IO[str]) -> None:
+def abandon(stream: Any) -> None:
     """Discard what a stream has buffered, and all that follows; otherwise Python would retry at exit, and fail."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
