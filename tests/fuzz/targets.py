@@ -592,8 +592,11 @@ def attacks(name: str) -> list[bytes]:
         case "tokenizer":
             base = mutation.parsed(seeds(name)[0])
             small = [base | {"tokenizer.json": base["tokenizer.json"] | attack} for attack in TOKENIZER_ATTACKS]
-            vocabulary = "{" + ",".join(f'"a{i}":{i}' for i in range(1_500_000)) + "}"
-            big = [f'{{"model":{{"type":"BPE","merges":[],"vocab":{part}}}}}' for part in (vocabulary, lists)]
+            vocabulary = "{" + ",".join(f'"a{i}":{i}' for i in range(300_000)) + "}"
+            big = [
+                f'{{"model":{{"type":"BPE","merges":[],"vocab":{part}}}}}'
+                for part in (vocabulary, "[" + zeros[-9_000_001:])
+            ]
             return [text.encode() for text in (*map(json.dumps, small), *big)]
         case "template":
             return [text.encode() for text in TEMPLATE_ATTACKS]
