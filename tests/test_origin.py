@@ -121,6 +121,7 @@ C = "messages[0].content"
         ("{{ 'a' | e ~ 'b' }}{% autoescape true %}c{% endautoescape %}", "x", "abc", "?TT"),
         ("{{ strftime_now('a') }}{{ strftime_now(X) }}", "x", "ax", "T?"),
         ("{{ X.encode() | first }}{{ X | int + 1 }}{{ '7' | int + 1 }}", "5", "5368", "???T"),
+        ("{% for n in [X | int, 2] %}{{ loop.previtem }}{{ loop.index }}{% endfor %}", "5", "152", "T?T"),
         ("{{ messages[0].role }}{% for k in messages[0] %}{{ k }}{% endfor %}", "x", "userrolecontent", "T" * 15),
         ("{% block b %}a{{ X }}{% endblock %}{{ self.b() }}", "x", "axax", "T0T0"),
         ("{{ joiner(X)() }}{% set j = joiner(X) %}{{ j() }}{{ j() }}{{ cycler(X, 'a').next() }}", "x", "xx", "00"),
