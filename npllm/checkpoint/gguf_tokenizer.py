@@ -95,7 +95,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     except (ModelFileError, MemoryError):
         raise
     except Exception as error:  # the library has no exception class for it
-        raise refuse("tokens", "a vocabulary", " ".join(str(error).split())) from error
+        raise refuse("merges", "merges of pieces of the vocabulary", " ".join(str(error).split())) from error
 
     added = [i for i, type_ in enumerate(types) if type_ in (CONTROL, USER_DEFINED) or i == unknown]
     letters = sum(len(texts[i]) for i in added)
@@ -156,9 +156,9 @@ def gpt2_backend(metadata: Mapping[str, Any], texts: list[str]) -> tokenizers.To
     if wrong:
         raise refuse("merges", "two pieces separated by one space", f"{' '.join(merges[wrong[0]])!r} at {wrong[0]}")
     vocabulary = {text: i for i, text in enumerate(texts)}
-    for left, right in merges:  # the library panics where their pieces are missing
-        if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
-            raise refuse("merges", "merges of pieces of the vocabulary", repr(f"{left} {right}")[:80])
+    lost = next((f"{left} {right}" for left, right in merges if left + right not in vocabulary), None)
+    if lost is not None:  # the library would panic
+        raise refuse("merges", "merges of pieces of the vocabulary", repr(lost)[:80])
     backend = tokenizers.Tokenizer(BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS))
     cuts = [pre_tokenizers.Split(Regex(words), "isolated") for words in WORDS[pre]]
     byte_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
