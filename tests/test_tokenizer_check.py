@@ -13,9 +13,8 @@ from tokenizer_cases import GOLDEN
 
 from npllm.checkpoint import tokenizer_check
 from npllm.checkpoint.folder_tokenizer import build, read_files, tokenizer_from_folder
-from npllm.checkpoint.tokenizer_check import answer, digest_of, place, remember, remembered
+from npllm.checkpoint.tokenizer_check import digest_of, place, remember, remembered
 from npllm.errors import ModelFileError, UnavailableError
-from npllm.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -49,18 +48,6 @@ def refused(folder):
     return str(error.value)
 
 
-def quick(names):
-    """The names, with the slow ones marked."""
-    slow = ("backtracking", "an added token of a million")
-    return [pytest.param(name, marks=pytest.mark.slow) if name.startswith(slow) else name for name in names]
-
-
-@pytest.mark.parametrize("name", quick(FAIL))
-def test_a_tokenizer_that_fails_is_recognized(folder, name):
-    (folder / "tokenizer.json").write_bytes(FAIL[name])
-    assert {"refused", "fails"} & set(answer(str(folder)))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["WordLevel without its unk", "a merge without its result", "backtracking over x"])
 def test_a_tokenizer_that_fails_is_refused(folder, name):
@@ -74,13 +61,6 @@ def test_a_tokenizer_that_kills_its_process_or_hangs_is_refused(folder, monkeypa
     monkeypatch.setattr(tokenizer_check, "SECONDS", 1.5)
     (folder / "tokenizer.json").write_bytes(KILL[name])
     assert "expected a tokenizer that works for any text" in refused(folder)
-
-
-@pytest.mark.parametrize("name", quick(HARMLESS))
-def test_what_is_odd_and_harmless_has_no_effect(folder, name):
-    (folder / "tokenizer.json").write_bytes(HARMLESS[name])
-    tokenizer = Tokenizer(build(folder, read_files(folder))[0])
-    assert tokenizer.pieces(tokenizer.encode("abc")) == ["a", "b", "c"]
 
 
 @pytest.mark.slow

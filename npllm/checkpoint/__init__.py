@@ -15,6 +15,7 @@ sandbox           a chat template's sandbox
 chat_template     a conversation as one text
 tokenizer_check   the check of a folder's tokenizer, in a process that may die
 folder_tokenizer  the tokenizer of a folder
+tokenizer_probe   what that process runs
 gguf_tokenizer    the tokenizer of a .gguf file
 narrow            a matrix from its file, in 16 bits or fewer
 to_device         a weight from its file to a GPU

@@ -2,8 +2,8 @@
 
 The `tokenizers` library runs what tokenizer.json describes: regular expressions that backtrack for ever, replacements
 that double a text forty times, a model that fails at the first unknown character. A panic of its Rust code prints many
-lines; running out of memory ends the process. So the files are first tried in a process that may die (child.py): it
-loads them as npllm does, and encodes and decodes texts that tokenizers fail at.
+lines; running out of memory ends the process. So the files are first tried in a process that may die (child.py), which
+runs tokenizer_probe.py.
 
 Files that passed are remembered by their sha256 in the user's cache folder, so they are tried once:
 
@@ -14,24 +14,17 @@ The check cannot prove that no text fails. An error at a later text is still one
 
 import contextlib
 import hashlib
-import json
 import os
-import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from ..errors import ModelFileError, UnavailableError
 from .child import Child, ChildError
 
-VERSION = 1  # of the probes: a file that passed an older check is tried again
+VERSION = 1  # of tokenizer_probe.py: a file that passed an older one is tried again
 SECONDS = 5.0  # and one more for each megabyte of the file
-LONG = 10_000  # characters: makes quadratic time visible
-RULES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-LETTERS = "aA1 \n\t.éß船🙂\u0301\u200d\x00\x1b\ufffd▁Ġ#@<>[]|'\"\\-_/"
 
 
 def check_tokenizer(folder: Path, files: list[bytes]) -> None:
@@ -49,7 +42,7 @@ def check_tokenizer(folder: Path, files: list[bytes]) -> None:
     if remembered(known):
         return
     path, size = folder / "tokenizer.json", len(files[0])
-    child = Child(__name__, memory=2**29 + 40 * size)
+    child = Child(f"{__package__}.tokenizer_probe", memory=2**29 + 40 * size)
     try:
         child.ask(None, seconds=60.0)
     except ChildError as error:
@@ -109,57 +102,3 @@ def remember(path: Path | None) -> None:
         with contextlib.suppress(OSError):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.touch(mode=0o600)
-
-
-# What the other process runs
-
-
-def answer(request: Any) -> Any:
-    """The digest of a folder's files, if its tokenizer works; or why not. None for None: the process is there."""
-    from .folder_tokenizer import build, read_files  # here, because that module imports this one
-
-    if request is None:
-        return None
-    try:
-        files = read_files(Path(request))
-        probe(build(Path(request), files)[0], files[0])
-    except ModelFileError as error:
-        return {"refused": str(error)}
-    except BaseException as error:  # a panic is no Exception
-        if isinstance(error, MemoryError):
-            raise
-        return {"fails": " ".join(str(error).split())[:200]}
-    return {"digest": digest_of(files)}
-
-
-def probe(backend: tokenizers.Tokenizer, data: bytes) -> None:
-    """Encode and decode texts that tokenizers fail at."""
-    for text in texts(data, [token.content for token in backend.get_added_tokens_decoder().values()]):
-        backend.decode(backend.encode(text).ids)
-    ids = sorted(backend.get_vocab().values())
-    for start in range(0, len(ids), 1000):
-        backend.decode(ids[start : start + 1000])
-    for i in ids[:: len(ids) // 500 + 1]:
-        backend.decode([i], skip_special_tokens=False)
-
-
-def texts(data: bytes, added: list[str]) -> Iterator[str]:
-    """Texts to try. Those for regular expressions repeat what the expressions mention."""
-    yield from ("", "The ship sails at 10:45, doesn't it? Ça va, naïve 北京 🙂\u200d🙂.\r\n\n\tx = [1, 2];  y--\n")
-    yield "".join(map(chr, range(0x250)))
-    yield "".join(added[:: len(added) // 100 + 1])
-    yield "The ships. " * (LONG // 10)
-    for letter in LETTERS:
-        yield from (letter, letter * LONG)
-    rules = {key: value for key, value in json.loads(data).items() if key in RULES}
-    for rule in {LETTERS, *strings(rules)}:
-        for part in sorted({*LETTERS, *rule[:1000], *re.findall(r"\w+", rule[:1000])}):
-            yield part * 50 + "\x01" + rule  # a text in which a match nearly succeeds takes the longest
-
-
-def strings(value: Any) -> Iterator[str]:
-    """All strings in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from strings(item)
