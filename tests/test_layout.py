@@ -16,6 +16,7 @@ MODULES = sorted(
 ELSEWHERE = {
     "errors": "cli_main",  # each class by its exit code
     "checkpoint/folder": "checkpoint",
+    "checkpoint/hub_api": "hub",
     "checkpoint/hub_cache": "hub",
     "checkpoint/hub_http": "hub",
     "checkpoint/load": "checkpoint",

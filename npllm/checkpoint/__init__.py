@@ -1,6 +1,7 @@
 """From a checkpoint's files to an `LM`, and back.
 
-hub_http          the Hub's answers, each within a time and a size
+hub_http          requests to the Hub, with limits
+hub_api           the Hub's listing of a model, and the bytes of a file
 hub_cache         a Hub model in the local cache
 hub               the folder or file of a model's name
 folder            Hugging Face layout: config.json and safetensors files

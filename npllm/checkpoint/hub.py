@@ -3,13 +3,14 @@
 import contextlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..devices.device import first_line
 from ..errors import ModelFileError, NpllmError, UnavailableError, UsageError
 from ..storage.file_kind import file_kind, is_gguf
 from ..storage.paths import input_path, user_path
-from . import hub_cache, hub_http
+from . import hub_api, hub_cache
 from .gguf_parts import model_in
 from .hub_http import NoAnswer, Refusal
 
@@ -90,23 +91,19 @@ def download(name: str, revision: str, cache_dir: str | Path | None, offline: bo
     offline = offline or constants.HF_HUB_OFFLINE
     cache = user_path(cache_dir or constants.HF_HUB_CACHE, "the cache folder of the Hub", UnavailableError)
     model = cache / f"models--{name.replace('/', '--')}"
-    try:
+    with refusals(what, cache):
         commit = hub_cache.commit_of(model, revision)
         snapshot = model / "snapshots" / (commit or "none")
         lack = hub_cache.missing(snapshot, weights)
-        if lack is None and (offline or commit == revision):  # a commit never changes
-            return snapshot
         try:
             if offline:
                 raise NoAnswer("was not asked (offline)")
-            listed = hub_http.listing(name, revision)
-        except Refusal as error:
-            if lack is None:
-                return snapshot
-            raise UnavailableError(f"{what}: {error}") from error
+            listed = hub_api.listing(name, revision)
         except NoAnswer as error:
             if lack is None:
                 return snapshot
+            if isinstance(error, Refusal):
+                raise
             part = f" ({lack} is missing)" if snapshot.is_dir() else ""
             raise UnavailableError(
                 f"{what}: no such folder, not or not completely in the local cache{part}, and {constants.ENDPOINT}"
@@ -115,11 +112,21 @@ def download(name: str, revision: str, cache_dir: str | Path | None, offline: bo
         if "config.json" not in listed.files:
             raise UnavailableError(f"{what}: expected a config.json, found none; choose a model in Hugging Face layout")
         snapshot = hub_cache.complete(model, name, listed, weights)
-        with contextlib.suppress(OSError):  # a read-only cache; this run has all that it needs
+        # Otherwise an older commit, which has its weights, would not be found any more.
+        if commit is None or hub_cache.missing(snapshot, weights=True) is None:
             hub_cache.remember(model, revision, listed.commit)
         return snapshot
+
+
+@contextlib.contextmanager
+def refusals(what: str, cache: Path) -> Iterator[None]:
+    """Turn what a download and the cache can raise into an UnavailableError."""
+    from huggingface_hub import constants
+
+    try:
+        yield
     except Refusal as error:
-        raise UnavailableError(f"{what}: the download failed: {error}") from error
+        raise UnavailableError(f"{what}: {error}") from error
     except NoAnswer as error:
         raise UnavailableError(
             f"{what}: the download failed: {constants.ENDPOINT} {error}; run again to go on with it"

@@ -8,20 +8,21 @@ models--OWNER--NAME/
 Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..devices.units import format_bytes
-from ..errors import UnavailableError
+from ..errors import ModelFileError, UnavailableError
 from ..storage.files import temporary
 from ..storage.json_file import read_json
-from . import hub_http
-from .hub_http import Entry, Listing, NoAnswer, Refusal, is_commit
+from . import hub_api
+from .hub_api import Entry, Listing, is_commit
+from .hub_http import NoAnswer, Refusal, endpoint
 
 # What npllm reads besides the weights: no code, no pickles, nothing in subfolders.
 SMALL = (
@@ -44,18 +45,29 @@ def commit_of(model: Path, revision: str) -> str | None:
 def missing(snapshot: Path, weights: bool) -> str | None:
     """A file that npllm would read and that is not there; None if the snapshot is whole.
 
-    Which of the small files the model has is not known without a listing, but a link without its blob shows one.
+    Which small files the model has is not known without a listing. But a link without its blob shows one.
     """
-    if not (snapshot / "config.json").is_file():
-        return "config.json"
+    expected = {"config.json"} | small_files_listed(snapshot)
     for file in SMALL:
-        if (snapshot / file).is_symlink() and not (snapshot / file).is_file():
+        if (file in expected or (snapshot / file).is_symlink()) and not (snapshot / file).is_file():
             return file
     if not weights or (snapshot / WHOLE).is_file():
         return None
     if not (snapshot / INDEX).is_file():
         return WHOLE
     return next((file for file in shards(snapshot / INDEX) if not (snapshot / file).is_file()), None)
+
+
+def small_files_listed(snapshot: Path) -> set[str]:
+    """The small files of a model, as far as huggingface_hub, since version 2, has left a listing in the cache."""
+    path = snapshot.parents[1] / "trees" / f"{snapshot.name}.json"
+    if not path.is_file():
+        return set()
+    try:
+        files = read_json(path).get("files")
+    except ModelFileError:  # as in that library: a broken listing is none
+        return set()
+    return {*SMALL} & {*files} if isinstance(files, dict) else set()
 
 
 def shards(index: Path) -> list[str]:
@@ -88,7 +100,7 @@ def complete(model: Path, name: str, listed: Listing, weights: bool) -> Path:
 def download(model: Path, name: str, listed: Listing, files: list[str]) -> None:
     """Download those files that the snapshot does not have, or has with another size."""
     snapshot = model / "snapshots" / listed.commit
-    entries = {file: hub_http.entry(listed, file) for file in files}
+    entries = {file: hub_api.entry(listed, file) for file in files}
     absent = {file: entry for file, entry in entries.items() if not has_size(snapshot / file, entry.size)}
     if not absent:
         return
@@ -135,7 +147,7 @@ def provide(name: str, commit: str, file: str, entry: Entry, blob: Path) -> None
                 break
     raise UnavailableError(
         f"model {name}: {file}: expected a file with the digest {entry.digest}, got another one, and removed it; run"
-        f" again, or check the network and {hub_http.endpoint()}"
+        f" again, or check the network and {endpoint()}"
     )
 
 
@@ -149,7 +161,7 @@ def append(name: str, commit: str, file: str, size: int, part: Path) -> None:
             output.truncate()
         bar = tqdm(total=size, initial=output.tell(), desc=file, unit="B", unit_scale=True, disable=None)
         try:
-            hub_http.fetch(name, commit, file, size, output, bar.update)
+            hub_api.fetch(name, commit, file, size, output, bar.update)
             output.flush()
             os.fsync(output.fileno())
         except BaseException:  # also Ctrl-C
@@ -159,7 +171,7 @@ def append(name: str, commit: str, file: str, size: int, part: Path) -> None:
             bar.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def removed_on_errors(part: Path) -> Iterator[None]:
     """Remove a file that cannot be written to its end: on a full disk it would be in the way of everything else."""
     try:
@@ -176,34 +188,31 @@ def digest(path: Path, entry: Entry) -> str:
         return hashlib.file_digest(file, lambda: start).hexdigest()
 
 
-@contextmanager
+@contextlib.contextmanager
 def only_writer(blob: Path) -> Iterator[None]:
     """Hold the lock that huggingface_hub takes, too, while it downloads this blob.
 
     If another process holds it, wait for as long as its download makes progress.
     """
-    from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
     model = blob.parents[1]
     path = model.parent / ".locks" / model.name / f"{blob.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        before = downloaded(blob)
-        lock = WeakFileLock(str(path), timeout=LOCK_PATIENCE)
-        try:
-            lock.__enter__()
-            break
-        except Timeout as error:
-            if downloaded(blob) == before:
-                raise UnavailableError(
-                    f"model cache {model}: another process holds the lock {path}, and its download makes no progress;"
-                    " end it, then run again"
-                ) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        held = False
+        while not held:
+            before = downloaded(blob)
+            try:
+                stack.enter_context(WeakFileLock(str(path), timeout=LOCK_PATIENCE))
+                held = True
+            except TimeoutError as error:
+                if downloaded(blob) == before:
+                    raise UnavailableError(
+                        f"model cache {model}: another process holds the lock {path}, and its download makes no"
+                        " progress; end it, then run again"
+                    ) from error
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def downloaded(blob: Path) -> int:
@@ -226,7 +235,8 @@ def remember(model: Path, revision: str, commit: str) -> None:
     if is_commit(revision) or commit_of(model, revision) == commit:
         return
     ref = model / "refs" / revision
-    ref.parent.mkdir(parents=True, exist_ok=True)
     part = temporary(ref)
-    part.write_text(commit, encoding="utf-8")
-    part.replace(ref)
+    with contextlib.suppress(OSError):  # a read-only cache that others filled: this run has all that it needs
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(commit, encoding="utf-8")
+        part.replace(ref)
