@@ -128,9 +128,8 @@ def steps(
     rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
     check_generation(lm.config, capacity, rows, None if cache else cache_dtype, free_bytes(like))
     cache = cache or empty_cache(lm.config, capacity, like=like, dtype=dtype_like(cache_dtype, like))
-    cache["length"] = held_length(cache, ids)
-    cache["ids"] = ids
     made = one_reader(tokens(lm, ids, cache, np.random.default_rng(seed), sampling), cache, ids)
+    cache["length"], cache["ids"] = held_length(cache, ids), ids
     return loop(lm, ids, made, capacity - len(ids), stop, cache, use_cache)
 
 

@@ -88,7 +88,7 @@ OPTIONS = {
     "tokens": [None, 5, "prompt_lookup"],
 }
 PROMPTS = [
-    None, 5, 2.5, True, object(), b"text", bytearray(b"ab"), {1, 2}, frozenset([1]), {1: 2}, iter([1, 2]),
+    None, 5, 2.5, True, object(), b"\1\2", bytearray(b"\1\2"), {1, 2}, frozenset([1]), {1: 2}, iter([1, 2]),
     [1.0], [1, 2.5], [None], [[1, 2]], [[1], [2]], ["a"], [True], [1, False], [1, "2"], [b"a"], [1, math.nan], [1j],
     np.array([1.0]), np.array([[1, 2]]), np.array(1), np.array([True]), np.array(["a"]), np.array([None]),
     [np.float64(1)], [np.bool_(True)], [np.array([1])], (), [], np.array([], dtype=int), [23], [-1], [HUGE], [2**63],

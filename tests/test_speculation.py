@@ -391,6 +391,52 @@ def test_a_draft_model_with_another_vocabulary_is_refused_at_once(lm):
         steps(lm, [1, 2], tokens=draft_model(other))
 
 
+def test_a_refused_draft_model_leaves_the_cache_as_it_was():
+    lm = tiny_lm()
+    cache = empty_cache(lm.config, 20, like=lm.weights.norm) | {"length": 2}
+    with pytest.raises(UsageError, match="draft model"):
+        steps(lm, [1], max_new_tokens=9, cache=cache, tokens=draft_model(tiny_lm({"vocab_size": 12}.items())))
+    assert (cache["length"], "ids" in cache) == (2, False)
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory):
+    """Two models with the same tokenizer of 270 tokens, and 300 and 332 rows."""
+    folder = tmp_path_factory.mktemp("padded")
+    for rows in (300, 332):
+        write_folder(folder / str(rows), vocab_size=rows, seed=rows)
+    return [npllm.load(folder / str(rows)) for rows in (300, 332)]
+
+
+@pytest.mark.parametrize("options", [{}, HOT], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("order", [1, -1], ids=["the draft has more rows", "the draft has fewer"])
+def test_a_draft_model_may_have_more_or_fewer_rows_than_the_vocabulary_needs(padded, order, options):
+    lm, small = padded[::order]
+    told = {}
+    made = generate(lm, "and the 12", max_new_tokens=30, tokens=draft_model(small, 4, told), **options)
+    assert told["drafted"] > 0
+    assert all(token < lm.config.vocab_size for token in made.ids)
+    plain = generate(lm, "and the 12", max_new_tokens=30)
+    assert options or made == plain
+    beyond = [*plain.prompt_ids, 299 if order == 1 else 331]  # a row that the smaller model may not have
+    told.clear()
+    made = generate(lm, beyond, max_new_tokens=9, tokens=draft_model(small, 4, told))
+    assert made == generate(lm, beyond, max_new_tokens=9)
+    assert (told["drafted"] > 0) is (order == 1)
+
+
+def test_a_row_of_the_drafts_padding_is_never_drafted(padded):
+    """Even if the draft model finds it likeliest."""
+    lm, small = padded
+    head = small.weights.lm_head.copy()
+    head[300:] *= np.float32(100)
+    small = small._replace(weights=small.weights._replace(lm_head=head))
+    made = generate(lm, "and the 12", max_new_tokens=20, tokens=draft_model(small, 4), seed=1, temperature=1.0)
+    assert max(made.ids) < 300
+    made = generate(lm, "and the 12", max_new_tokens=20, tokens=draft_model(small, 4))
+    assert made == generate(lm, "and the 12", max_new_tokens=20)
+
+
 @pytest.mark.parametrize("options", [{}, HOT], ids=["greedy", "sampled"])
 def test_logits_that_are_not_finite_are_refused(options):
     lm, small = tiny_lm(), tiny_lm()
