@@ -6,10 +6,13 @@ import socket
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from checkpoints import write_folder
 from command_line import Done, Stdin, fails, unix
 
+from npllm.checkpoint import gguf_tokenizer
 from npllm.cli import options, report
 from npllm.cli.main import main
 from npllm.errors import UsageError
@@ -191,3 +194,68 @@ def test_selftest_checks_its_output_before_it_computes(start, folder, redirect):
     process = start("selftest", folder=folder, prefix=["bash", "-c", f'exec "$@" {redirect}', "-"])
     _, err = process.communicate(timeout=60)
     fails(Done(process.returncode, "", err.decode()), 2, "stdout")
+
+
+# Names that are not UTF-8, and memory that is not there
+
+
+@pytest.fixture
+def bytes_folder(tmp_path):
+    """A model in a folder whose name is not UTF-8."""
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\x1b")
+    write_folder(Path(name))
+    return name
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are UTF-8")
+def test_a_folder_whose_name_is_not_utf8(npllm, bytes_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for argv in (["tokenize", "a"], ["trace", "a", "-o", f"{bytes_folder}/values"]):
+        assert npllm(*argv, "-m", bytes_folder).code == 0
+    told = npllm("compare", f"{bytes_folder}/values", f"{bytes_folder}/values")
+    assert told.code == 0
+    assert "caf\\udce9\\u001b" in told.out
+    assert npllm("convert", bytes_folder, f"{bytes_folder}2", "--dtype", "float16").code == 0
+
+
+@pytest.mark.parametrize("place", ["checkpoint.load.read_weights", "cli.generate.steps"])
+def test_a_thread_that_cannot_start_is_exit_code_5(npllm, monkeypatch, place):
+    def fail(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(f"npllm.{place}", fail)
+    fails(
+        npllm("generate", "Hello"),
+        5,
+        r"can't start new thread: raise the limit of memory \(ulimit -v\) or of processes",
+    )
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "folder_tokenizer.tokenizers",
+        "folder_tokenizer.read_json",
+        "load.read_weights",
+        "sandbox.Sandbox.program",
+    ],
+)
+def test_memory_that_is_not_there_is_not_blamed_on_a_file(npllm, monkeypatch, place):
+    def fail(*_, **__):
+        raise MemoryError
+
+    # A type of Rust cannot be patched.
+    library = SimpleNamespace(Tokenizer=SimpleNamespace(from_str=fail))
+    monkeypatch.setattr(f"npllm.checkpoint.{place}", library if place.endswith("tokenizers") else fail)
+    fails(npllm("generate", "Hello", "--chat", "-n", 2), 5, "an allocation failed")
+
+
+def test_memory_that_is_not_there_is_not_blamed_on_merges(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(gguf_tokenizer, "gpt2_backend", fail)
+    with pytest.raises(MemoryError):
+        gguf_tokenizer.tokenizer_from_gguf(
+            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.token_type": [1]}
+        )

@@ -10,8 +10,8 @@ from command_line import unix
 
 import npllm
 
-# Modules that npllm imports, of Python and of libraries. What `python -m` imports before npllm, such as importlib, cannot
-# be helped, unless Python is started with -P or -I.
+# Modules that npllm imports, of Python and of libraries. What `python -m` imports before npllm, such as importlib, runs
+# unless Python is started with -P or -I.
 NAMES = (
     *("argparse", "array_api_compat", "concurrent", "dataclasses", "decimal", "enum", "huggingface_hub", "jaxtyping"),
     *("jinja2", "json", "logging", "math", "ml_dtypes", "multiprocessing", "numpy", "pickle", "queue", "random", "re"),

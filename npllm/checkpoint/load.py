@@ -125,7 +125,8 @@ def refusals(path: Path) -> Iterator[None]:
     except MemoryError as error:
         if isinstance(error, NpllmError):
             raise
-        raise NotEnoughMemoryError(f"{path}: the weights do not fit ({error}); take a smaller model") from error
+        why = str(error) or "an allocation failed"
+        raise NotEnoughMemoryError(f"{path}: the weights do not fit ({why}); take a smaller model") from error
     except OSError as error:
         if isinstance(error, NpllmError):
             raise

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..lm import LM
+from ..text.one_line import escaped
 from ..version import __version__
 from .record import matches
 from .trace import parse_ids, read_trace, trace
@@ -49,7 +50,7 @@ def trace_metadata(ids: Sequence[int], model: str | None, dtype: str, device: st
     """The metadata of a trace file."""
     return {
         "ids": ",".join(map(str, ids)),
-        "model": "the default model" if model is None else model,
+        "model": "the default model" if model is None else escaped(model),  # a folder's name need not be UTF-8
         "dtype": dtype,
         "device": device,
         "made_by": f"npllm {__version__}",
