@@ -52,4 +52,4 @@ class ChatRenderer(NamedTuple):
         return [Part(*part) for part in made["parts"]]
 
 
-chat_renderer = ChatRenderer
+chat_renderer = ChatRenderer  # a function for its callers

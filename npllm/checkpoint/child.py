@@ -57,7 +57,7 @@ class Child:
         self.module, self.memory, self.output = module, memory, output
         self.lock = threading.RLock()
         self.process: subprocess.Popen[bytes] | None = None
-        self.ready, self.owner = False, 0
+        self.ready = False
 
     def start(self) -> None:
         """Start the process unless it runs, without waiting for its imports. `ask` does this too, but waits.
@@ -70,7 +70,7 @@ class Child:
         from pathlib import Path
 
         with self.lock:
-            if self.process is not None and self.owner == os.getpid() and self.process.poll() is None:
+            if self.process is not None and self.process.poll() is None:
                 return
             self.close()
             command = [sys.executable, "-I", "-S", "-c", BOOT, str(Path(__file__).parent.parent), self.module]
@@ -84,8 +84,8 @@ class Child:
                 )
             except OSError as error:
                 raise UnavailableError(f"a Python process for the model's files does not start: {error}") from error
-            self.process, self.ready, self.owner = process, False, os.getpid()
-            self.finalizer = weakref.finalize(self, stop, process, self.owner)
+            self.process, self.ready = process, False
+            self.finalizer = weakref.finalize(self, stop, process)
 
     def ask(self, request: Any, seconds: float) -> Any:
         """The module's answer to a request.
@@ -166,13 +166,10 @@ def safe_path() -> list[str]:
     return [p for p in sys.path if Path(p).is_absolute() and not (here and Path(p).exists() and here.samefile(p))]
 
 
-def stop(process: "subprocess.Popen[bytes]", owner: int) -> None:
-    """Kill the process, and close its pipes. In a fork of its parent only the latter."""
-    if owner == os.getpid():
-        process.kill()
-        process.wait()
-    else:
-        process.returncode = 0  # it is another process's child; Popen must not wait for it
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Kill the process, and close its pipes. In a fork of its parent only the latter: Popen finds no such process."""
+    process.kill()
+    process.wait()
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):  # a request that could not be written
             pipe.close()  # type: ignore[union-attr]

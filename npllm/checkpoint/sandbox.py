@@ -91,6 +91,7 @@ def program(template: str) -> jinja2.Template:
 
 
 def without_safe(node: nodes.Expr) -> nodes.Expr:
+    """The expression without `safe` at its end: the Markup that it makes has no origins."""
     while isinstance(node, nodes.Filter) and node.name == "safe" and node.node is not None:
         node = node.node
     return node
@@ -150,13 +151,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals["namespace"] = PlainNamespace
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """The result of an operator."""
+        """The result of an operator. Every operator in a template comes here."""
         left, right = with_origin(left), with_origin(right)
         check_size(operator, left, right)
         return kept(super().call_binop(context, operator, left, right), left, right)
 
     def call(self, context: Context, function: Any, /, *args: Any, **keys: Any) -> Any:
-        """The result of a call."""
+        """The result of a call. Every call in a template comes here."""
         args, keys = tuple(map(with_origin, args)), {name: with_origin(value) for name, value in keys.items()}
         result = super().call(context, function, *args, **keys)
         of = getattr(function, "__self__", None)
