@@ -39,13 +39,19 @@ class PieceStream:
     """A stand-in for text.stream.TextStream. A piece in parentheses stays incomplete until the next or the end."""
 
     def __init__(self, backend, context_ids):
-        self.pieces, self.incomplete, self.special = backend.pieces, "", {}
+        self.pieces, self.incomplete = backend.pieces, ""
+        self.special = {i: piece for i, piece in enumerate(self.pieces) if piece.startswith("<|")}
 
     def step(self, token):
+        if token in self.special:
+            return ""
         text, self.incomplete = self.incomplete + self.pieces[token], ""
         if text.startswith("("):
             text, self.incomplete = "", text.strip("()")
         return text
+
+    def complete(self):
+        return ""
 
     def flush(self):
         text, self.incomplete = self.incomplete, ""
@@ -262,6 +268,14 @@ def test_a_stop_string_never_leaks(pieces, stop):
 def test_with_one_stop_string_the_text_is_what_stands_before_it(pieces, stop):
     made = generate(reciting_lm(pieces), [0], max_new_tokens=len(pieces), stop=stop)
     assert made.text == "".join(pieces).partition(stop)[0]
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "count"), [("<|x|>", "a", 2), ("a<|", "", 2), ("|>b", "a", 3), ("x", "a", 2), ("|>c", "abc", 4)]
+)
+def test_a_stop_string_is_found_in_a_special_token_that_is_not_shown(stop, text, count):
+    made = generate(reciting_lm(["a", "<|x|>", "b", "c"]), [0], max_new_tokens=4, stop=stop)
+    assert (made.text, len(made.ids)) == (text, count)
 
 
 def test_what_waited_for_a_stop_string_comes_at_the_end():

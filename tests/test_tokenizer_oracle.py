@@ -15,6 +15,7 @@ from npllm.checkpoint.folder_tokenizer import tokenizer_from_folder
 from npllm.checkpoint.gguf_tokenizer import WORDS
 from npllm.errors import UsageError
 from npllm.text.chat_ids import controls
+from npllm.text.stream import StoppingStream
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
 
@@ -55,6 +56,20 @@ def test_any_text_has_the_ids_that_transformers_gives(theirs, name, text):
 def test_any_ids_have_the_text_that_transformers_gives(theirs, name, data):
     ids = data.draw(st.lists(st.integers(0, len(tokenizer(name)) - 1)))
     assert tokenizer(name).decode(ids) == theirs(name).decode(ids)
+
+
+PARTS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "a", " b", "<|", "|>", "im_", "\n", "<think>"]
+
+
+@given(text=st.lists(st.sampled_from(PARTS), min_size=1, max_size=8), stop=st.lists(st.sampled_from(PARTS), min_size=1))
+def test_generation_stops_where_transformers_stops(theirs, text, stop):
+    torch = pytest.importorskip("torch")
+    stops_at = pytest.importorskip("transformers.generation").StopStringCriteria(theirs("bytes"), "".join(stop[:3]))
+    ids = [i for part in text for i in tokenizer("bytes").backend.encode(part, add_special_tokens=False).ids]
+    expected = [n for n in range(1, len(ids) + 1) if stops_at(torch.tensor([ids[:n]]), None)[0]]
+    stream = StoppingStream(tokenizer("bytes").backend, [], ["".join(stop[:3])])
+    found = [n for n, i in enumerate(ids, 1) if stream.step(i, last=n == len(ids))[1]]
+    assert found[:1] == expected[:1]
 
 
 def messages_of(*roles):
