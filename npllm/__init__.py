@@ -41,10 +41,13 @@ from .version import __version__
 # would run instead of NumPy. While Python looks for the module to run, sys.argv[0] is "-m".
 if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m").partition(".")[0] == __name__:
     try:
-        if sys.path[0] == os.getcwd() and not sys.flags.safe_path:  # noqa: PTH109 - pathlib is a module to be found
-            del sys.path[0]
-    except FileNotFoundError:  # the current folder is deleted: Python has left it out
-        pass
+        folder = os.getcwd()  # noqa: PTH109 - pathlib is one of the modules that it could hold
+    except FileNotFoundError:  # it is deleted: then Python has left it out
+        folder = ""
+    if sys.path[0] == folder and not sys.flags.safe_path:
+        del sys.path[0]
+        if __path__ == [f"{folder}{os.sep}{__name__}"]:  # a checkout: the processes that we start find npllm there
+            sys.path.append(folder)
 
 TYPE_CHECKING = False  # typing's own takes time to import
 if TYPE_CHECKING:

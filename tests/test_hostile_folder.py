@@ -107,6 +107,15 @@ def test_the_path_of_other_programs_stays(hostile, start, stays):
     assert (done.stdout, ran) == (f"{stays}\n", ""), done
 
 
+@pytest.mark.slow
+def test_a_checkout_runs_where_nothing_is_installed(hostile, folder):
+    """Its folder goes to the end of the path: a process that we start finds npllm there, and NumPy elsewhere."""
+    (hostile / "npllm").symlink_to(Path(npllm.__file__).parent, target_is_directory=True)
+    start = [sys.executable, "-m", "npllm", *COMMANDS["bench"]]
+    done, ran = run(hostile, *start, NPLLM_MODEL=str(folder), PYTHONPATH="")
+    assert (done.returncode, ran) == (0, ""), done
+
+
 @unix
 def test_in_a_folder_that_is_deleted(tmp_path):
     (tmp_path / "gone").mkdir()

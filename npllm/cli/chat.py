@@ -17,7 +17,8 @@ Talk with a model. The conversation stays in the KV cache: each turn computes
 only its new tokens.
 
 /reset starts a new conversation, /exit or Ctrl-D quits. Ctrl-C stops a reply; at
-the prompt it quits. From a pipe or a file, each line is a turn.
+the prompt it quits. From a pipe or a file, each line is a turn. A terminal shows
+control characters in a reply as \\u001b; a file or a pipe gets them.
 """
 EXAMPLES = """\
 examples:

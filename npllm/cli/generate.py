@@ -12,7 +12,10 @@ from ..errors import UsageError
 from ..loop import as_ids, steps
 from . import options, report
 
-DESCRIPTION = "Continue PROMPT. The text is streamed to stdout, everything else goes to stderr."
+DESCRIPTION = """\
+Continue PROMPT. The text is streamed to stdout, everything else goes to stderr.
+A terminal shows control characters in it as \\u001b; a file or a pipe gets them.
+"""
 EXAMPLES = """\
 examples:
   npllm generate "The capital of France is"
