@@ -45,8 +45,8 @@ def test_the_same_text_has_the_same_tokens_from_windows(npllm):
 
 
 def test_a_chat_from_windows(npllm):
-    mine = npllm("chat", "-n", 5, stdin=b"Hello\n/reset\nHello\n/exit\nmore\n")
-    assert npllm("chat", "-n", 5, stdin=b"\xef\xbb\xbfHello\r\n/reset\r\nHello\r\n/exit\r\nmore\r\n") == mine
+    mine = npllm("chat", "-n", 2, stdin=b"Hello\n/reset\nHello\n/exit\nmore\n")
+    assert npllm("chat", "-n", 2, stdin=b"\xef\xbb\xbfHello\r\n/reset\r\nHello\r\n/exit\r\nmore\r\n") == mine
 
 
 def test_a_text_from_windows_is_evaluated_alike(npllm, tmp_path):
@@ -207,6 +207,7 @@ def bytes_folder(tmp_path):
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are UTF-8")
 def test_a_folder_whose_name_is_not_utf8(npllm, bytes_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

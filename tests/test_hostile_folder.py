@@ -68,7 +68,15 @@ def test_the_trap_works(hostile):
     assert run(hostile, sys.executable, "-c", "import numpy")[1] == "numpy "
 
 
-@pytest.mark.parametrize("start", [["-m", "npllm"], ["-mnpllm"], ["-P", "-m", "npllm"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "start",
+    [
+        ["-m", "npllm"],
+        pytest.param(["-mnpllm"], marks=pytest.mark.slow),
+        pytest.param(["-P", "-m", "npllm"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
 def test_a_module_of_the_current_folder_does_not_run(hostile, start):
     done, ran = run(hostile, sys.executable, *start, "--version")
     assert (done.returncode, ran) == (0, ""), done

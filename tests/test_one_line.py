@@ -35,6 +35,7 @@ def test_every_character_that_a_terminal_obeys_is_escaped(character):
     assert one_line(f"a{character}b") == ("a b" if character in "\r\n" else f"a\\u{ord(character):04x}b")
 
 
+@pytest.mark.slow
 def test_no_character_of_unicode_that_a_terminal_obeys_is_left_out():
     orders = {"BN", "S", "B", "WS", "LRE", "LRO", "RLE", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
     every = map(chr, range(0x110000))
