@@ -221,7 +221,7 @@ def refuse_window(keys: Keys, context: int) -> None:
     """
     window = keys.get("sliding_window")
     kinds = keys.get("layer_types")
-    full = isinstance(kinds, list) and set(kinds) == {"full_attention"}
+    full = isinstance(kinds, list) and kinds != [] and all(kind == "full_attention" for kind in kinds)
     if window is not None and not full and not (isinstance(window, int) and window >= context):
         raise keys.refusal(
             "sliding_window", f"null, or at least the context of {context}", "this family has no windows"
