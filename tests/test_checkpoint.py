@@ -258,7 +258,11 @@ def test_a_shard_that_is_cut_short(sharded):
 
 
 @pytest.mark.parametrize(
-    "file", ["../other.safetensors", "/etc/passwd", "..\\other.safetensors", "sub/x.safetensors", "x.bin", "..", "", 7]
+    "file",
+    [
+        *("../other.safetensors", "/etc/passwd", "..\\other.safetensors", "sub/x.safetensors", "x.bin", "..", "", 7),
+        *("x" * 244 + ".safetensors", "é" * 122 + ".safetensors"),
+    ],
 )
 def test_an_index_that_leads_out_of_the_folder(sharded, file):
     path = sharded / "model.safetensors.index.json"

@@ -8,6 +8,7 @@ from ..storage.safetensors_file import read_header
 from ..storage.stored import Stored
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+LONGEST_NAME = 255  # bytes, on the systems that npllm runs on
 
 
 def read_folder(folder: Path) -> dict[str, Stored]:
@@ -43,6 +44,8 @@ def read_folder(folder: Path) -> dict[str, Stored]:
 
 def checked_name(file: str, index: Path) -> str:
     """The name of a file in the index's folder; a path outside it is refused."""
-    if "/" in file or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
+    outside = any(character in file for character in "/\\\0")
+    too_long = len(file.encode("utf-8", "surrogatepass")) > LONGEST_NAME
+    if outside or too_long or not file.endswith(".safetensors"):
         raise ModelFileError(f"{index}: expected the name of a .safetensors file in the same folder, got {file!r}")
     return file
