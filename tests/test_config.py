@@ -3,12 +3,14 @@ import json
 
 import pytest
 
+from npllm.checkpoint.quantized import joined
 from npllm.config import Config, RopeScaling
 from npllm.errors import ModelFileError
-from npllm.families import read_config
+from npllm.families import FAMILIES, read_config
 from npllm.families.common import rope
 from npllm.families.keys import LARGEST, Keys
 from npllm.families.scaling import llama3
+from npllm.storage.stored import Stored
 from npllm.text.end_ids import read_token_ids
 
 # The keys that every config.json has, with Phi-3-mini's values.
@@ -212,7 +214,7 @@ def test_an_absurd_size_is_refused(key):
         config(**{key: LARGEST[key] + 1})
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1e-5", True, [1.0], HUGE])
+@pytest.mark.parametrize("value", [0, -1.0, 1e-31, 1.1e30, float("nan"), float("inf"), "1e-5", True, [1.0], HUGE])
 @pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta", "partial_rotary_factor"])
 def test_what_is_not_a_positive_number_is_refused(key, value):
     with pytest.raises(ModelFileError, match=f"^config.json: {key}: expected a positive number"):
@@ -281,7 +283,10 @@ def test_what_is_not_a_positive_number_is_refused(key, value):
         ({"model_type": "llama", "rope_scaling": YARN | {"beta_fast": "32"}}, "beta_fast: expected a positive number"),
         ({"model_type": "llama", "rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta and this to be more than 1"),
         ({"rope_scaling": {"type": ["linear"]}}, "rope_scaling: expected one of"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor: expected a positive number, got None"),
+        (
+            {"rope_scaling": {"type": "linear"}},
+            "rope_scaling.factor: expected a positive number (1e-30 to 1e30), got None",
+        ),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor: expected a positive number"),
         ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "rope_scaling.factor: expected a positive number"),
         (
@@ -350,3 +355,106 @@ def test_smollm3_has_its_defaults():
     assert config(model_type="smollm3", num_hidden_layers=2, no_rope_layers=[0, 1, 1]).rotated == (False, True)
     with pytest.raises(ModelFileError, match="no_rope_layers: expected 2 numbers"):
         config(model_type="smollm3", num_hidden_layers=2, no_rope_layers=[1])
+
+
+# JSON's values where others belong. No model has them; a broken or hostile file does.
+TEXTS = ("64", "1e-5", "x", "", "\u202e", "x" * 1000)
+NUMBERS = (64.0, 64.5, -1, 0, 1, 2**31, 10**12, 10**400, 1e999, -1e999, float("nan"), 1e-320, 1e299, True, False)
+OTHERS = (None, [], {}, [[]], [{}], [1], [None], ["x"], {"a": {}}, {"a": 1}, {"rope_type": []}, [1e999] * 3)
+
+
+VALUES = (*TEXTS, *NUMBERS, *OTHERS)
+
+
+def tiny(model_type: str) -> dict:
+    """The keys of a small config.json of any family, with those that only some families read."""
+    keys = PHI3_MINI | {"num_hidden_layers": 4, "model_type": model_type, "n_embd": 64, "n_layer": 2, "n_head": 2}
+    return keys | {"n_positions": 64, "sliding_window": None, "architectures": ["XForSequenceClassification"]}
+
+
+def read_or_refused(keys: dict) -> bool:
+    """Whether keys are read, with every number of its type; otherwise the refusal is one line."""
+    message, read = "", None
+    try:
+        read = read_config(keys)
+    except ModelFileError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 500
+    if read is None:
+        return False
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim"):
+        assert type(getattr(read, name)) is int
+    assert all(type(name) is str for name in (*read.layer_types, *read.architectures, *read.id2label))
+    assert type(read.rms_norm_eps) is float
+    assert type(read.rope_theta) is float
+    assert 2 <= read.rotary_dim <= read.head_dim
+    assert type(read.tie_word_embeddings) is bool
+    return True
+
+
+def quick_for(*families):
+    """All families; the others are slow."""
+    return [family if family in families else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+
+
+@pytest.mark.filterwarnings("ignore:.*ignored keys that npllm does not know")
+@pytest.mark.parametrize("family", quick_for("gpt2"))
+def test_any_value_of_any_key_is_read_or_refused(family):
+    base = tiny(family)
+    reader = Keys(base)
+    FAMILIES[family].read_config(reader)
+    assert read_or_refused(base)
+    names = {*reader.read, *base, *LARGEST}
+    assert len(names) > 30
+    some = VALUES if family == "llama" else VALUES[list(FAMILIES).index(family) % 3 :: 3]
+    outcomes = {read_or_refused(base | {name: value}) for name in names for value in some}
+    assert outcomes == {True, False}
+
+
+@pytest.mark.filterwarnings("ignore:.*ignored keys that npllm does not know")
+@pytest.mark.parametrize("outer", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("family", quick_for())
+def test_any_value_of_any_key_of_rope_is_read_or_refused(family, outer):
+    linear = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0, "partial_rotary_factor": 1.0}
+    for inside in (linear, linear | LLAMA3):
+        assert read_or_refused(tiny(family) | {outer: inside})
+        for key in inside:
+            for value in VALUES[list(FAMILIES).index(family) % 4 :: 4]:
+                read_or_refused(tiny(family) | {outer: inside | {key: value}})
+
+
+def test_layer_types_of_any_kind_are_refused():
+    for value in ([[]], [{}], [None], [1], [], {}, "full_attention", ["full_attention", []]):
+        with pytest.raises(ModelFileError, match="layer_types: expected full_attention alone"):
+            config(model_type="llama", layer_types=value)
+
+
+def test_problem_types_are_those_of_transformers():
+    classifier = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}
+    for value in (None, "regression", "single_label_classification", "multi_label_classification"):
+        assert config(**classifier, problem_type=value).problem_type == value
+    for value in ("other", "", 1, True, ["regression"], {}):
+        with pytest.raises(ModelFileError, match="problem_type: expected 'regression' or 'single_label"):
+            config(**classifier, problem_type=value)
+
+
+QUANTIZED = {"quant_method": "npllm", "bits": 4, "group": 32}
+
+
+@pytest.mark.parametrize("same", [QUANTIZED, QUANTIZED | {"bits": 4.0}, QUANTIZED | {"group": 32.0}])
+def test_a_whole_number_may_be_written_with_a_point_in_quantization_config(tmp_path, same):
+    parts = {"codes": ("U8", (2, 16)), "scale": ("BF16", (2, 1)), "minimum": ("BF16", (2, 1))}
+    tensors = {f"w.{name}": Stored(tmp_path, f"w.{name}", *how, 0) for name, how in parts.items()}
+    assert joined({"quantization_config": same}, tensors, "config.json")["w"].dtype == "int4/32"
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: str(repr(value))[:20])
+@pytest.mark.parametrize("key", [*QUANTIZED, None])
+def test_any_value_of_quantization_config_is_refused(key, value):
+    found = value if key is None else QUANTIZED | {key: value}
+    if found is None:
+        assert joined({"quantization_config": found}, {}, "config.json") == {}
+        return
+    with pytest.raises(ModelFileError, match=r"^config\.json: quantization_config: expected \{.*, got [^\n]{0,200};"):
+        joined({"quantization_config": found}, {}, "config.json")

@@ -27,6 +27,7 @@ from stored_weights import read_all
 
 import npllm
 from npllm.checkpoint.gguf import read_gguf
+from npllm.checkpoint.gguf_config import read_gguf_config
 from npllm.checkpoint.hub import find
 from npllm.config import RopeScaling
 from npllm.errors import ModelFileError
@@ -409,6 +410,35 @@ def test_the_memory_for_metadata_is_bounded(tmp_path, monkeypatch, fields, cost)
     assert list(read_gguf(path)[0]) == ["a"]
     monkeypatch.setattr("npllm.checkpoint.gguf.SPARE", cost - 1)
     refuses(path, "a: expected metadata that take" if cost > 69 else "a key's name: expected metadata that take")
+
+
+ODD = ("64", "x", "", True, False, 64.0, 64.5, -1, 0, 10**12, 2**64 - 1, 1e30, 1e300, 1e-320, np.inf, -np.inf, np.nan)
+ODD += ([], [1], ["a"], [1.5])
+NUMBERS = ("attention.sliding_window", "rope.scaling.factor", "rope.scale_linear", "attention.causal", "expert_count")
+NUMBERS += ("rope.freq_base", "attention.key_length", "attention.value_length", "logit_scale", "rope.scaling.type")
+
+
+@pytest.mark.filterwarnings("ignore:.*ignored keys that npllm does not know")
+@pytest.mark.parametrize("arch", ["llama", pytest.param("phi3", marks=pytest.mark.slow)])
+def test_any_value_of_any_key_is_read_or_refused(tmp_path, arch):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, arch)
+    metadata, tensors = read_gguf(path)
+    read = read_gguf_config(path, metadata, tensors)
+    keys = {key for key in metadata if key.startswith((f"{arch}.", "general.arch", "tokenizer.ggml.eo"))}
+    keys |= {f"{arch}.{key}" for key in NUMBERS}
+    assert len(keys) > 18
+    same, messages = 0, []
+    for key in sorted(keys):
+        for value in ODD:
+            try:
+                same += read_gguf_config(path, metadata | {key: value}, tensors) == read
+            except ModelFileError as error:
+                messages.append(str(error))
+    assert same > 10
+    assert len(messages) > 100
+    assert max(map(len, messages)) < 600
+    assert not any("\n" in message for message in messages)
 
 
 def test_version_2_is_read(tmp_path):

@@ -228,7 +228,7 @@ def test_another_file_of_that_name(tmp_path, start, kind):
 @pytest.mark.parametrize("name", ["m.gguf", "sha256-01"])
 def test_a_big_endian_file(tmp_path, name):
     (tmp_path / name).write_bytes(b"GGUF" + struct.pack(">IQQ", 3, 0, 0))
-    refuses(tmp_path / name, "got a big-endian .gguf file")
+    refuses(tmp_path / name, "expected a little-endian GGUF file of version 2 or 3, got a big-endian .gguf file")
 
 
 # Folders

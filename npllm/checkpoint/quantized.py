@@ -38,11 +38,12 @@ def joined(keys: Mapping[str, Any], tensors: Mapping[str, Stored], where: str) -
             f"{where}: quantization_config: expected {' or '.join(str(one) for one in known)}, got {str(found)[:200]};"
             " npllm does not read it: take the model without, and quantize it with --dtype or npllm convert"
         )
+    bits = int(found["bits"])  # a file may say 4.0
     together = dict(tensors)
     for name in tensors:
         if name.endswith(CODES):
             weight = name.removesuffix(CODES)
-            together[weight] = joined_matrix(weight, together, own_format(found["bits"]))
+            together[weight] = joined_matrix(weight, together, own_format(bits))
     return together
 
 

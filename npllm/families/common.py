@@ -10,9 +10,10 @@ from ..config import RopeScaling
 from ..errors import ModelFileError
 from ..text.end_ids import read_token_ids
 from . import scaling
-from .keys import Keys, is_positive
+from .keys import POSITIVE, Keys, is_positive
 
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 KINDS = ("full_attention", "sliding_attention")
 KINDS_OF_ROPE = {kind: kind for kind in scaling.SCALINGS}
 # Keys that never affect the computation: training, what a model returns, generation (pipeline reads its options from
@@ -102,7 +103,7 @@ def rope(
         outside = keys.get(key, default)
         value: Any = inside.get(key) if inside.get(key) is not None else outside
         if not is_positive(value):
-            raise keys.refusal(f"{where}.{key}" if key in inside else key, "a positive number", got=value)
+            raise keys.refusal(f"{where}.{key}" if key in inside else key, POSITIVE, got=value)
         return float(value)
 
     base, scaled = number("rope_theta", theta), scaling_of(keys, inside, where, kinds) is not None
@@ -165,7 +166,7 @@ def rope_scaling(
                 raise keys.refusal(f"{where}.{key}", f"{pairs} positive numbers, one for each pair", got=value)
             continue
         if not is_positive(value):
-            raise keys.refusal(f"{where}.{key}", "a positive number", got=value)
+            raise keys.refusal(f"{where}.{key}", POSITIVE, got=value)
         values[key] = float(value)
     if kind in ("yarn", "longrope") and min(theta, values["original_max_position_embeddings"]) <= 1:
         raise keys.refusal(f"{where}.original_max_position_embeddings", "rope_theta and this to be more than 1")
@@ -194,8 +195,13 @@ def head(keys: Keys, tied: bool = False, pad_token_id: int | None = None) -> dic
         "pad_token_id": pad[0] if pad else pad_token_id if classifies and not keys.has("pad_token_id") else None,
         "architectures": architectures,
         "id2label": read_labels(keys, labels) if classifies else (),
-        "problem_type": keys.get("problem_type") if classifies else None,
+        "problem_type": read_problem_type(keys) if classifies else None,
     }
+
+
+def read_problem_type(keys: Keys) -> str | None:
+    """What a classifier's scores mean; None if the file does not say."""
+    return None if keys.get("problem_type") is None else keys.choice("problem_type", PROBLEM_TYPES)
 
 
 def read_labels(keys: Keys, count: int | None) -> tuple[str, ...]:
@@ -221,7 +227,7 @@ def refuse_window(keys: Keys, context: int) -> None:
     """
     window = keys.get("sliding_window")
     kinds = keys.get("layer_types")
-    full = isinstance(kinds, list) and kinds != [] and all(kind == "full_attention" for kind in kinds)
+    full = isinstance(kinds, list) and bool(kinds) and all(kind == "full_attention" for kind in kinds)
     if window is not None and not full and not (isinstance(window, int) and window >= context):
         raise keys.refusal(
             "sliding_window", f"null, or at least the context of {context}", "this family has no windows"

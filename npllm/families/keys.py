@@ -21,6 +21,7 @@ LARGEST = {
     "max_position_embeddings": 2**27,
     "num_labels": 2**16,
 }
+POSITIVE = "a positive number (1e-30 to 1e30)"
 MATCH = "check that the file belongs to this model"
 NOT_COMPUTED = "npllm does not compute it"
 
@@ -76,7 +77,7 @@ class Keys:
         """A positive number."""
         value = self.get(key, default)
         if not is_positive(value):
-            raise self.refusal(key, "a positive number")
+            raise self.refusal(key, POSITIVE)
         return float(value)
 
     def boolean(self, key: str, default: bool = False) -> bool:
@@ -137,8 +138,8 @@ class Keys:
 
 
 def is_positive(value: Any) -> bool:
-    """Whether a value is a positive number that fits in a float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
+    """Whether a value is a positive number, not so large or small that a product or a quotient leaves float32."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-30 <= value <= 1e30
 
 
 def same(value: Any, harmless: Any) -> bool:

@@ -69,10 +69,11 @@ class Metadata:
             raise self.refusal(key, "a number")
         return self.number(key)
 
-    def number(self, key: str, default: float | None = None) -> Any:
+    def number(self, key: str, default: Any = None) -> Any:
         """A number, in the fewest digits that give the same float32: 1e-05 instead of 9.999999747378752e-06."""
         value = self.get(key, default)
-        return float(str(np.float32(value))) if isinstance(value, float) else value
+        with np.errstate(over="ignore"):  # a double may become infinite, which `Keys.number` refuses
+            return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def finish(self) -> None:
         """Refuse keys that affect the computation and that the family has not read; warn about unknown ones."""
