@@ -92,6 +92,15 @@ def test_what_the_system_refuses_to_look_up_is_one_line(npllm, place, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_environment_is_no_exception(npllm, place, monkeypatch, name):
+    if "\0" in REFUSED[name](place):
+        pytest.skip("no variable can hold it")
+    monkeypatch.setenv("NPLLM_MODEL", REFUSED[name](place))
+    refused(npllm("generate", "Hello"), 3)
+    refused(npllm("convert", "out", "--dtype", "int8"), 3)
+
+
 @unix
 @pytest.mark.parametrize("where", PLACES)
 def test_a_private_folder(npllm, tmp_path, monkeypatch, where):
@@ -136,12 +145,12 @@ def test_an_empty_name(npllm, place, where):
         (where, path)
         for where in PLACES
         for path in ("pipe", "pipe.safetensors", "/dev/zero", "/dev/null")
-        if where not in ("-o", "--html") and (where, path[:4]) != ("TEXTFILE", "pipe")
+        if where not in ("-o", "--html", "TEXTFILE")  # the first two are written, and the last may be a pipe
     ],
 )
 def test_a_pipe_or_a_device_is_not_read(npllm, place, where, path):
     """Opening the pipe would wait for ever, and reading the device too."""
-    code = 2 if where in ("DST", "TEXTFILE", "--cache-dir") or (where, path) == ("A", "pipe.safetensors") else 3
+    code = 2 if where in ("DST", "--cache-dir") or (where, path) == ("A", "pipe.safetensors") else 3
     refused(npllm(*PLACES[where][1](str(place / path))), code)
 
 
@@ -208,6 +217,16 @@ def test_a_path_that_names_nothing_is_no_error(tmp_path):
     for path in (tmp_path / "no", tmp_path / "file" / "x"):
         assert user_path(str(path), "x") == path
         assert input_path(path, "x") == path
+
+
+@unix
+def test_a_device_is_refused_and_a_pipe_only_where_none_is_expected(place):
+    for path in ("/dev/null", "socket"):
+        with pytest.raises(UsageError, match="x: expected a file or a folder, got a device, a pipe or a socket"):
+            input_path(path, "x", pipes=True)
+    assert input_path("pipe", "x", pipes=True) == Path("pipe")
+    with pytest.raises(UsageError):
+        input_path("pipe", "x")
 
 
 def test_an_error_names_the_argument_and_has_the_class_asked_for():

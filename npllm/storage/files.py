@@ -83,35 +83,34 @@ def remove(*folders: Path) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, where the system has one."""
-    if sys.platform == "win32":
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(descriptor)
+    else:
         yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def remove_stale(destination: Path) -> list[Path]:
     """Remove the temporary folders that earlier writers of this destination have left; return those in use."""
-    if sys.platform == "win32":
-        return []
-    used = []
-    name = re.compile(re.escape(stem(destination)) + r"\.[0-9a-f]{16}\.part")
-    with suppress(OSError):  # a folder that may be written but not listed
-        for part in [path for path in destination.parent.iterdir() if name.fullmatch(path.name)]:
-            with suppress(OSError):  # not ours to open, or no folder
-                descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    remove(part)
-                except BlockingIOError:
-                    used.append(part)
-                finally:
-                    os.close(descriptor)
+    used: list[Path] = []
+    if sys.platform != "win32":
+        name = re.compile(re.escape(stem(destination)) + r"\.[0-9a-f]{16}\.part")
+        with suppress(OSError):  # a folder that may be written but not listed
+            for part in [path for path in destination.parent.iterdir() if name.fullmatch(path.name)]:
+                with suppress(OSError):  # not ours to open, or no folder
+                    descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                    try:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        remove(part)
+                    except BlockingIOError:
+                        used.append(part)
+                    finally:
+                        os.close(descriptor)
     return used
 
 
