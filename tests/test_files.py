@@ -393,6 +393,7 @@ def test_what_another_program_puts_there_meanwhile_is_kept(tmp_path):
     assert (tmp_path / "m" / "a").read_text() == "theirs"
 
 
+@pytest.mark.slow
 def test_writers_of_one_file_never_mix(tmp_path):
     """A reader finds one of them, complete, and no writer takes the folder of another one for a stale one."""
     path, refused = tmp_path / "x", []
