@@ -25,6 +25,9 @@ def lm(folder):
     return npllm.load(folder)
 
 
+ALL_BUT_7 = [i for i in range(11) if i != 7]
+
+
 def with_settings(lm, **settings):
     return lm._replace(generation_config=settings)
 
@@ -45,22 +48,17 @@ def test_tokens_that_are_ruled_out_are_never_made():
 
 def test_tokens_ruled_out_at_the_beginning_are_so_only_there():
     lm, prompt = random_lm(), [3, 1, 4]
-    free = generate(lm, prompt, max_new_tokens=6).ids
-    begun = made(lm, prompt, 6, begin_suppress_tokens=[free[0]])
-    assert begun[0] != free[0]
-    assert begun[1:] == generate(lm, [*prompt, begun[0]], max_new_tokens=5).ids
+    rest = generate(lm, [*prompt, 7], max_new_tokens=5).ids
+    assert {*rest} != {7}
+    assert made(lm, prompt, 6, begin_suppress_tokens=ALL_BUT_7) == [7, *rest]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"min_new_tokens": 4}, {"min_length": 7}, {"min_new_tokens": 4, "min_length": 60}]
-)
+@pytest.mark.parametrize("settings", [{"min_new_tokens": 4}, {"min_length": 7}, {"min_new_tokens": 4, "min_length": 9}])
 def test_an_end_token_comes_only_after_the_least_number(settings):
     lm, prompt = random_lm(), [3, 1, 4]
-    ends = sorted({*generate(lm, prompt, max_new_tokens=9).ids})
-    ids = made(lm, prompt, 9, eos_token_id=ends, **settings)
-    assert len(ids) >= 5
-    assert not {*ids[:4]} & {*ends}
-    assert ids[-1] in ends or len(ids) == 9
+    free = [generate(lm, [*prompt, *[7] * count], max_new_tokens=1).ids[0] for count in range(5)]
+    assert 7 not in (free[3], free[4])
+    assert made(lm, prompt, 9, eos_token_id=ALL_BUT_7, **settings) == [7, 7, 7, 7, free[4]]
 
 
 def test_forced_tokens_are_the_first_after_one_token_and_the_last():
@@ -68,8 +66,14 @@ def test_forced_tokens_are_the_first_after_one_token_and_the_last():
     assert made(lm, [3], 4, forced_bos_token_id=7)[0] == 7
     assert made(lm, [3, 1], 4, forced_bos_token_id=7) == generate(lm, [3, 1], max_new_tokens=4).ids
     assert made(lm, [3, 1], 4, forced_eos_token_id=7)[-1] == 7
-    assert made(lm, [3, 1], 4, forced_eos_token_id=[9, 7])[-1] == 7  # all have the same logit
     assert made(lm, [3, 1], 1, forced_eos_token_id=7) == [7]
+
+
+def test_several_forced_tokens_have_the_same_logit():
+    lm = random_lm()
+    logits = npllm.forward([3, 1], lm)[0][-1]
+    first, likelier = next((i, j) for i in range(11) for j in range(i, 11) if logits[j] > logits[i])
+    assert made(lm, [3, 1], 1, forced_eos_token_id=[likelier, first]) == [first]
 
 
 def test_a_length_counts_the_prompt():
