@@ -624,7 +624,7 @@ def run_itself(data: bytes, folder: Path) -> None:
         case "death":
             os.abort()
         case "memory":
-            np.ones(2**25)
+            np.ones(2**23)
         case "class":
             raise UsageError("a refusal of the wrong class")
         case "crash":
