@@ -11,7 +11,7 @@ from ..errors import ModelFileError, UsageError
 from ..text.chat_ids import Messages, Part
 from .child import Child, ChildError
 
-SECONDS = 2.0  # for a rendering; an ordinary one takes a few milliseconds
+SECONDS = 2.0  # for a rendering, and one more for each million characters; an ordinary one takes a few milliseconds
 CHILD = Child("npllm.checkpoint.sandbox", memory=2**28)  # one process for all templates
 
 
@@ -38,8 +38,9 @@ class ChatRenderer(NamedTuple):
         ModelFileError : the template fails, or takes too much time or memory
         """
         turns = [dict(message) for message in messages]
+        seconds = SECONDS + sum(len(turn["content"]) for turn in turns) / 1e6
         try:
-            made = CHILD.ask([self.template, dict(self.special_tokens), turns, add_generation_prompt], SECONDS)
+            made = CHILD.ask([self.template, dict(self.special_tokens), turns, add_generation_prompt], seconds)
         except ChildError as error:
             made = {"failed": str(error)}
         if "refused" in made:

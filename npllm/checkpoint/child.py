@@ -134,7 +134,7 @@ class Child:
             answer = read(process.stdout, self.output)
         except (OSError, EOFError) as error:
             if late.is_set():
-                raise ChildError(f"it takes more than {seconds:g} s") from error
+                raise ChildError(f"it takes more than {seconds:.2g} s") from error
             raise ChildError(f"its process ended with exit code {process.wait()}") from error
         except (ValueError, RecursionError) as error:
             raise ChildError(f"its process wrote what is not JSON: {error}") from error
@@ -142,7 +142,7 @@ class Child:
             timer.cancel()
             timer.join()
         if late.is_set():  # killed after it wrote the answer
-            raise ChildError(f"it takes more than {seconds:g} s")
+            raise ChildError(f"it takes more than {seconds:.2g} s")
         if "failed" in answer:
             raise ChildError(answer["failed"])
         return answer["answer"]

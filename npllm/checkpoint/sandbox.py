@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
 from ..errors import UsageError
-from .origin import MESSAGES, TEMPLATE, WIDE, Number, Text, Total, as_text, count, joined, kept
+from .origin import MESSAGES, TEMPLATE, WIDE, Number, Text, Total, as_text, count, joined, kept, parts
 
 MAX_BITS = 2**16  # of an integer
 MAX_COUNT = 10_000  # an argument of the filters batch, indent and slice
@@ -61,8 +61,7 @@ def answer(request: Any) -> dict[str, Any]:
         raise
     except Exception as error:  # noqa: BLE001 - a template can raise an exception of any class
         return {"failed": f"{type(error).__name__}: {error}"}
-    runs = re.finditer(r"(.)\1*", text._origins, re.DOTALL)
-    return {"parts": [[ord(run[1]) - MESSAGES, str.__getitem__(text, slice(*run.span()))] for run in runs]}
+    return {"parts": [[origin - MESSAGES, part] for origin, part in parts(text)]}
 
 
 # Templates make control tokens of these: '<|' + message['role'] + '|>'
