@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tokenizers
 
-from ..errors import ModelFileError, UnavailableError
+from ..errors import ModelFileError
 from .child import Child, ChildError
 
 VERSION = 1  # of tokenizer_probe.py: a file that passed an older one is tried again
@@ -35,7 +35,7 @@ def check_tokenizer(folder: Path, files: list[bytes]) -> None:
     Raises
     ------
     ModelFileError : it fails
-    UnavailableError : there is no process to try it in
+    UnavailableError : the process does not start
     """
     digest = digest_of(files)
     known = place(digest, folder)
@@ -43,10 +43,6 @@ def check_tokenizer(folder: Path, files: list[bytes]) -> None:
         return
     path, size = folder / "tokenizer.json", len(files[0])
     child = Child(f"{__package__}.tokenizer_probe", memory=2**29 + 40 * size)
-    try:
-        child.ask(None, seconds=60.0)
-    except ChildError as error:
-        raise UnavailableError(f"{path}: expected a process to try it in, got none: {error}") from error
     try:
         answer = child.ask(str(folder.absolute()), seconds=SECONDS + size // 10**6)
     except ChildError as error:

@@ -18,9 +18,7 @@ LETTERS = "aA1 \n\t.éß船🙂\u0301\u200d\x00\x1b\ufffd▁Ġ#@<>[]|'\"\\-_/"
 
 
 def answer(request: Any) -> Any:
-    """The digest of a folder's files, if its tokenizer works; or why not. None for None: the process is there."""
-    if request is None:
-        return None
+    """The digest of a folder's files, if its tokenizer works; or why not."""
     try:
         files = read_files(Path(request))
         probe(build(Path(request), files)[0], files[0])
