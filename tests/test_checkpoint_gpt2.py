@@ -175,7 +175,7 @@ def test_keys_that_change_nothing_are_accepted(keys):
         ({"n_head": True}, "n_head: expected a whole number from 1 to 4096, got True"),
         ({"n_positions": 10**12}, "n_positions: expected a whole number"),
         ({"vocab_size": 2**31}, "vocab_size: expected a whole number"),
-        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon: expected a positive number, got 0"),
+        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon: expected a positive number (1e-30 to 1e30), got 0"),
         ({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon: expected a positive number"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: expected true or false, got 'yes'"),
         ({"eos_token_id": -1}, "eos_token_id: expected a token id"),

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from checkpoints import TOKENS, write_folder
+from checkpoints import TOKENS, write_folder, write_gguf
 from command_line import fails
 from default_model import needs_default_model
 from safetensors.numpy import load_file, save_file
@@ -291,6 +291,45 @@ def test_files_and_devices_that_cannot_be_had(npllm, traced, folder, monkeypatch
     (traced / "text").write_text("Hello")
     files = {"GOOD": traced / "good.safetensors", "WEIGHTS": folder / "model.safetensors", "TEXT": traced / "text"}
     fails(npllm("compare", *(files.get(word, word) for word in argv)), code, message)
+
+
+def traced_file(path, values=None, **metadata):
+    """Write a safetensors file with these values, by default one of two tokens."""
+    values = {"embedding": np.ones((2, 64), dtype=np.float32)} if values is None else values
+    save_file(values, path, {"names": json.dumps(list(values)), "ids": "1,2"} | metadata)
+
+
+@pytest.mark.parametrize(
+    ("write", "code", "message"),
+    [
+        (lambda path: traced_file(path, names=""), 4, 'without a list of "names"'),
+        (lambda path: traced_file(path, ids="1,2,3"), 4, "expected values of equally many tokens, got [2, 3]"),
+        (lambda path: traced_file(path, ids="1," + "9" * 18), 2, "token 1: expected an id from 0 to 287, got 9999"),
+        (lambda path: traced_file(path, {"embedding": np.ones((2, 65))}), 2, "embedding: expected the same shape"),
+        (
+            lambda path: traced_file(path, {"embedding": np.ones((2, 64), dtype=np.int8)}),
+            4,
+            "embedding: expected a ten",
+        ),
+        (lambda path: traced_file(path, {"x": np.ones((2, 64))}), 2, "A and B have no name in common"),
+        (lambda path: path.write_bytes(b"PK\3\4" + bytes(60)), 4, "a ZIP file, as PyTorch and NumPy write them"),
+        (lambda path: path.write_bytes(b""), 4, "an empty file"),
+        (lambda path: path.write_bytes(b"\x80\x02}q"), 4, "a pickle, which could run code when it is read"),
+        (lambda path: path.mkdir(), 2, "cannot be read: it is not a file"),
+    ],
+)
+def test_files_that_are_no_trace_of_this_model(npllm, folder, tmp_path, write, code, message):
+    write(tmp_path / "x.safetensors")
+    done = npllm("compare", tmp_path / "x.safetensors", folder)
+    assert done.code == code
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_gguf_file_is_a_model_whatever_its_name(npllm, folder, tmp_path):
+    write_gguf(tmp_path / "sha256-01", "phi3", "F32")
+    done = npllm("compare", tmp_path / "sha256-01", folder, "Hello")
+    assert (done.code, done.err) == (0, "")
 
 
 def test_what_does_not_fit_is_refused(npllm, traced, monkeypatch, lm):
