@@ -26,6 +26,11 @@ def whole(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def lm(whole):
+    return npllm.load(whole)
+
+
 def contents(path):
     """Metadata, and tensors as `write_gguf_file` takes them."""
     metadata, stored = read_gguf(path)
@@ -62,12 +67,12 @@ def refuses(path, *parts):
 
 
 @pytest.mark.parametrize("given", [0, 1, 2])
-def test_any_part_loads_the_whole_model(whole, tmp_path, given):
+def test_any_part_loads_the_whole_model(whole, lm, tmp_path, given):
     parts = split(whole, tmp_path)
-    lm, expected = npllm.load(parts[given]), npllm.load(whole)
-    assert_same(lm.weights, expected.weights)
-    assert lm.config == expected.config
-    assert lm.tokenizer.encode("the hen") == expected.tokenizer.encode("the hen")
+    found = npllm.load(parts[given])
+    assert_same(found.weights, lm.weights)
+    assert found.config == lm.config
+    assert found.tokenizer.encode("the hen") == lm.tokenizer.encode("the hen")
 
 
 def test_parts_as_the_gguf_package_writes_them(tmp_path):
@@ -91,12 +96,12 @@ def test_parts_as_the_gguf_package_writes_them(tmp_path):
             np.testing.assert_array_equal(raw.reshape(one.shape), values[name])
 
 
-def test_a_first_part_without_tensors(whole, tmp_path):
+def test_a_first_part_without_tensors(whole, lm, tmp_path):
     metadata, tensors = contents(whole)
     keys = {"split.count": 2, "split.tensors.count": len(tensors)}
     write_gguf_file(tmp_path / "m-00001-of-00002.gguf", metadata | keys | {"split.no": 0}, {})
     write_gguf_file(tmp_path / "m-00002-of-00002.gguf", keys | {"split.no": 1}, tensors)
-    assert_same(npllm.load(tmp_path / "m-00001-of-00002.gguf").weights, npllm.load(whole).weights)
+    assert_same(npllm.load(tmp_path / "m-00001-of-00002.gguf").weights, lm.weights)
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3])
@@ -195,8 +200,13 @@ def test_the_size_of_all_parts(whole, tmp_path):
 def test_a_gguf_file_may_have_any_name(whole, tmp_path, name):
     shutil.copy(whole, tmp_path / name)
     assert find(str(tmp_path / name)) == tmp_path / name
-    assert_same(npllm.load(tmp_path / name).weights, npllm.load(whole).weights)
-    assert load_tokenizer(tmp_path / name).encode("the") == npllm.load(whole).tokenizer.encode("the")
+    assert read_gguf_model(tmp_path / name)[0] == read_gguf_model(whole)[0]
+
+
+def test_a_model_of_ollama_loads(whole, lm, tmp_path):
+    shutil.copy(whole, tmp_path / "sha256-01")
+    assert_same(npllm.load(tmp_path / "sha256-01").weights, lm.weights)
+    assert load_tokenizer(tmp_path / "sha256-01").encode("the") == lm.tokenizer.encode("the")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +248,7 @@ def test_the_one_model_of_a_folder(whole, tmp_path):
     shutil.copy(whole, tmp_path / "m.gguf")
     (tmp_path / "README.md").touch()
     assert find(str(tmp_path)) == tmp_path / "m.gguf"
-    assert_same(npllm.load(tmp_path).weights, npllm.load(whole).weights)
+    assert npllm.load(tmp_path).config.num_hidden_layers == 2
     (tmp_path / "m.gguf").rename(tmp_path / "m.GGUF")
     assert find(str(tmp_path)).name == "m.GGUF"
 
