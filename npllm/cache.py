@@ -83,7 +83,7 @@ def drop_other_factors(cache: Cache, config: Config, total_length: int) -> None:
     Keys of both kinds must not be mixed, so the whole text is computed again when it crosses the original context.
     """
     long = needs_long_factors(config, total_length)
-    was = cache.get("long_factors", needs_long_factors(config, cache["length"]))
+    was = cache["long_factors"] if "long_factors" in cache else needs_long_factors(config, cache["length"])
     if cache["length"] > 0 and was != long:
         text = "is now longer than" if long else "again fits in"
         warnings.warn(f"the text {text} the original context: all of it is computed again, see LongRoPE", stacklevel=2)

@@ -178,7 +178,7 @@ def test_keys_that_change_nothing_are_accepted(keys):
         ({"layer_norm_epsilon": 0}, "layer_norm_epsilon: expected a positive number (1e-30 to 1e30), got 0"),
         ({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon: expected a positive number"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: expected true or false, got 'yes'"),
-        ({"eos_token_id": -1}, "eos_token_id: expected a token id"),
+        ({"eos_token_id": -2}, "eos_token_id: expected a token id"),
         ({"architectures": "GPT2LMHeadModel"}, "architectures: expected a list of strings"),
     ],
 )

@@ -176,6 +176,7 @@ def test_it_ignores_interrupts_and_starts_again_after_a_death_between_requests(c
 
 @NOT_ON_WINDOWS
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:os.fork")  # from jax, if another test has imported it
 def test_a_fork_of_its_parent_gets_a_process_of_its_own(child):
     before = child.ask(["pid"], LONG)
     forked = os.fork()

@@ -101,7 +101,7 @@ def test_labels_stand_in_the_order_of_the_scores(tmp_path, keys, labels):
         ({"id2label": {"0": "a", "1": "b"}}, "score.weight expected [2, 64], got [3, 64]"),
         ({"architectures": [3]}, "architectures: expected a list of strings, got [3]"),
         ({"architectures": ["Phi3ForCausalLM"]}, "1 missing tensors: lm_head.weight"),
-        ({"pad_token_id": -1}, "pad_token_id: expected a token id"),
+        ({"pad_token_id": -2}, "pad_token_id: expected a token id"),
     ],
 )
 def test_labels_that_make_no_sense_are_refused(folder, keys, message):

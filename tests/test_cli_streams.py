@@ -236,9 +236,8 @@ def test_a_thread_that_cannot_start_is_exit_code_5(npllm, monkeypatch, place):
     "place",
     [
         "folder_tokenizer.tokenizers",
-        "folder_tokenizer.read_json",
+        "folder_tokenizer.parse_json",
         "load.read_weights",
-        "sandbox.Sandbox.program",
     ],
 )
 def test_memory_that_is_not_there_is_not_blamed_on_a_file(npllm, monkeypatch, place):
@@ -246,7 +245,7 @@ def test_memory_that_is_not_there_is_not_blamed_on_a_file(npllm, monkeypatch, pl
         raise MemoryError
 
     # A type of Rust cannot be patched.
-    library = SimpleNamespace(Tokenizer=SimpleNamespace(from_str=fail))
+    library = SimpleNamespace(Tokenizer=SimpleNamespace(from_buffer=fail))
     monkeypatch.setattr(f"npllm.checkpoint.{place}", library if place.endswith("tokenizers") else fail)
     fails(npllm("generate", "Hello", "--chat", "-n", 2), 5, "an allocation failed")
 

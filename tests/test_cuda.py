@@ -65,6 +65,7 @@ def test_every_value_of_a_pass_in_float16_is_near(name):
     assert worst is None, worst
 
 
+@pytest.mark.filterwarnings("ignore:the text is now longer than the original context")
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TINY)

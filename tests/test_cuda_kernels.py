@@ -198,6 +198,12 @@ def test_the_residual_stream_may_be_written_in_place(cupy):
     assert_close("stream", to_host(stream), residual + matrix.astype(np.float32) @ x)
 
 
+def test_an_overflow_in_a_norm_is_not_hidden(cupy):
+    x, out = cupy.full(64, 1e30, dtype=np.float32), cupy.zeros(64, dtype=np.float32)
+    kernels.rms_norm(x, cupy.ones(64, dtype=np.float32), 1e-5, out)
+    assert np.isnan(to_host(out)).all()
+
+
 def test_memory_that_no_four_numbers_start_at_is_refused(cupy):
     """A GPU cannot load them at once. A CPU can, so the emulated device would not catch it."""
     for x in (cupy.zeros(5, dtype=np.float32)[1:], cupy.zeros((4, 4), dtype=np.float32).T):

@@ -147,7 +147,7 @@ def test_the_arithmetic_is_what_a_counting_run_counts(name):
 @each_family
 def test_it_can_be_shown_and_pickled(name):
     lm = families.random_lm(name)
-    text = structure(lm)
+    text = "\n".join(structure(lm))
     assert f"{lm.config.family}: " in text
     again = pickle.loads(pickle.dumps(lm))
     np.testing.assert_array_equal(npllm.forward(IDS, again)[0], npllm.forward(IDS, lm)[0])

@@ -24,4 +24,4 @@ def test_an_exception_or_a_panic_of_the_library_is_one_line(error):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError, UsageError, SystemExit])
 def test_other_errors_stay_as_they_are(error):
     with pytest.raises(error):
-        library_fails(error())
+        library_fails(error("x"))

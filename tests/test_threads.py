@@ -84,6 +84,7 @@ def test_after_an_interruption_nobody_gets_scratch_that_is_in_use():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:os.fork")  # from jax, if another test has imported it
 def test_a_fork_makes_threads_of_its_own():
     """It does not inherit its parent's threads, and waiting for them would hang."""
     some_workers = Workers(2)

@@ -118,7 +118,7 @@ ODD = {
     "NaN": "NaN",
     "Infinity": "[Infinity, -Infinity, 1e999]",
     "a large number": "1" * 4000,
-    "a nested object": nested(50),
+    "a nested object": nested(49),
     "a control character": '"\\u0000\\u001b"',
     "": "{}",
 }

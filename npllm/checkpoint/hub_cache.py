@@ -183,7 +183,10 @@ def removed_on_errors(part: Path) -> Iterator[None]:
 
 def digest(path: Path, entry: Entry) -> str:
     """A file's digest, of the kind that its entry has: SHA-256, or the SHA-1 of a Git blob."""
-    start = hashlib.sha256() if len(entry.digest) == 64 else hashlib.sha1(b"blob %d\0" % entry.size)
+    if len(entry.digest) == 64:
+        start = hashlib.sha256()
+    else:
+        start = hashlib.sha1(b"blob %d\0" % entry.size, usedforsecurity=False)
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: start).hexdigest()
 

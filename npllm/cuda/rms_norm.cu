@@ -12,7 +12,8 @@ extern "C" __global__ void rms_norm(const float* x, const float* weight, float e
         of_warps[warp] = squares;
     __syncthreads();
     squares = warp_sum(lane < blockDim.x / 32 ? of_warps[lane] : 0.0f);  // in every warp: no second barrier
-    const float root = sqrtf(squares / width + eps);
+    const float mean = squares / width;
+    const float root = sqrtf(mean + (mean - mean + eps));  // NaN if a square overflowed, as in norm.py
     for (int i = threadIdx.x; i < width; i += blockDim.x)
         out[i] = x[i] / root * weight[i];
 }

@@ -17,13 +17,13 @@ def linear_work(name: str, weights: Any, T: int) -> Work:
 
 
 def rms_norm_flops(T: int, width: int) -> int:
-    """RMSNorm of T vectors: square, sum, division and weight per element; mean and root per vector."""
-    return T * (4 * width + 2)
+    """RMSNorm of T vectors: square, sum, division, weight per element; mean, check for overflow, root per vector."""
+    return T * (4 * width + 4)
 
 
 def layer_norm_flops(T: int, width: int) -> int:
     """LayerNorm of T vectors."""
-    return T * (7 * width + 2)
+    return T * (7 * width + 4)
 
 
 def attention_work(config: Config, weights: Any, T: int, S: int, rotated: bool = True) -> list[Work]:

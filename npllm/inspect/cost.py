@@ -6,7 +6,7 @@ built once per pass. For T new tokens after P cached ones (S = P + T), in the ch
 
     part            FLOPs                                 read
     embedding       0                                     T rows of the embedding matrix
-    norm            T (4D + 2)                            its weight; two in a block, one after the last
+    norm            T (4D + 4)                            its weight; two in a block, one after the last
     qkv_proj        2 T D (N + 2K) H                      its weight
     RoPE            6 R T (N + K)
     scores          T N H + 2 T S N H                     P cached keys: P K H float32 elements
@@ -20,7 +20,7 @@ built once per pass. For T new tokens after P cached ones (S = P + T), in the ch
     lm_head         2 D V for each scored token           its weight
 
 A bias costs one addition per output element, and is read. Each family lists the parts of its own block (`Family.work`):
-GPT-2's has LayerNorm, T (7D + 2), and GELU, 9 T F, but no RoPE. Its positions cost T D. Scores are computed for all
+GPT-2's has LayerNorm, T (7D + 4), and GELU, 9 T F, but no RoPE. Its positions cost T D. Scores are computed for all
 T x S pairs, as `attention` does, including those that the mask hides.
 
 Source: "Speeding Up Generation by Caching Keys and Values" (Figure 3-10); Kaplan et al. 2020, "Scaling laws for neural

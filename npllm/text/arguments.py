@@ -130,7 +130,7 @@ def check_cache(cache: Any, config: Config, like: Array, batch: tuple[int, ...] 
             got = f"{len(arrays)} of them" if isinstance(arrays, list) else shown(arrays)
             raise UsageError(f"cache: {name}: expected a list of {layers} arrays, one for each layer, got {got}")
         for layer, array in enumerate(arrays):
-            if type(array) is not type(like):
+            if not isinstance(like, type(array)):
                 wanted = f"{type(like).__module__}.{type(like).__name__}"
                 raise UsageError(f"cache: {name}[{layer}]: expected a {wanted}, as the weights are, got {shown(array)}")
             capacity = array.shape[-2] if (name, layer) == ("keys", 0) and array.ndim > 1 else capacity

@@ -96,7 +96,7 @@ def main() -> int:
         }
         if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
             sides["transformers"] = lambda: transformers_runs(args)
-        for name, text in versions(npllm.load(args.model, device=args.device), place).items():
+        for name, text in versions(place).items():
             print(f"{name + ':':9}{text}")
         print(f"{args.tokens} tokens, mean of {args.repeat} runs; and for each token")
         print(f"{'':26}{'with the KV cache':>30}{'without it':>30}")
