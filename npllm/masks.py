@@ -83,13 +83,6 @@ def same_document(queries: Int[Array, "... T"], keys: Int[Array, "... S"]) -> Bo
     """For documents packed into one row: tokens see only their own document. Use `causal(...) & same_document(...)`.
 
     The arguments are document numbers, not positions. Padding has a negative number; no token sees it.
-
-    >>> import numpy as np
-    >>> same_document(np.array([0, 0, 1, -1]), np.array([0, 0, 1, -1])).astype(int)
-    array([[1, 1, 0, 0],
-           [1, 1, 0, 0],
-           [0, 0, 1, 0],
-           [0, 0, 0, 0]])
     """
     return (queries[..., :, None] == keys[..., None, :]) & (keys[..., None, :] >= 0)
 

@@ -56,6 +56,7 @@ examples:
 environment:
   NPLLM_MODEL, NPLLM_DEVICE    stand in for --model and --device
   NPLLM_DEBUG=1                adds the traceback to an error
+  NPLLM_CACHE                  where tokenizers that passed their trial are noted
 
 exit codes:
   0    done
