@@ -13,7 +13,7 @@ VULNERABLE = {
     "vulns": [{"id": "PYSEC-1", "fix_versions": ["3.1.3"], "aliases": [], "description": ""}],
 }
 UNKNOWN = {"name": "numpy", "skip_reason": "Dependency not found on PyPI and could not be audited: numpy (2.1.0)"}
-OFFLINE = "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='pypi.org', port=443)"
+OFFLINE = "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='index.example', port=443)"
 
 
 @pytest.fixture
