@@ -1,7 +1,7 @@
 """npllm: the transformer LLM of the chapter "Looking Inside Large Language Models", as plain array functions.
 
-Text flows one way: text -> ids -> vectors -> blocks -> logits -> id -> text. The modules of the ground floor, which
-is the chapter, in reading order. Each has one concept and uses only those above it:
+Text flows one way: text -> ids -> vectors -> blocks -> logits -> id -> text. These modules are the ground floor, which
+is the chapter, in reading order. Each has one concept and, of these modules, uses only those above it:
 
     arrays       arrays from any library; the interface of a packed weight
     shapes       the letters in every shape; the names of the chapter's weights
@@ -27,9 +27,10 @@ is the chapter, in reading order. Each has one concept and uses only those above
     lm           a model as one object; the public calls
     loop         the autoregressive loop
 
-The wings, which are subpackages: text (text at its edges), families (one file per family of models), storage (weights
-in few bits), checkpoint (files to weights), devices (CPU or GPU), cuda (GPU kernels), inspect (looking inside), apps
-(built on the loop), cli (the commands). errors and tokenizer use text; loop uses text and devices.
+The wings, which are subpackages: text (where text enters and leaves), families (one file per family of models), storage
+(weights in few bits, and files), checkpoint (files to weights), devices (CPU or GPU), cuda (GPU kernels), inspect
+(looking inside), apps (built on the loop), cli (the commands). errors, tokenizer, options and lm use text; loop uses
+text and devices.
 """
 
 import os
@@ -37,12 +38,12 @@ import sys
 
 from .version import __version__
 
-# `python -m npllm` puts the current folder first on the path of modules: in an untrusted model folder, its numpy.py
+# `python -m npllm` puts the current folder first on the module search path: in an untrusted model folder, its numpy.py
 # would run instead of NumPy. While Python looks for the module to run, sys.argv[0] is "-m".
 if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m").partition(".")[0] == __name__:
     try:
         folder = os.getcwd()  # noqa: PTH109 - pathlib is one of the modules that it could hold
-    except FileNotFoundError:  # it is deleted: then Python has left it out
+    except FileNotFoundError:  # it has been deleted: then Python has left it out
         folder = ""
     if sys.path[0] == folder and not sys.flags.safe_path:
         del sys.path[0]

@@ -5,19 +5,19 @@ import sys
 
 try:
     from .cli.signals import INTERRUPTED, at_once, leave
-except KeyboardInterrupt:  # it imports Python's `signal`
+except KeyboardInterrupt:  # while that module imports Python's `signal`
     os._exit(130)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default that of the process; return its exit code."""
     at_once()
-    os.environ["PYTHONSAFEPATH"] = "1"  # processes that we start look for no modules in the current folder
+    os.environ["PYTHONSAFEPATH"] = "1"  # the processes that we start must not import modules from the current folder
     try:
         from .cli.main import main as run  # here, because Ctrl-C may come while it is imported
 
         code = run(argv)
-    except KeyboardInterrupt:  # a second one, while the first was reported
+    except KeyboardInterrupt:  # a second one, while the first was being reported
         code = INTERRUPTED
     at_once()
     if code == INTERRUPTED:

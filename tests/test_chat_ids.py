@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from npllm.checkpoint.chat_template import chat_renderer
+from npllm.checkpoint.chat_template import ChatRenderer
 from npllm.errors import UsageError
 from npllm.text.chat_ids import control_tokens
 from npllm.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def control_of(tokenizer, ids):
 
 def with_template(name, template, **special_tokens):
     """A tokenizer with another chat template."""
-    return Tokenizer(tokenizer(name).backend, (), template, chat_renderer(template, special_tokens))
+    return Tokenizer(tokenizer(name).backend, (), template, ChatRenderer(template, special_tokens))
 
 
 @each_tokenizer
@@ -182,7 +182,7 @@ def test_a_control_token_that_merges_make_of_plain_text_is_refused():
     backend = Backend(BPE({"<": 0, "s": 1, "<s": 2, "x": 3}, [("<", "s")]))
     backend.add_tokens([AddedToken("<s", special=True)])
     template = "{{ messages[0].content }}<s"
-    tokenizer = Tokenizer(backend, (), template, chat_renderer(template, {}))
+    tokenizer = Tokenizer(backend, (), template, ChatRenderer(template, {}))
     assert tokenizer.chat_ids(user("x<x")) == [3, 0, 3, 2]
     with pytest.raises(UsageError, match="expected plain text, got '<s', always a control token for this model"):
         tokenizer.chat_ids(user("x<s"))
@@ -192,7 +192,7 @@ def test_white_space_and_the_unknown_are_not_control_tokens():
     backend = Backend(BPE({"a": 0, "<unk>": 1, " ": 2, "  ": 3, "<": 4, ">": 5, "k": 6}, [], unk_token="<unk>"))
     backend.add_tokens([AddedToken("<unk>", special=True), AddedToken("  "), AddedToken("<k>", special=True)])
     template = "{{ messages[0].content }}<k>"
-    tokenizer = Tokenizer(backend, (), template, chat_renderer(template, {}))
+    tokenizer = Tokenizer(backend, (), template, ChatRenderer(template, {}))
     assert tokenizer.pieces(tokenizer.chat_ids(user("a  a?"))) == ["a", "  ", "a", "<unk>", "<k>"]
     assert tokenizer.pieces(tokenizer.chat_ids(user("a  <k>"))) == ["a", "  ", "<", "k", ">", "<k>"]
     assert tokenizer.pieces(tokenizer.chat_ids(user("<unk>"))) == ["<unk>", "<k>"]

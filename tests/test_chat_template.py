@@ -8,7 +8,7 @@ import pytest
 from tokenizer_cases import tokenizer
 
 from npllm.checkpoint import chat_template
-from npllm.checkpoint.chat_template import chat_renderer
+from npllm.checkpoint.chat_template import ChatRenderer
 from npllm.checkpoint.child import Child
 from npllm.errors import ModelFileError, UsageError
 from npllm.tokenizer import Tokenizer
@@ -20,11 +20,11 @@ def user(text):
 
 def with_template(name, template, **special_tokens):
     """A tokenizer with another chat template."""
-    return Tokenizer(tokenizer(name).backend, (), template, chat_renderer(template, special_tokens))
+    return Tokenizer(tokenizer(name).backend, (), template, ChatRenderer(template, special_tokens))
 
 
 def rendered(template, messages=(), **special_tokens):
-    return chat_renderer(template, special_tokens)(messages, True)
+    return ChatRenderer(template, special_tokens)(messages, True)
 
 
 def test_a_template_can_refuse_a_conversation():
@@ -56,7 +56,7 @@ def test_a_template_can_refuse_a_conversation():
 )
 def test_a_template_that_fails_is_refused(template, reason, monkeypatch):
     monkeypatch.setattr(chat_template, "SECONDS", 0.3)
-    with pytest.raises(ModelFileError, match=f"the model's chat template: expected the .* got {reason}"):
+    with pytest.raises(ModelFileError, match=f"the model's chat template: expected the .* got none: {reason}"):
         rendered(template, user("Hello"))
 
 

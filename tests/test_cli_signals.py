@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from command_line import unix
@@ -51,8 +52,8 @@ def test_while_modules_are_imported_it_is_quiet():
 @pytest.mark.parametrize("milliseconds", range(0, 601, 40))
 def test_at_any_time_it_is_quiet_and_130(start, folder, milliseconds):
     """Python itself starts with a traceback and ends by the signal."""
-    process = start("generate", "Hello", "-n", "2", folder=folder)
-    with pytest.raises(subprocess.TimeoutExpired):
+    process = start("generate", "Hello", "-n", "200", "--no-cache", folder=folder)
+    with suppress(subprocess.TimeoutExpired):  # on a fast machine it may have ended
         process.wait(milliseconds / 1000 or 1e-3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

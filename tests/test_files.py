@@ -373,7 +373,9 @@ def test_of_two_writers_of_a_new_folder_one_is_refused(tmp_path):
 def test_of_two_writers_of_an_empty_folder_one_is_refused(tmp_path):
     def first(folder):
         (folder / "a").write_text("the first")
-        with pytest.raises(UsageError, match=r"expected an empty folder, got 'm\.\w+\.part', which has come meanwhile"):
+        with pytest.raises(
+            UsageError, match=r"expected an empty folder, got 'm\.\w+\.part', which appeared in the meantime"
+        ):
             fill(tmp_path / "m", "b", text="the second")
 
     (tmp_path / "m").mkdir()
@@ -387,7 +389,7 @@ def test_what_another_program_puts_there_meanwhile_is_kept(tmp_path):
         (tmp_path / "m" / "a").write_text("theirs")
 
     (tmp_path / "m").mkdir()
-    with pytest.raises(UsageError, match="expected an empty folder, got 'a', which has come meanwhile"):
+    with pytest.raises(UsageError, match="expected an empty folder, got 'a', which appeared in the meantime"):
         write_folder(tmp_path / "m", write, last="a")
     assert left_in(tmp_path / "m") == ["a"]
     assert (tmp_path / "m" / "a").read_text() == "theirs"

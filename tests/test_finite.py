@@ -67,7 +67,7 @@ def test_the_first_layer_whose_keys_are_not_finite_is_named():
             ModelFileError, match=f"after token 3: .* got nan, first in the keys of layer {layer + 1}; "
         ):
             npllm.generate(overflowing("llama", "down_proj", layer, 1e25), [1, 2, 3], max_new_tokens=3)
-    with pytest.raises(ModelFileError, match=r"got nan, first after the attention of the last layer; "):
+    with pytest.raises(ModelFileError, match=r"got nan, after the keys and values of all layers; "):
         npllm.generate(overflowing("llama", "down_proj", 3, 1e25), [1, 2, 3], max_new_tokens=3)
 
 

@@ -12,7 +12,7 @@ from test_gguf import assert_same
 import npllm
 from npllm.apps.speed import model_file_bytes
 from npllm.checkpoint.gguf import read_gguf
-from npllm.checkpoint.gguf_parts import parts_of, read_gguf_model
+from npllm.checkpoint.gguf_parts import model_in, parts_of, read_gguf_model
 from npllm.checkpoint.hub import find
 from npllm.checkpoint.load import load_tokenizer
 from npllm.errors import ModelFileError, UnavailableError
@@ -283,3 +283,10 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.iterdir", denied)
     with pytest.raises(UnavailableError, match="cannot be read \\(Permission denied\\)"):
         find(str(tmp_path))
+
+
+def test_a_name_of_no_parts_is_that_of_one_file(tmp_path):
+    file = tmp_path / "m-00001-of-00000.gguf"
+    write_gguf(file)
+    assert parts_of(file) == [file]
+    assert model_in(tmp_path) == file

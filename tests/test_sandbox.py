@@ -4,7 +4,8 @@ from datetime import datetime
 
 import pytest
 
-from npllm.checkpoint.chat_template import chat_renderer
+from npllm.checkpoint.chat_template import ChatRenderer
+from npllm.errors import ModelFileError
 
 
 def user(text):
@@ -12,7 +13,7 @@ def user(text):
 
 
 def rendered(template, messages=(), **special_tokens):
-    return chat_renderer(template, special_tokens)(messages, True)
+    return ChatRenderer(template, special_tokens)(messages, True)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,10 @@ def rendered(template, messages=(), **special_tokens):
 )
 def test_what_a_template_can_do(template, text):
     assert rendered(template, user("Hello"), bos_token="<s>") == text
+
+
+def test_a_template_adds_a_limited_text_to_the_messages():
+    with pytest.raises(ModelFileError, match="a conversation of 600000 characters, more than 500020; "):
+        rendered("{{ 'a' * 600000 }}", user("Hello"))
+    long = "b" * 600_000
+    assert rendered("{{ messages[0].content }}", user(long)) == long

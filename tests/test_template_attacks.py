@@ -5,7 +5,7 @@ import time
 import pytest
 
 from npllm.checkpoint import chat_template
-from npllm.checkpoint.chat_template import chat_renderer
+from npllm.checkpoint.chat_template import ChatRenderer
 from npllm.errors import ModelFileError
 
 # Refused at once, before anything large is made, on every platform.
@@ -143,9 +143,9 @@ ENDLESS = [
 
 def refused(template, within, reason=".*"):
     started = time.perf_counter()
-    start = "^the model's chat template: expected the conversation as text, got "
+    start = "^the model's chat template: expected the conversation as text, got none: "
     with pytest.raises(ModelFileError, match=f"{start}{reason};"):
-        chat_renderer(template, {})([{"role": "user", "content": "Hello"}], True)
+        ChatRenderer(template, {})([{"role": "user", "content": "Hello"}], True)
     assert time.perf_counter() - started < within
 
 

@@ -105,7 +105,7 @@ def test_a_refused_tokenizer_is_not_remembered(folder, asked):
 def test_files_that_change_while_they_are_tried_are_refused(folder, monkeypatch):
     (folder / "tokenizer.json").write_bytes(file())
     monkeypatch.setattr(tokenizer_check.Child, "ask", lambda *_, **__: {"digest": digest_of([b"other"])})
-    assert "expected files at rest" in refused(folder)
+    assert "expected files that do not change" in refused(folder)
 
 
 def test_without_a_process_there_is_no_tokenizer(folder, monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizer_cases import GOLDEN, HARMLESS, TEXTS, each_tokenizer, tokenizer
 
-from npllm.checkpoint.chat_template import chat_renderer
+from npllm.checkpoint.chat_template import ChatRenderer
 from npllm.checkpoint.folder_tokenizer import tokenizer_from_folder
 from npllm.checkpoint.gguf_tokenizer import WORDS
 from npllm.errors import UsageError
@@ -233,9 +233,9 @@ def test_a_chat_template_writes_what_it_writes_in_transformers(transformers, nam
         [expected], _ = render([messages], chat_template=template, add_generation_prompt=prompt, **special)
     except Exception as error:  # noqa: BLE001 - jinja2's errors, which transformers lets through
         with pytest.raises(UsageError, match=str(error).split("/")[0]):
-            chat_renderer(template, special)(messages, prompt)
+            ChatRenderer(template, special)(messages, prompt)
     else:
-        assert chat_renderer(template, special)(messages, prompt) == expected
+        assert ChatRenderer(template, special)(messages, prompt) == expected
 
 
 def test_the_rules_for_words_are_those_of_transformers(transformers):

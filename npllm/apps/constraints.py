@@ -3,7 +3,7 @@
 `npllm.pipeline` follows it, as transformers' pipeline does. (`npllm.generate` and the commands take nothing but the end
 tokens from this file: their own options and defaults are documented, and complete.)
 
-Source: transformers' classes GenerationConfig and LogitsProcessor, whose order and bounds these rules have.
+Source: transformers' classes GenerationConfig and LogitsProcessor, whose order and bounds these rules follow.
 """
 
 import math
@@ -22,7 +22,7 @@ from ..shapes import Weights
 from ..text.end_ids import end_ids
 
 WHERE = "generation_config.json"
-# Settings that are not computed, and the values with which they have no effect. None has none in any of them.
+# Settings that are not computed, and the values with which they have no effect; nor does None, in any of them.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -55,7 +55,7 @@ def ignored(lm: LM, do_sample: bool) -> list[str]:
 
 
 def bad_words(lm: LM) -> list[list[int]]:
-    """The sequences of tokens that may not be generated."""
+    """The sequences of tokens that must not be generated. Raises ModelFileError if they are not lists of ids."""
     words = lm.generation_config.get("bad_words_ids") or []
     if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
         raise ModelFileError(f"{WHERE}: bad_words_ids: expected a list of lists of token ids, got {words!r:.80}")
@@ -63,7 +63,7 @@ def bad_words(lm: LM) -> list[list[int]]:
 
 
 def length(lm: LM, name: str) -> int | None:
-    """A length in tokens, such as "max_length"."""
+    """A length in tokens, such as "max_length". Raises ModelFileError if it is not one."""
     value = lm.generation_config.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
         raise ModelFileError(f"{WHERE}: {name}: expected a number of tokens, got {value!r:.80}")
@@ -71,7 +71,12 @@ def length(lm: LM, name: str) -> int | None:
 
 
 def new_tokens(lm: LM, prompt: int, default: int) -> int:
-    """The maximum number of new tokens: from "max_length", which includes the prompt, or the default."""
+    """The maximum number of new tokens: from "max_length", which includes the prompt, or the default.
+
+    Raises
+    ------
+    UsageError : the prompt alone is that long
+    """
     total = length(lm, "max_length")
     if total is not None and total <= prompt:
         raise UsageError(f"max_new_tokens: expected a number, because {WHERE} has max_length {total}, and got {prompt}")
@@ -111,7 +116,10 @@ def constrained(lm: LM, prompt: int, new: int) -> LM:
 
 
 def ids(found: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """The ids under a name: one, or a list. Those without a row have no effect."""
+    """The ids under a name, in the file one id or a list. Raises ModelFileError for anything else.
+
+    Ids beyond the vocabulary have no effect.
+    """
     value = found.get(name)
     listed = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if not all(isinstance(one, int) and not isinstance(one, bool) for one in listed):

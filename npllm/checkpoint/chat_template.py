@@ -1,7 +1,7 @@
 """The chat template of a checkpoint: a small jinja2 program that formats a conversation as one text.
 
 It runs in another process (child.py), in a sandbox (sandbox.py) with the helpers and settings that transformers gives
-it. So the text is the same, and a template that would run for ever or take all memory is refused.
+it. So the text is the same, and a template that would run forever or take all memory is refused.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ..errors import ModelFileError, UsageError
 from ..text.chat_ids import Messages, Part
 from .child import Child, ChildError
 
-SECONDS = 2.0  # for a rendering, and one more for each million characters; an ordinary one takes a few milliseconds
+SECONDS = 2.0  # for one rendering, and one more for each million characters; an ordinary one takes a few milliseconds
 CHILD = Child("npllm.checkpoint.sandbox", memory=2**28)  # one process for all templates
 
 
@@ -36,6 +36,7 @@ class ChatRenderer(NamedTuple):
         ------
         UsageError : the template refuses the messages
         ModelFileError : the template fails, or takes too much time or memory
+        UnavailableError : the process for templates does not start
         """
         turns = [dict(message) for message in messages]
         seconds = SECONDS + sum(len(turn["content"]) for turn in turns) / 1e6
@@ -47,10 +48,7 @@ class ChatRenderer(NamedTuple):
             raise UsageError(f"the model's chat template refuses the messages: {made['refused']}")
         if "failed" in made:
             raise ModelFileError(
-                f"the model's chat template: expected the conversation as text, got {made['failed']};"
+                f"the model's chat template: expected the conversation as text, got none: {made['failed']};"
                 " use generate without --chat, or another copy of the model"
             )
         return [Part(*part) for part in made["parts"]]
-
-
-chat_renderer = ChatRenderer  # a function for its callers

@@ -60,7 +60,7 @@ class Child:
         self.ready = False
 
     def start(self) -> None:
-        """Start the process unless it runs, without waiting for its imports. `ask` does this too, but waits.
+        """Start the process unless it is running, without waiting for its imports. `ask` does this too, but waits.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class Child:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows: and no Ctrl-C
+                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows: no console, so no Ctrl-C
                 )
             except OSError as error:
                 raise UnavailableError(f"a Python process for the model's files does not start: {error}") from error
@@ -93,7 +93,7 @@ class Child:
         Raises
         ------
         ChildError : there is none: it takes longer, or more memory, than it may, or the process died
-        UnavailableError : the process does not start
+        UnavailableError : the process cannot be started
         """
         with self.lock:
             self.start()
@@ -105,7 +105,7 @@ class Child:
                 raise
 
     def wait(self) -> None:
-        """Wait until the process has imported the module."""
+        """Wait until the process has imported the module. Raises UnavailableError if it never does."""
         if not self.ready:
             try:
                 self.exchange(None, START_SECONDS)
@@ -114,7 +114,7 @@ class Child:
             self.ready = True
 
     def exchange(self, request: Any, seconds: float) -> Any:
-        """Write a request, unless it is None, and read the answer, within a time."""
+        """Write a request, unless it is None, and read the answer. Raises ChildError if there is none in time."""
         process = self.process
         assert process is not None
         assert process.stdin is not None
@@ -137,7 +137,7 @@ class Child:
                 raise ChildError(f"it takes more than {seconds:.2g} s") from error
             raise ChildError(f"its process ended with exit code {process.wait()}") from error
         except (ValueError, RecursionError) as error:
-            raise ChildError(f"its process wrote what is not JSON: {error}") from error
+            raise ChildError(f"its process wrote something other than JSON: {error}") from error
         finally:
             timer.cancel()
             timer.join()
@@ -148,7 +148,7 @@ class Child:
         return answer["answer"]
 
     def close(self) -> None:
-        """End the process, if it runs."""
+        """End the process, if it is running."""
         with self.lock:
             if self.process is not None:
                 self.finalizer()
@@ -161,13 +161,13 @@ def safe_path() -> list[str]:
 
     try:
         here = Path.cwd()
-    except OSError:  # it is deleted
+    except OSError:  # it has been deleted
         here = None
     return [p for p in sys.path if Path(p).is_absolute() and not (here and Path(p).exists() and here.samefile(p))]
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """Kill the process, and close its pipes. In a fork of its parent only the latter: Popen finds no such process."""
+    """Kill the process, and close its pipes. A fork of its parent only closes them: Popen finds no such child there."""
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
@@ -194,7 +194,7 @@ def serve(module: str, memory: int) -> None:
             seconds, request = read(requests)
         except EOFError:
             return
-        # The parent kills a process that takes longer. If the parent is dead, this does. It also ends a loop in C.
+        # The parent kills a process that takes longer. If the parent has died, this does. It even ends a loop in C.
         faulthandler.dump_traceback_later(seconds + 1, exit=True)
         try:
             with limited(memory):
@@ -210,7 +210,7 @@ def serve(module: str, memory: int) -> None:
 
 @contextlib.contextmanager
 def limited(memory: int) -> Iterator[None]:
-    """Within it, this process may add at most `memory` bytes to its address space, where the system can limit it."""
+    """Let this process add at most `memory` bytes to its address space, where the system can limit it."""
     try:
         import resource
 

@@ -20,7 +20,7 @@ from ..errors import ModelFileError, NpllmError
 from ..storage.json_file import LARGEST_JSON, parse_json
 from ..text.library_errors import library_errors
 from ..tokenizer import Tokenizer
-from .chat_template import chat_renderer
+from .chat_template import ChatRenderer
 from .tokenizer_check import check_tokenizer
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -46,7 +46,7 @@ def tokenizer_from_folder(folder: str | Path) -> Tokenizer:
         backend,
         end_ids=[i for i, token in backend.get_added_tokens_decoder().items() if token.content == eos],
         chat_template=template,
-        render=None if template is None else chat_renderer(template, special),
+        render=None if template is None else ChatRenderer(template, special),
     )
 
 

@@ -1,7 +1,7 @@
 """A model in several .gguf files, as llama.cpp writes large ones: m-00001-of-00003.gguf and so on.
 
-Each part has as metadata its number from 0 (split.no), the number of parts (split.count) and that of the tensors in all
-of them (split.tensors.count). All other metadata are in the first.
+The metadata of each part give its number, counted from 0 (split.no), the number of parts (split.count) and the number
+of tensors in all of them (split.tensors.count). All other metadata are in the first part.
 Source: https://github.com/ggml-org/llama.cpp/tree/master/tools/gguf-split
 """
 
@@ -25,7 +25,7 @@ def read_gguf_model(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
 
     Raises
     ------
-    ModelFileError : a part is missing, or of another model; and those of `read_gguf`
+    ModelFileError : a part is missing, or belongs to another model; and as in `read_gguf`
     """
     metadata, tensors = read_gguf(path)
     if whole(metadata, COUNT, path, absent=1) <= 1:
@@ -62,7 +62,7 @@ def read_gguf_model(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
 
 
 def check_part(path: Path, number: int, first: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Refuse a part that is not this one of the same model: what it says must agree with the first part."""
+    """Raise ModelFileError unless this is part `number` of the model: its metadata must agree with the first part's."""
     for key in (NUMBER, COUNT, TENSORS, *metadata):
         expected = number if key == NUMBER else first.get(key, metadata.get(key))
         if metadata.get(key) != expected:
@@ -73,10 +73,14 @@ def check_part(path: Path, number: int, first: Mapping[str, Any], metadata: Mapp
 
 
 def parts_of(path: Path, metadata: Mapping[str, Any] | None = None) -> list[Path]:
-    """All files of a model by name, of which `path` is one; with metadata, its name must agree with them.
+    """The paths of all parts of a model, of which `path` is one. With metadata, its name must agree with them.
 
     >>> [part.name for part in parts_of(Path("m-00002-of-00002.gguf"))]
     ['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf']
+
+    Raises
+    ------
+    ModelFileError : the name does not agree with the metadata
     """
     match = NAME.fullmatch(path.name)
     if metadata is not None:
@@ -86,14 +90,14 @@ def parts_of(path: Path, metadata: Mapping[str, Any] | None = None) -> list[Path
                 f"{path}: expected a name that ends in -{number + 1:05}-of-{count:05}.gguf, as its metadata say, got"
                 f" {path.name}; give the parts such names, in one folder"
             )
-    if match is None:
+    if match is None or int(match[3]) == 0:
         return [path]
     suffix = path.name[-5:]
     return [path.with_name(f"{match[1]}-{number:05}-of-{match[3]}{suffix}") for number in range(1, int(match[3]) + 1)]
 
 
 def whole(metadata: Mapping[str, Any], key: str, path: Path, absent: int | None = None) -> int:
-    """A whole number in the metadata."""
+    """A whole number in the metadata. Raises ModelFileError if the value is anything else."""
     value = metadata.get(key, absent)
     if type(value) is not int or value < 0:
         raise ModelFileError(f"{path}: {key}: expected a whole number, got {value!r:.80}; download the file again")

@@ -19,7 +19,7 @@ from tokenizers.models import BPE
 from ..errors import ModelFileError
 from ..text.end_ids import NONE
 from ..tokenizer import Tokenizer
-from .chat_template import chat_renderer
+from .chat_template import ChatRenderer
 from .folder_tokenizer import add_bos_and_eos
 
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6  # values in tokenizer.ggml.token_type
@@ -130,7 +130,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         backend,
         end_ids=[i for i in ends if i is not None] + [i for i in added if texts[i] in END_TOKENS],
         chat_template=template,
-        render=None if template is None else chat_renderer(template, special),
+        render=None if template is None else ChatRenderer(template, special),
     )
 
 

@@ -29,8 +29,9 @@ def find(
 
     Raises
     ------
-    UnavailableError : the name is not found locally, and not on the Hub, or the Hub is unreachable
-    ModelFileError : the name is a file other than a .gguf file, or a folder of several .gguf files
+    UsageError : the name is empty, or cache_dir cannot be used
+    UnavailableError : the name is found neither locally nor on the Hub, or the Hub is unreachable
+    ModelFileError : the name is a file other than a .gguf file, or a folder of several models
     """
     if name is None:
         return default_model()
@@ -56,7 +57,7 @@ def find(
 def default_model() -> Path:
     """The file of SmolLM2-135M-Instruct in its package.
 
-    The package is not imported, because its code needs a library that npllm does not.
+    The package is not imported, because its code needs a library that npllm does not need.
     """
     spec = importlib.util.find_spec(DEFAULT_PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -71,7 +72,7 @@ def default_model() -> Path:
 def download(name: str, revision: str, cache_dir: str | Path | None, offline: bool, weights: bool) -> Path:
     """The folder of a Hub model in the local cache; missing files are downloaded, unless offline.
 
-    Whenever the Hub gives no listing of the model's files, the cache serves, if it has what npllm reads.
+    Whenever the Hub gives no listing of the model's files, the cache is used, if it has all that npllm reads.
     HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and the library's progress bars work as usual.
     """
     what = f"model {name}" if revision == "main" else f"model {name}, revision {revision}"
@@ -106,13 +107,13 @@ def download(name: str, revision: str, cache_dir: str | Path | None, offline: bo
                 raise
             part = f" ({lack} is missing)" if snapshot.is_dir() else ""
             raise UnavailableError(
-                f"{what}: no such folder, not or not completely in the local cache{part}, and {constants.ENDPOINT}"
+                f"{what}: no such folder, no complete copy in the local cache{part}, and {constants.ENDPOINT}"
                 f" {error}; download it while online, or give a folder with --model"
             ) from error
         if "config.json" not in listed.files:
             raise UnavailableError(f"{what}: expected a config.json, found none; choose a model in Hugging Face layout")
         snapshot = hub_cache.complete(model, name, listed, weights)
-        # Otherwise an older commit, which has its weights, would not be found any more.
+        # Otherwise an older commit that has its weights would no longer be found.
         if commit is None or hub_cache.missing(snapshot, weights=True) is None:
             hub_cache.remember(model, revision, listed.commit)
         return snapshot
@@ -129,7 +130,7 @@ def refusals(what: str, cache: Path) -> Iterator[None]:
         raise UnavailableError(f"{what}: {error}") from error
     except NoAnswer as error:
         raise UnavailableError(
-            f"{what}: the download failed: {constants.ENDPOINT} {error}; run again to go on with it"
+            f"{what}: the download failed: {constants.ENDPOINT} {error}; run again to resume it"
         ) from error
     except OSError as error:
         if isinstance(error, NpllmError):

@@ -29,7 +29,7 @@ class Listing(NamedTuple):
     """The files of a model at one commit."""
 
     commit: str
-    files: Mapping[str, Any]  # by name: what the Hub says of each, not checked yet
+    files: Mapping[str, Any]  # by name: what the Hub says about each, not checked yet
 
 
 def listing(name: str, revision: str) -> Listing:
@@ -38,7 +38,7 @@ def listing(name: str, revision: str) -> Listing:
     Raises
     ------
     Refusal : no such model or revision, or no access to it
-    NoAnswer : the Hub is out of reach, or answers something else
+    NoAnswer : the Hub is out of reach, or answers with something else
     """
 
     def text() -> bytes:
@@ -51,7 +51,7 @@ def listing(name: str, revision: str) -> Listing:
             for chunk in answer.chunks:
                 read += chunk
                 if len(read) > LARGEST_LISTING or time.monotonic() > deadline:
-                    raise NoAnswer("answers without end")
+                    raise NoAnswer("sends too much, or too slowly")
             return bytes(read)
         finally:
             answer.close()
@@ -68,12 +68,17 @@ def listing(name: str, revision: str) -> Listing:
 
 
 def is_commit(text: Any) -> bool:
-    """Whether a text is a Git commit: anything else could be a path."""
+    """Whether a value is the full hash of a Git commit: anything else could be a path."""
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{40}", text) is not None
 
 
 def entry(listed: Listing, file: str) -> Entry:
-    """The size and the digest of a file in a listing, checked: the digest becomes the name of a file in the cache."""
+    """The size and the digest of a file in a listing. The digest becomes the name of a file in the cache.
+
+    Raises
+    ------
+    NoAnswer : the listing lacks them, or they are invalid
+    """
     said = listed.files[file]
     large = said.get("lfs")
     size, digest = (large.get("size"), large.get("sha256")) if isinstance(large, dict) else (said.get("size"), None)
@@ -87,16 +92,16 @@ def entry(listed: Listing, file: str) -> Entry:
 
 
 def fetch(name: str, commit: str, file: str, size: int, output: BinaryIO, progress: Callable[[int], Any]) -> None:
-    """Append a file's bytes to `output`, from where it ends up to `size`; what arrives is not compared with a digest.
+    """Append a file's bytes to `output`, until it has `size` of them. They are not compared with a digest here.
 
-    A connection that breaks is opened again, and the download goes on where it stopped.
+    A connection that breaks is opened again, and the download resumes where it stopped.
 
     output : open for reading and writing, at its end
-    progress : is called with the number of bytes of each chunk
+    progress : called with the number of bytes in each chunk
 
     Raises
     ------
-    Refusal : the Hub does not give the file
+    Refusal : the Hub refuses the file
     NoAnswer : no progress for PERSISTENCE seconds
     """
     url = f"{endpoint()}/{name}/resolve/{commit}/{quote(file)}"
@@ -104,8 +109,7 @@ def fetch(name: str, commit: str, file: str, size: int, output: BinaryIO, progre
     while output.tell() < size:
         try:
             for chunk in body(url, file, size, output, progress):
-                output.write(chunk[: size - output.tell()])
-                progress(len(chunk))
+                progress(output.write(chunk[: size - output.tell()]))
             if output.tell() < size:
                 raise NoAnswer(f"sends {output.tell()} of {size} bytes")
         except Refusal:
@@ -119,14 +123,14 @@ def fetch(name: str, commit: str, file: str, size: int, output: BinaryIO, progre
 
 
 def body(url: str, file: str, size: int, output: BinaryIO, progress: Callable[[int], Any]) -> Iterator[bytes]:
-    """The chunks of a file from where `output` ends; a Hub that sends the whole file instead empties it first."""
+    """The chunks of a file from where `output` ends. If the Hub sends the whole file instead, `output` is emptied."""
     from huggingface_hub import constants
 
     seconds = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
     start = output.tell()
     headers = {"range": f"bytes={start}-"} if start else {}
     answer = within(seconds, lambda: ask(url, seconds, elsewhere=True, **headers))
-    if start and answer.status in (200, 416):  # 416: there is more than the file has
+    if start and answer.status in (200, 416):  # 416: `output` is longer than the file
         output.seek(0)
         output.truncate()
         progress(-start)

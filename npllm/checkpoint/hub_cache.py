@@ -2,7 +2,7 @@
 
 models--OWNER--NAME/
   blobs/DIGEST              the files, each under its digest
-  snapshots/COMMIT/FILE     a link to a blob (on Windows without links, the file itself)
+  snapshots/COMMIT/FILE     a link to a blob (the file itself where Windows allows no links)
   refs/REVISION             the commit of a branch or tag
 
 Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
@@ -34,7 +34,7 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def commit_of(model: Path, revision: str) -> str | None:
-    """The commit of a branch or tag, as far as the cache knows it; a commit itself."""
+    """The commit of a branch or tag, if the cache knows it; a commit is returned as it is."""
     if is_commit(revision):
         return revision
     ref = model / "refs" / revision
@@ -43,9 +43,9 @@ def commit_of(model: Path, revision: str) -> str | None:
 
 
 def missing(snapshot: Path, weights: bool) -> str | None:
-    """A file that npllm would read and that is not there; None if the snapshot is whole.
+    """The name of a file that npllm would read and that is not there; None if the snapshot is complete.
 
-    Which small files the model has is not known without a listing. But a link without its blob shows one.
+    Without a listing, it is not known which small files the model has. But a link without its blob reveals one.
     """
     expected = {"config.json"} | small_files_listed(snapshot)
     for file in SMALL:
@@ -59,32 +59,32 @@ def missing(snapshot: Path, weights: bool) -> str | None:
 
 
 def small_files_listed(snapshot: Path) -> set[str]:
-    """The small files of a model, as far as huggingface_hub, since version 2, has left a listing in the cache."""
+    """The small files of a model, if huggingface_hub (since version 2) has left a listing of them in the cache."""
     path = snapshot.parents[1] / "trees" / f"{snapshot.name}.json"
     if not path.is_file():
         return set()
     try:
         files = read_json(path).get("files")
-    except ModelFileError:  # as in that library: a broken listing is none
+    except ModelFileError:  # as in that library, a broken listing counts as none
         return set()
     return {*SMALL} & {*files} if isinstance(files, dict) else set()
 
 
 def shards(index: Path) -> list[str]:
-    """The names of files in the index of the weights; folder.py refuses others than these."""
+    """The names of the weight files in the index that are safe; folder.py refuses all others."""
     weight_map = read_json(index).get("weight_map")
     files = {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
     return sorted(file for file in files if re.fullmatch(r"[^/\\:\0]+\.safetensors", file))
 
 
 def complete(model: Path, name: str, listed: Listing, weights: bool) -> Path:
-    """The snapshot of a listing, after a download of what npllm reads and is not there.
+    """The snapshot of a listing, after downloading what npllm reads and the cache lacks.
 
     Raises
     ------
     UnavailableError : a file did not arrive as the listing describes it, or another process keeps it locked
-    NoAnswer : the Hub gives no file
-    ModelFileError : the index of the weights is not one
+    NoAnswer : the Hub does not deliver a file
+    ModelFileError : the index of the weights is not a JSON object
     OSError : the cache cannot be written
     """
     snapshot = model / "snapshots" / listed.commit
@@ -98,7 +98,7 @@ def complete(model: Path, name: str, listed: Listing, weights: bool) -> Path:
 
 
 def download(model: Path, name: str, listed: Listing, files: list[str]) -> None:
-    """Download those files that the snapshot does not have, or has with another size."""
+    """Download those files that the snapshot lacks, or has with another size. Raises as `complete` does."""
     snapshot = model / "snapshots" / listed.commit
     entries = {file: hub_api.entry(listed, file) for file in files}
     absent = {file: entry for file, entry in entries.items() if not has_size(snapshot / file, entry.size)}
@@ -130,7 +130,7 @@ def has_size(path: Path, size: int) -> bool:
 def provide(name: str, commit: str, file: str, entry: Entry, blob: Path) -> None:
     """Download a file that the cache does not have, compare it with its digest, and only then give it its name.
 
-    What is left of an interrupted download is used by the next one.
+    An interrupted download leaves its bytes behind, and the next one resumes from there.
     """
     part = blob.with_name(f"{blob.name}.incomplete")
     with only_writer(blob):
@@ -152,7 +152,7 @@ def provide(name: str, commit: str, file: str, entry: Entry, blob: Path) -> None
 
 
 def append(name: str, commit: str, file: str, size: int, part: Path) -> None:
-    """Download what is not in `part` yet, with a progress bar on stderr if that is a terminal."""
+    """Download what is not yet in `part`, with a progress bar on stderr if that is a terminal."""
     from huggingface_hub.utils import tqdm
 
     with removed_on_errors(part), part.open("ab") as output:
@@ -173,7 +173,7 @@ def append(name: str, commit: str, file: str, size: int, part: Path) -> None:
 
 @contextlib.contextmanager
 def removed_on_errors(part: Path) -> Iterator[None]:
-    """Remove a file that cannot be written to its end: on a full disk it would be in the way of everything else."""
+    """Remove a file that cannot be written completely: on a full disk, it would take the space that others need."""
     try:
         yield
     except OSError:
@@ -182,7 +182,7 @@ def removed_on_errors(part: Path) -> Iterator[None]:
 
 
 def digest(path: Path, entry: Entry) -> str:
-    """A file's digest, of the kind that its entry has: SHA-256, or the SHA-1 of a Git blob."""
+    """A file's digest, of the same kind as its entry's: SHA-256, or the SHA-1 of a Git blob."""
     if len(entry.digest) == 64:
         start = hashlib.sha256()
     else:
@@ -193,9 +193,9 @@ def digest(path: Path, entry: Entry) -> str:
 
 @contextlib.contextmanager
 def only_writer(blob: Path) -> Iterator[None]:
-    """Hold the lock that huggingface_hub takes, too, while it downloads this blob.
+    """Hold the lock that huggingface_hub also takes while it downloads this blob.
 
-    If another process holds it, wait for as long as its download makes progress.
+    If another process holds it, wait as long as its download makes progress; then raise UnavailableError.
     """
     from huggingface_hub.utils import WeakFileLock
 
@@ -224,22 +224,29 @@ def downloaded(blob: Path) -> int:
 
 
 def link(blob: Path, file: Path) -> None:
-    """Let a file of a snapshot be a link to its blob; where the system has no links, the blob itself."""
+    """Make a file of a snapshot a link to its blob or, where the system has no links, the blob itself."""
     part = temporary(file)
     try:
         part.symlink_to(os.path.relpath(blob, file.parent))
     except (OSError, NotImplementedError):
         blob.replace(part)
-    part.replace(file)
+    try:
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def remember(model: Path, revision: str, commit: str) -> None:
-    """Note the commit of a branch or tag, for runs without the Hub."""
+    """Record the commit of a branch or tag, for runs without the Hub."""
     if is_commit(revision) or commit_of(model, revision) == commit:
         return
     ref = model / "refs" / revision
     part = temporary(ref)
     with contextlib.suppress(OSError):  # a read-only cache that others filled: this run has all that it needs
         ref.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(commit, encoding="utf-8")
-        part.replace(ref)
+        try:
+            part.write_text(commit, encoding="utf-8")
+            part.replace(ref)
+        finally:
+            part.unlink(missing_ok=True)

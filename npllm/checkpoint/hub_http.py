@@ -1,6 +1,6 @@
 """Requests to the Hugging Face Hub, on huggingface_hub's connections: proxies, certificates and HF_TOKEN work as usual.
 
-Its waits, retries and redirects do not suit us. Here every wait has a limit, and the token goes only to HF_ENDPOINT.
+Its timeouts, retries and redirects do not suit us. Here every wait has a limit, and the token goes only to HF_ENDPOINT.
 """
 
 import re
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class NoAnswer(Exception):
-    """The Hub is out of reach, or its answer is not what it should be. The message begins with a verb: what it does."""
+    """The Hub is out of reach, or its answer is not valid. The message is a predicate: "cannot be reached"."""
 
 
 class Refusal(NoAnswer):
-    """The Hub refuses; another try would not help. The message is a sentence."""
+    """The Hub refuses; trying again at once would not help. The message stands on its own."""
 
 
 class Answer(NamedTuple):
@@ -37,9 +37,9 @@ class Answer(NamedTuple):
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns, or NoAnswer after that many seconds.
+    """What `call` returns. Raises NoAnswer if it fails, or takes more than that many seconds.
 
-    It runs in a thread, because a lookup of a host name has no timeout, and the timeouts of HTTP libraries start again
+    It runs in a thread, because looking up a host name has no timeout, and the timeouts of HTTP libraries start over
     with every byte. The short waits are for Windows, where Ctrl-C does not end a long one.
     """
     outcome: list[tuple[Any, BaseException | None]] = []
@@ -74,14 +74,15 @@ def request(url: str, headers: Mapping[str, str], seconds: float) -> Answer:
 
     token = None if origin(url) == origin(endpoint()) else False  # None: as configured
     usual = build_hf_headers(token=token, library_name="npllm", library_version=__version__)
-    if not all(value.isascii() and value.isprintable() for value in usual.values()):
+    authorization = usual.get("authorization", "")
+    if not (authorization.isascii() and authorization.isprintable()):
         raise Refusal("HF_TOKEN: expected printable ASCII characters")  # a library's message would show the token
     headers = {**usual, "accept-encoding": "identity", **headers}
-    seconds *= 2  # of the library: `within` ends before that
+    seconds *= 2  # the library's own timeout: `within` ends before it
     session: Any = get_session()
     if hasattr(session, "build_request"):  # httpx, since huggingface_hub 1.0
-        question = session.build_request("GET", url, headers=headers, timeout=seconds)
-        response = session.send(question, stream=True, follow_redirects=False)
+        asked = session.build_request("GET", url, headers=headers, timeout=seconds)
+        response = session.send(asked, stream=True, follow_redirects=False)
         return Answer(response.status_code, response.headers, response.iter_raw(CHUNK), response.close)
     response = session.get(url, headers=headers, timeout=seconds, stream=True, allow_redirects=False)  # requests
     chunks = response.raw.stream(CHUNK, decode_content=False)
@@ -89,10 +90,10 @@ def request(url: str, headers: Mapping[str, str], seconds: float) -> Answer:
 
 
 def ask(url: str, seconds: float, elsewhere: bool, **headers: str) -> Answer:
-    """The answer at a URL, or where it redirects to; `elsewhere`: also on other hosts, where large files are."""
+    """The answer at a URL, or where it redirects to; with `elsewhere` also on other hosts, where large files are."""
     for _ in range(REDIRECTS):
         if urlsplit(url).scheme not in ("http", "https"):
-            raise NoAnswer("redirects to something that is not a web page")
+            raise NoAnswer("redirects to a URL that is neither http nor https")
         if not elsewhere and origin(url) != origin(endpoint()):
             raise NoAnswer(f"redirects to another host, {urlsplit(url).hostname}")
         answer = request(url, headers, seconds)
@@ -100,11 +101,11 @@ def ask(url: str, seconds: float, elsewhere: bool, **headers: str) -> Answer:
             return answer
         answer.close()
         url = urljoin(url, answer.headers.get("location", ""))
-    raise NoAnswer("redirects without end")
+    raise NoAnswer("redirects too many times")
 
 
 def endpoint() -> str:
-    """The URL of the Hub."""
+    """The URL of the Hub. Raises Refusal if HF_ENDPOINT is not one."""
     from huggingface_hub import constants
 
     url = constants.ENDPOINT
@@ -124,7 +125,7 @@ def origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def check_status(answer: Answer) -> None:
-    """Raise what an answer other than 200 or 206 means."""
+    """Raise the Refusal or NoAnswer that a status other than 200 or 206 means."""
     if answer.status in (200, 206):
         return
     answer.close()

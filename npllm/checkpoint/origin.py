@@ -2,13 +2,13 @@
 
 A template combines texts of its own with those of the messages, and only its own may become control tokens. So its
 constants are `Text` of origin TEMPLATE, and the content of message i is `Text` of origin MESSAGES + i. Slices, joins,
-replacements, formatting and so on keep the origin of each character. Whatever else makes a text makes a plain str, of
-origin UNKNOWN. So an operation that is missing here can cost a control token, but not give one away.
+replacements, formatting and so on keep the origin of each character. Any other operation returns a plain str, whose
+origin is UNKNOWN. So an operation that is missing here can lose a control token, but never forge one.
 
-Numbers are alike: a `Number` depends on the template alone. A plain int may depend on a message, such as the length of
-a text. So its digits have no known origin, and neither has what it selects.
+Numbers work the same way: a `Number` depends on the template alone. A plain int may depend on a message, as the length
+of a text does. So its digits have no known origin, nor does the text that it selects.
 
-Each operation computes what str computes. The sizes of the texts are limited.
+Each operation returns the same characters as that of str. The sizes of the texts are limited.
 """
 
 import re
@@ -32,7 +32,7 @@ class Total:
 
 
 def count(size: int) -> int:
-    """The size of something that is to be made. Raises OverflowError if it is too much."""
+    """Count something that is about to be made, and return its size. Raises OverflowError if that is too much."""
     Total.size += max(size, 0)
     if size > MAX_SIZE or Total.size > MAX_TOTAL:
         raise OverflowError(f"a text or list has more than {MAX_SIZE} characters or items, or all have {MAX_TOTAL}")
@@ -70,9 +70,9 @@ class Text(str):
         return Text(str.__getitem__(self, slice(start, stop)), self._origins[start:stop])
 
     def _chosen_by(self, *inputs: Any) -> "Text":
-        """The text, which inputs selected. If they depend on a message, the template's characters get no known origin.
+        """This text, which the inputs selected. If they depend on a message, the template's characters become UNKNOWN.
 
-        A message could spell any text with them: alphabet[n].
+        Otherwise a message could spell any text with them: alphabet[n].
         """
         return self if known(*inputs) else Text(self, self._origins.replace(chr(TEMPLATE), chr(UNKNOWN)))
 
@@ -86,7 +86,7 @@ class Text(str):
         return found
 
     def _changed(self, text: str) -> "Text":
-        """Another text made of each character of this one, such as upper case."""
+        """A text made from this one character by character, such as upper case."""
         if len(text) == len(self):
             return Text(text, self._origins)
         return Text(text, TEMPLATE if known(self) else UNKNOWN)
@@ -180,7 +180,7 @@ class Text(str):
     def casefold(self) -> "Text":
         return self._changed(str.casefold(self))
 
-    # These only have their size limited.
+    # These return a plain str; only its size is limited.
 
     def center(self, width: Any, *fill: str) -> str:
         return str.center(self, count(width), *fill)
@@ -216,7 +216,7 @@ def joined(texts: Iterable[str]) -> Text:
 
 
 def parts(text: Text) -> "Iterator[tuple[int, str]]":
-    """The longest parts of one origin, in order, with their origins."""
+    """The longest runs of characters of one origin, in order, each with its origin."""
     for run in re.finditer("\x01+|[^\x01]+", text._origins):  # faster than the pattern below, which is seldom needed
         same = run[0].count(run[0][0]) == len(run[0])
         for part in [run] if same else re.compile(r"(.)\1*", re.DOTALL).finditer(text._origins, *run.span()):
@@ -252,7 +252,7 @@ def as_text(value: Any) -> str:
 
 
 def kept(result: Any, *inputs: Any) -> Any:
-    """The result of an operation: if it is a plain text or integer and its inputs are the template's, so is it."""
+    """The result of an operation. A plain str or int is the template's if all the inputs are."""
     if type(result) is str:
         return Text(result, TEMPLATE if known(*inputs) else UNKNOWN)
     if type(result) is int and known(*inputs):
@@ -265,7 +265,7 @@ def kept(result: Any, *inputs: Any) -> Any:
 def known(*inputs: Any) -> bool:
     """Whether values depend on the template alone."""
     left = list(inputs)
-    for _ in range(1000):  # a value with more parts is taken for unknown
+    for _ in range(1000):  # a value with more parts counts as unknown
         if not left:
             return True
         value = left.pop()

@@ -1,9 +1,9 @@
 """Where a chat template runs: jinja2's sandbox, with the settings and helpers that transformers gives a template.
 
 The template comes with the model's files, so it sees nothing but the messages and a few helpers, and it runs in a
-process of its own, which may die (child.py). The result is that of transformers. In addition each of its characters
-knows who wrote it (origin.py): every constant of the template is a `Text` or a `Number`, and what is done to them goes
-through `Sandbox`.
+process of its own, which may die (child.py). The text is the same as in transformers. In addition, each of its
+characters knows who wrote it (origin.py): every constant of the template is a `Text` or a `Number`, and every
+operation on them goes through `Sandbox`.
 """
 
 import functools
@@ -28,11 +28,12 @@ from ..errors import UsageError
 from .origin import MESSAGES, TEMPLATE, WIDE, Number, Text, Total, as_text, count, joined, kept, parts
 
 MAX_BITS = 2**16  # of an integer
+MAX_TEXT = 500_000  # characters that a template adds; the `tokenizers` library takes 270 bytes for each
 MAX_COUNT = 10_000  # an argument of the filters batch, indent and slice
 
 
 def answer(request: Any) -> dict[str, Any]:
-    """What a child process does: render a conversation.
+    """Render a conversation, in the child process.
 
     request: the template, its special tokens, the messages, whether to open the next turn
     Returns {"parts": [[origin, text], ...]} with the origins of text/chat_ids.py, {"refused": the template's reason}
@@ -55,6 +56,9 @@ def answer(request: Any) -> dict[str, Any]:
             **{name: own(token) for name, token in special_tokens.items()},
         )
         text.encode()  # an unpaired surrogate in the template is an error here, not later
+        most = MAX_TEXT + 4 * sum(len(turn["content"]) for turn in messages)
+        if len(text) > most:
+            raise OverflowError(f"a conversation of {len(text)} characters, more than {most}")
     except UsageError as error:
         return {"refused": str(error)}
     except MemoryError:
@@ -64,7 +68,7 @@ def answer(request: Any) -> dict[str, Any]:
     return {"parts": [[origin - MESSAGES, part] for origin, part in parts(text)]}
 
 
-# Templates make control tokens of these: '<|' + message['role'] + '|>'
+# Templates build control tokens from these: '<|' + message['role'] + '|>'
 ROLES = {"system", "developer", "user", "assistant", "model", "tool", "function", "observation", "ipython"}
 
 
@@ -80,7 +84,7 @@ def as_role(role: str, i: int) -> Text:
 
 @functools.lru_cache(maxsize=8)
 def program(template: str) -> jinja2.Template:
-    """The template compiled."""
+    """The compiled template."""
     sandbox = Sandbox()
     tree = sandbox.parse(template)
     if tree.find(nodes.EvalContextModifier) is None:  # without autoescape, `safe` changes nothing at the output
@@ -97,7 +101,7 @@ def without_safe(node: nodes.Expr) -> nodes.Expr:
 
 
 class Generator(CodeGenerator):
-    """Python code for a template, in which its constants have their origin. Nothing is computed at compile time."""
+    """Generates Python code in which the template's constants have an origin. Nothing is computed at compile time."""
 
     def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
         value = node.as_const(frame.eval_ctx)
@@ -122,7 +126,7 @@ class Generator(CodeGenerator):
 
 @pass_context  # a finalize function that needs the context keeps jinja2 from computing constants at compile time
 def finalize(context: Context, value: Any) -> str:
-    """The text that the output of a value is."""
+    """A value as text, as a template outputs it."""
     return as_text(value)
 
 
@@ -208,7 +212,7 @@ def with_origin(value: Any) -> Any:
 
 
 def keeping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose result is the template's if its inputs are."""
+    """The filter, its result attributed to the template if all its inputs are the template's."""
     hidden = hasattr(function, "jinja_pass_arg")  # its first argument is the context or the environment
 
     @functools.wraps(function)
@@ -280,5 +284,5 @@ def to_json(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
 
 
 def raise_exception(message: Any) -> None:
-    """For templates that check the conversation, such as that user and assistant alternate."""
+    """Raise UsageError: for templates that check the conversation, for example that user and assistant alternate."""
     raise UsageError(message)

@@ -1,7 +1,7 @@
 """The check of a folder's tokenizer before it is used: some files hang, crash or kill the process that uses them.
 
-The `tokenizers` library runs what tokenizer.json describes: regular expressions that backtrack for ever, replacements
-that double a text forty times, a model that fails at the first unknown character. A panic of its Rust code prints many
+The `tokenizers` library runs what tokenizer.json describes: regular expressions that backtrack forever, replacements
+that double a text forty times, a model that fails on the first unknown character. A panic of its Rust code prints many
 lines; running out of memory ends the process. So the files are first tried in a process that may die (child.py), which
 runs tokenizer_probe.py.
 
@@ -9,7 +9,7 @@ Files that passed are remembered by their sha256 in the user's cache folder, so 
 
     $NPLLM_CACHE, or npllm in $XDG_CACHE_HOME, ~/.cache, ~/Library/Caches (macOS) or %LOCALAPPDATA% (Windows)
 
-The check cannot prove that no text fails. An error at a later text is still one line (text/library_errors.py).
+The check cannot prove that no text fails. An error on a later text is still one line (text/library_errors.py).
 """
 
 import contextlib
@@ -57,18 +57,20 @@ def check_tokenizer(folder: Path, files: list[bytes]) -> None:
             " copy of the model"
         )
     if answer["digest"] != digest:
-        raise ModelFileError(f"{path}: expected files at rest, got others a moment later; try again")
+        raise ModelFileError(
+            f"{path}: expected files that do not change, but they changed while they were checked; try again"
+        )
     remember(known)
 
 
 def digest_of(files: list[bytes]) -> str:
-    """The name under which these files are remembered: their sha256, with that of what they were tried with."""
+    """The name under which these files are remembered: a sha256 of them and of the versions that tried them."""
     parts = [f"{VERSION} {tokenizers.__version__}".encode(), *files]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def place(digest: str, folder: Path) -> Path | None:
-    """The empty file that says that files are good; None if there is no folder for it, or it is within the model's."""
+    """The empty file that marks files as good; None if there is no folder for it, or it would be in the model's."""
     named = os.environ.get("NPLLM_CACHE")
     if named is None:
         home = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "")}.get(sys.platform, "~/.cache")
@@ -76,13 +78,13 @@ def place(digest: str, folder: Path) -> Path | None:
     try:
         above = Path(named).expanduser() / "tokenizers"
         safe = above.is_absolute() and not above.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a loop of links; a user without a home
+    except (OSError, RuntimeError):  # a loop of symbolic links; a user without a home folder
         return None
     return above / digest if safe else None
 
 
 def remembered(path: Path | None) -> bool:
-    """Whether these files are known to be good. Only what no other user can write counts."""
+    """Whether these files are known to be good. A mark counts only if no other user could have written it."""
     if path is None:
         return False
     try:
@@ -93,7 +95,7 @@ def remembered(path: Path | None) -> bool:
 
 
 def remember(path: Path | None) -> None:
-    """Remember that these files are good. Where nothing can be written they are tried again the next time."""
+    """Remember that these files are good. Where nothing can be written, they are tried again the next time."""
     if path is not None:
         with contextlib.suppress(OSError):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

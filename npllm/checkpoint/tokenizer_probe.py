@@ -32,7 +32,7 @@ def answer(request: Any) -> Any:
 
 
 def probe(backend: tokenizers.Tokenizer, data: bytes) -> None:
-    """Encode and decode texts that tokenizers fail at."""
+    """Encode and decode texts on which bad tokenizers fail. Raises whatever the library raises."""
     for text in texts(data, [token.content for token in backend.get_added_tokens_decoder().values()]):
         backend.decode(backend.encode(text).ids)
     ids = sorted(backend.get_vocab().values())
@@ -43,7 +43,7 @@ def probe(backend: tokenizers.Tokenizer, data: bytes) -> None:
 
 
 def texts(data: bytes, added: list[str]) -> Iterator[str]:
-    """Texts to try. Those for regular expressions repeat what the expressions mention."""
+    """Texts to try. Those meant for regular expressions repeat the characters and words in the expressions."""
     yield from ("", "The ship sails at 10:45, doesn't it? Ça va, naïve 北京 🙂\u200d🙂.\r\n\n\tx = [1, 2];  y--\n")
     yield "".join(map(chr, range(0x250)))
     yield "".join(added[:: len(added) // 100 + 1])

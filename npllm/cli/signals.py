@@ -1,7 +1,7 @@
-"""Ctrl-C before a command runs and after it: the process ends at once. It imports nothing heavy.
+"""Ctrl-C before and after a command runs: the process ends at once. This module imports nothing heavy.
 
-A command catches KeyboardInterrupt: `generate` keeps the text so far, a half-written file is removed. Before and after
-it there is nothing to keep: the exception would only show a traceback, or a library would print it and go on.
+A command catches KeyboardInterrupt: `generate` keeps the text so far, and a half-written file is removed. Before and
+after it there is nothing to keep: the exception would only show a traceback, or a library would print it and go on.
 """
 
 import os

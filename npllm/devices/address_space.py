@@ -15,7 +15,7 @@ if sys.platform != "win32":
     import resource
 
 # Measured on Linux with NumPy 2.4: `npllm generate` with a tiny model reserves 388 MB on one core, and uses 62: each of
-# our threads reserves 64 MB. OpenBLAS takes 40 MB more on each other core.
+# our threads reserves 64 MB. OpenBLAS takes 40 MB more for each further core.
 ONE_CORE, EACH_OTHER = 390_000_000, 40_000_000
 
 

@@ -1,6 +1,6 @@
 """Logits that are not finite: what is to blame, and what to do.
 
-The norms turn an overflow into NaN, and NaN reaches everything that is computed from it. So a look at the logits finds
+The norms turn an overflow into NaN, and NaN reaches everything that is computed from it. So checking the logits finds
 an overflow, or a damaged weight, in any layer.
 """
 
@@ -14,11 +14,11 @@ from ..errors import ModelFileError, NpllmError, UsageError
 def not_finite(where: str, got: Any, cache: Cache | None = None) -> NpllmError:
     """The error for a result that is not finite, with the first layer whose keys or values in the cache are not.
 
-    A float16 cache in which numbers became infinite is to blame itself: they were beyond 65,504, where float16 ends.
+    If a float16 cache holds infinities, its dtype is to blame: the numbers were beyond 65,504, the largest float16.
     """
     place = ""
     if cache is not None:
-        place = ", first after the attention of the last layer"
+        place = ", after the keys and values of all layers"
         for layer, name, array in ((i, n, a) for i, both in layers(cache) for n, a in both):
             xp = array_namespace(array)
             if bool(xp.all(xp.isfinite(array))):

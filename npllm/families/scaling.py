@@ -1,14 +1,14 @@
-"""Scaling of positions: how models read texts longer than those of their training.
+"""RoPE scaling: how models read texts longer than those that they were trained on.
 
 Each kind of scaling divides the frequency of each pair of dimensions by a factor of its own, so that the pairs turn
 more slowly. `rope.rope_tables` applies the factors. The functions here compute them from the checked keys of
 config.json, in float64.
 
-linear    all pairs by the same factor: the positions of the longer text fit between those of the training
+linear    all pairs by the same factor: the positions of a longer text fall between those of the training
 llama3    only pairs with long wavelengths, with a smooth transition
 yarn      the same idea with other bounds; the scores are sharpened in return
 longrope  factors found by a search: one set for short texts, another for long ones
-dynamic   nothing within the context, which is where npllm ends a text
+dynamic   nothing within the context, and npllm ends a text there
 """
 
 import math
@@ -49,7 +49,7 @@ def llama3(values: Mapping[str, Any], theta: float, pairs: int) -> RopeScaling:
 def yarn(values: Mapping[str, Any], theta: float, pairs: int) -> RopeScaling:
     """YaRN: pairs that make more than beta_fast turns are kept, those with fewer than beta_slow divided by the factor.
 
-    Longer texts flatten the softmax; a factor on cos and sin, and so on all scores, makes up for it.
+    Longer texts flatten the softmax; a factor on cos and sin, and thereby on all scores, makes up for it.
     Source: Peng et al. 2023, "YaRN: Efficient context window extension of large language models".
     """
     factor, original = values["factor"], values["original_max_position_embeddings"]
@@ -110,7 +110,7 @@ def ramp(x: float, low: float, high: float) -> float:
 
 
 def blended(kept: list[float], factor: float) -> tuple[float, ...]:
-    """The divisor of each pair's frequency: 1 for pairs that are kept whole, `factor` for those that are not at all."""
+    """The divisor of each pair's frequency: 1 for pairs that are kept whole, `factor` for those not kept at all."""
     return tuple(1 / (share + (1 - share) / factor) for share in kept)
 
 

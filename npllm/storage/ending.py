@@ -18,15 +18,15 @@ class Ended(BaseException):
 def orderly_end() -> Iterator[None]:
     """Within it, a signal that would end the process at once first unwinds the stack, which removes temporary files.
 
-    Then the process dies of the same signal, as it would have without it. Only signals with the default action are
-    caught: a program's own handlers stay, and so does Python's for Ctrl-C, which unwinds the stack already. Only the
-    main thread can catch signals: in another one, nothing changes.
+    Then the process dies of the same signal, as it would have without `orderly_end`. Only signals with the default
+    action are caught: a program's own handlers stay, and so does Python's for Ctrl-C, which unwinds the stack already.
+    Only the main thread can catch signals: in another one, nothing changes.
     """
     received: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:
         received.append(number)
-        if len(received) == 1:  # a second one must not interrupt the cleaning up
+        if len(received) == 1:  # a second one must not interrupt the cleanup
             raise Ended
 
     main = threading.current_thread() is threading.main_thread()
@@ -36,7 +36,7 @@ def orderly_end() -> Iterator[None]:
             signal.signal(number, end)
         yield
     except Ended:
-        if not received:  # it is that of an outer `orderly_end`
+        if not received:  # it belongs to an outer `orderly_end`
             raise
     finally:
         for number in caught:

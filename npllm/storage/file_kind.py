@@ -1,9 +1,9 @@
-"""What a file is, by its first bytes and not by its name: for the choice of a reader, and for messages."""
+"""What a file is, judged by its first bytes and not by its name: to choose a reader, and for messages."""
 
 import re
 from pathlib import Path
 
-# How files begin; the first that fits counts.
+# How files begin; the first match counts.
 BEGINNINGS = {
     rb"GGUF\x00\x00\x00.": "a big-endian .gguf file",
     rb"GGUF": "a .gguf file",

@@ -1,10 +1,11 @@
 """Files and folders that are written completely or not at all.
 
-Each is written in a temporary folder next to its destination, which has a random name and which only its owner can
-open. It is renamed at the end, when it has reached the disk. An error, Ctrl-C and signals such as SIGTERM remove the
-temporary folder. After kill -9 or a crash it stays, and the next writer of the same destination removes it.
+Each is written in a temporary folder next to its destination. That folder has a random name, and only its owner can
+open it. The file or folder moves to its destination at the end, when it has reached the disk. An error, Ctrl-C and
+signals such as SIGTERM remove the temporary folder. After kill -9 or a crash it stays, and the next writer of the same
+destination removes it.
 
-How does that writer know that nobody uses it? A writer holds a lock on its folder (flock), and the system releases
+How does that writer know that nobody is using it? A writer holds a lock on its folder (flock), and the system releases
 the lock when the process ends. Windows and some network file systems have no such lock: there it has to be removed by
 hand.
 """
@@ -86,7 +87,7 @@ def locked(folder: Path) -> Iterator[None]:
     if sys.platform != "win32":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            with suppress(OSError):  # a file system without locks
+            with suppress(OSError):  # a file system that has no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         finally:
@@ -96,7 +97,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove_stale(destination: Path) -> list[Path]:
-    """Remove the temporary folders that earlier writers of this destination have left; return those in use."""
+    """Remove the temporary folders that earlier writers of this destination left behind; return those still in use."""
     used: list[Path] = []
     if sys.platform != "win32":
         name = re.compile(re.escape(stem(destination)) + r"\.[0-9a-f]{16}\.part")
@@ -140,8 +141,8 @@ def write_file(name: str | Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write a file completely or not at all. A file of that name is replaced; the new one has its mode and owner.
 
     If the name is a link, the file that it leads to is replaced, and the link stays. Other hard links to the file keep
-    the old content. A pipe or a device, such as /dev/stdout, cannot be replaced: the data are written to it one after
-    another.
+    the old content. A pipe or a device, such as /dev/stdout, cannot be replaced: the parts are written to it one
+    after the other.
 
     Raises
     ------
@@ -211,7 +212,9 @@ def move_files(part: Path, path: Path, last: str) -> None:
     """Move the files of a temporary folder to the empty folder that it is in: all of them or none."""
     others = sorted(other.name for other in path.iterdir() if other != part)
     if others:
-        raise UsageError(f"{path}: expected an empty folder, got {others[0]!r}, which has come meanwhile; try again")
+        raise UsageError(
+            f"{path}: expected an empty folder, got {others[0]!r}, which appeared in the meantime; try again"
+        )
     files = sorted(part.iterdir(), key=lambda file: file.name == last)
     try:
         for file in files:

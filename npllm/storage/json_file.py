@@ -9,10 +9,10 @@ from typing import Any
 from ..errors import ModelFileError
 
 LARGEST_JSON = 100_000_000  # bytes; also the safetensors library's limit for a header
-DEEPEST = 50  # objects and lists within each other
-SPARE = 200_000_000  # bytes of memory that reading a file may take, beside 4 times its size
-# Upper bounds of the memory for a value, in bytes, by the characters that it costs in the text: an object, a key with
-# its value (tables grow threefold), a list, an element, and half a string. They are CPython's, on 64 bits.
+DEEPEST = 50  # objects and lists nested in each other
+SPARE = 200_000_000  # bytes of memory that reading a file may take, in addition to 4 times its size
+# Upper bounds on the memory for a value, in bytes, by the character that marks it in the text: an object, a key with
+# its value (tables grow threefold), a list, an element, and half a string. They hold for CPython on 64 bits.
 COSTS = {b"{": 128, b":": 100, b"[": 120, b",": 64, b'"': 40}
 
 Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
@@ -21,7 +21,7 @@ Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 def parse_json(text: bytes, where: Path, pairs: Pairs | None = None) -> dict[str, Any]:
     """The object in a JSON text.
 
-    pairs : makes an object of its keys and values. Without it, of a key that occurs twice the last value counts, as in
+    pairs : makes an object from its keys and values. Without it, the last value of a repeated key counts, as in
         transformers
 
     Raises
@@ -56,10 +56,10 @@ def parse_value(text: bytes, where: Path, pairs: Pairs | None = None) -> Any:
 
 
 def check_cost(text: bytes, where: Path) -> None:
-    """Refuse a text whose values might take more memory than 4 times its size and SPARE.
+    """Raise ModelFileError for a text whose values might take more memory than 4 times its size plus SPARE.
 
-    A string is in memory with 1 byte for each character, or up to 4 if one of its characters needs them. It is there
-    up to three times at once: in the whole text, in parts and joined.
+    A string in memory takes 1 byte for each character, or up to 4 if any of its characters needs them. It is there up
+    to three times at once: in the whole text, in pieces, and joined.
     """
     width = 1 if text.isascii() and b"\\u" not in text else 4
     cost = (1 + 3 * width) * len(text) + sum(each * text.count(mark) for mark, each in COSTS.items())
@@ -71,7 +71,7 @@ def check_cost(text: bytes, where: Path) -> None:
 
 
 def check_depth(value: Any, where: Path) -> None:
-    """Refuse objects and lists nested more than DEEPEST times: to print or to write them might fail."""
+    """Raise ModelFileError for values nested more than DEEPEST times: printing or writing them might fail."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(DEEPEST):
         inner = (outer.values() if isinstance(outer, dict) else outer for outer in level)
@@ -81,7 +81,7 @@ def check_depth(value: Any, where: Path) -> None:
 
 
 def check_surrogates(value: Any, where: Path) -> None:
-    """Refuse half a pair of surrogates, such as "\\ud800": it is no character, and cannot be written as UTF-8."""
+    """Raise ModelFileError for an unpaired surrogate, such as "\\ud800": UTF-8 cannot encode it."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -111,5 +111,7 @@ def json_text(keys: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(keys, indent=2, ensure_ascii=False) + "\n"
     except RecursionError as error:  # indenting takes more of the stack than reading
-        raise ModelFileError("config.json: expected fewer objects or lists within each other, got hundreds") from error
+        raise ModelFileError(
+            "JSON to write: expected fewer objects or lists within each other, got hundreds"
+        ) from error
     return text.encode(errors="backslashreplace").decode()  # an unpaired surrogate becomes its JSON escape, \udc80

@@ -1,7 +1,7 @@
 """Paths as users give them: to a command, in the environment, to a Python function.
 
-The system refuses to look up some of them: a name that is too long, a loop of links, a private folder. Once `user_path`
-has returned a path, is_dir, is_file and exists answer without an error.
+The system refuses to look up some of them: a name that is too long, a loop of symbolic links, a private folder. Once
+`user_path` has returned a path, is_dir, is_file and exists answer without an error.
 """
 
 import os
@@ -28,7 +28,7 @@ def lookup_errors(what: str, error: type[NpllmError]) -> Iterator[None]:
 def user_path(name: str | Path, what: str, error: type[NpllmError] = UsageError) -> Path:
     """The path of that name, with ~ as the home folder. Nothing has to exist there.
 
-    what : how an error names it: "--output x"
+    what : how an error message names it: "--output x"
 
     Raises
     ------
@@ -46,13 +46,13 @@ def user_path(name: str | Path, what: str, error: type[NpllmError] = UsageError)
 def input_path(name: str | Path, what: str, error: type[NpllmError] = UsageError, pipes: bool = False) -> Path:
     """The path of a file or folder to read. Nothing has to exist there: opening it will be the error.
 
-    A device is refused, because it may have no end, and a pipe, because opening it may wait for ever.
+    A device is refused, because it may have no end, and a pipe, because opening it may block forever.
 
     pipes : whether a pipe is allowed, such as the shell's <(command)
 
     Raises
     ------
-    error : as in `user_path`; it is a device, a pipe or a socket
+    error : as in `user_path`; or it is a device, a pipe or a socket
     """
     path = user_path(name, what, error)
     special = path.exists() and not path.is_file() and not path.is_dir()
@@ -64,7 +64,7 @@ def input_path(name: str | Path, what: str, error: type[NpllmError] = UsageError
 def output_file(name: str | Path, what: str) -> Path:
     """The path of a file to write, with links resolved, checked before anything is computed.
 
-    It may be a pipe, or a device such as /dev/stdout and /dev/null, but not a disk.
+    It may be a pipe, or a device such as /dev/stdout or /dev/null, but not a disk.
 
     Raises
     ------
@@ -105,6 +105,6 @@ def output_folder(name: str | Path, what: str) -> Path:
 
 
 def check_writable(path: Path, what: str) -> None:
-    """Refuse a file or folder that is write-protected. Renaming onto a protected file would succeed."""
+    """Raise UsageError for a file or folder that is write-protected. Renaming onto a protected file would succeed."""
     if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
         raise UsageError(f"{what}: cannot be written: {path} is write-protected")

@@ -1,7 +1,7 @@
 """The arguments of the public calls: checked before anything is computed, and turned into Python's own types.
 
 A number may be Python's or NumPy's, or an array without axes. It comes out as Python's: a NumPy int8 would overflow in
-a sum, and a float64 would widen float32 arrays. Booleans and texts are not numbers.
+a sum, and a float64 would widen float32 arrays. Booleans and strings are not numbers.
 """
 
 import math
@@ -39,7 +39,7 @@ def shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy scalar or an array without axes as Python's own value; any other value unchanged."""
+    """A NumPy scalar or an array without axes as a Python value; any other value unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
@@ -94,7 +94,7 @@ def token_ids(ids: Any, what: str = "ids", expected: str = "a list of token ids"
 
 
 def check_ids(ids: Any, vocab_size: int) -> list[int]:
-    """Token ids as Python integers, for which the check costs nothing. Raises UsageError for an id without a row."""
+    """Token ids as Python integers. Raises UsageError for an id that has no row in the embedding matrix."""
     found = token_ids(ids)
     for position, token in enumerate(found):
         if not 0 <= token < vocab_size:
@@ -147,7 +147,7 @@ def check_cache(cache: Any, config: Config, like: Array, batch: tuple[int, ...] 
 def held_length(cache: Cache, ids: Sequence[int]) -> int:
     """How many of these ids the cache holds; at most all but the last, which is computed for its logits.
 
-    If the cache knows its text, only the common beginning counts: the rest belongs to another text.
+    If the cache has its "ids", only the common prefix counts: the rest belongs to another text.
     """
     known = cache.get("ids", ids)
     same = next((i for i, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), min(len(known), len(ids)))
@@ -155,7 +155,7 @@ def held_length(cache: Cache, ids: Sequence[int]) -> int:
 
 
 def one_reader(tokens: Iterator[int], cache: Cache, ids: list[int]) -> Iterator[int]:
-    """The tokens. Raises UsageError if between them another call has changed the cache of this generation."""
+    """The same tokens. Raises UsageError if another call changes the cache of this generation between two of them."""
     message = "cache: expected one that only this generation uses, got one that another call has changed since"
     if cache.get("ids") is not ids or cache["length"] >= len(ids):
         raise UsageError(message)
@@ -166,7 +166,7 @@ def one_reader(tokens: Iterator[int], cache: Cache, ids: list[int]) -> Iterator[
 
 
 def check_pass(ids: Array, config: Config, like: Array, cache: Any, options: Mapping[str, Any]) -> None:
-    """Raise UsageError unless the arrays fit a pass over these ids: `model.transform` has the parameters.
+    """Raise UsageError unless the arrays fit a pass over these ids; `model.transform` documents them.
 
     ids on the CPU must have rows in the embedding matrix. On a GPU they are not checked: the host would have to wait.
     """

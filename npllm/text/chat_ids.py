@@ -1,8 +1,8 @@
 """The ids of a conversation, in which a user cannot write a control token.
 
 Control tokens such as <|end|> mark who speaks. They are entries of the vocabulary like any other, and
-`Tokenizer.encode` recognizes them by their text. In a conversation this would let a user write the assistant's part. So
-only the chat template may produce them: the rendered text comes in parts that name their origin.
+`Tokenizer.encode` recognizes them by their text. In a conversation, this would let a user write the assistant's part.
+So only the chat template may produce them: the rendered text comes in parts that name their origin.
 """
 
 import re
@@ -53,8 +53,8 @@ def chat_ids(
 ) -> list[int]:
     """The ids of a conversation, in the chat format that the model was trained on.
 
-    They are the ids of the rendered text, in which only those control tokens count that the template wrote alone. What
-    looks like another one is plain text.
+    They are the ids of the rendered text, in which a control token counts only if the template alone wrote it. Anything
+    else that looks like one is plain text.
 
     Parameters
     ----------
@@ -65,8 +65,9 @@ def chat_ids(
 
     Raises
     ------
-    UsageError : there is no chat template, or it does not accept these messages
+    UsageError : there is no chat template, it does not accept these messages, or they are not of this form
     ModelFileError : the template fails
+    UnavailableError : the process for templates does not start
     """
     if render is None:
         raise UsageError("the model has no chat template: use generate without --chat")
@@ -100,7 +101,7 @@ def chat_ids(
 
 
 def warn_of_missing(messages: Messages, parts: list[Part], text: str) -> None:
-    """Warn of each message that the template leaves out. Raises ModelFileError if it leaves out all text."""
+    """Warn about each message that the template leaves out. Raises ModelFileError if it leaves out all text."""
     if not text and any(message["content"].strip() for message in messages):
         raise ModelFileError(
             "the model's chat template: expected the conversation as text, got no text;"
@@ -121,7 +122,7 @@ def control_tokens(backend: "tokenizers.Tokenizer") -> frozenset[int]:
 
 
 def controls(backend: "tokenizers.Tokenizer", text: str) -> list[Control]:
-    """The control tokens that `encode` finds in a text, without the white space that some take along."""
+    """The control tokens that `encode` finds in a text, without the white space around them that some include."""
     control, found = control_tokens(backend), []
     encoding = backend.encode(text, add_special_tokens=False)
     for i, piece, (start, end) in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True):
@@ -132,9 +133,9 @@ def controls(backend: "tokenizers.Tokenizer", text: str) -> list[Control]:
 
 
 def encode_with(backend: "tokenizers.Tokenizer", text: str, written: list[Control]) -> list[int]:
-    """The ids of a text in which no control tokens count but these.
+    """The ids of a text in which only these control tokens count.
 
-    Each is replaced by a word that nobody can guess, a control token of a second tokenizer, which has no others.
+    Each is replaced by a word that nobody can guess: a control token of a second tokenizer, which has no others.
     """
     import tokenizers  # here, because the caller has a tokenizer, and other users of this module need none
 
@@ -154,7 +155,7 @@ def encode_with(backend: "tokenizers.Tokenizer", text: str, written: list[Contro
 
     original = {second.token_to_id(word): i for i, word in words.items()}
     original |= {second.token_to_id(added[i].content): i for i in added.keys() - control}
-    made = next((i for i in ids if i not in original and i in control), None)  # by merges
+    made = next((i for i in ids if i not in original and i in control), None)  # formed by merges
     if made is not None:
         token_text = backend.id_to_token(made)
         raise UsageError(f"messages: expected plain text, got {token_text!r}, always a control token for this model")

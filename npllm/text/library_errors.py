@@ -8,10 +8,10 @@ from ..errors import ModelFileError
 
 @contextmanager
 def library_errors(where: str = "the model's tokenizer") -> Iterator[None]:
-    """Turn an error of the `tokenizers` library into ModelFileError.
+    """Turn an error of the `tokenizers` library into a ModelFileError.
 
     The library raises plain Exceptions. A panic of its Rust code is a PanicException, which derives from BaseException
-    and can be known only by its name.
+    and can be recognized only by its name.
 
     where : what is named in the message
     """

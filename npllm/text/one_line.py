@@ -1,9 +1,9 @@
-"""Text of files and users where a terminal shows it: as one line, without characters that a terminal obeys."""
+"""Text from files and users, made safe to show: on one line, without characters that a terminal would obey."""
 
 import re
 
 # Controls (C0, DEL, C1); marks, embeddings, overrides and isolates of bidirectional text; the line and the paragraph
-# separator; unpaired surrogates. U+200C and U+200D only join characters.
+# separator; unpaired surrogates. U+200C and U+200D stay: they only keep characters apart or join them.
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -19,8 +19,8 @@ def escaped(text: str, keep: str = "") -> str:
 def one_line(text: object, most: int = 500) -> str:
     r"""The text as one line of at most `most` characters: line breaks become spaces, other controls are escaped.
 
-    Its beginning and its end stay, because a message says first what is wrong and last what to do. It is cut before
-    anything else: a file may have put 50 MB into it.
+    A long text keeps its beginning and its end: a message says first what is wrong and last what to do. It is cut
+    before anything else: a file may have put 50 MB into it.
 
     >>> one_line("layers.0:\nexpected float32, got " + 100 * "x" + "; download it again", most=60)
     'layers.0: expected float32, got xxxxx...x; download it again'

@@ -10,7 +10,7 @@ from .one_line import one_line
 def note(text: str, end: str = "\n") -> None:
     """Write a line to stderr, control characters escaped.
 
-    A stderr that is closed, full or has lost its reader changes nothing: there is nowhere left to say it.
+    If stderr is closed or full, or has lost its reader, the line is dropped: there is nowhere left to say so.
     """
     if sys.stderr is not None:  # print would use stdout instead
         try:

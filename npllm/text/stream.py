@@ -17,8 +17,8 @@ WINDOW = 4
 class TextStream:
     """The text of ids that arrive one at a time, in pieces that end at a character boundary.
 
-    The pieces join to what `decode` adds to the text of the preceding ids: a tokenizer that drops the first space of
-    a text does not drop the one between "is" and "Paris". Special tokens and ids without a piece add no text.
+    Joined, the pieces are what `decode` adds to the text of the preceding ids: a tokenizer that drops the first space
+    of a text does not drop the one between "is" and "Paris". Special tokens and ids without a piece add no text.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class TextStream:
         return "" if self.is_byte(token) else self.emit(settled)
 
     def complete(self) -> str:
-        """The rest of the text, if it ends at a character boundary; otherwise it goes on waiting."""
+        """The rest of the text, if it ends at a character boundary; otherwise "", and the ids go on waiting."""
         text = self.text(self.window + self.waiting)
         return self.flush() if text == settled(text) else ""
 
@@ -87,7 +87,7 @@ class TextStream:
 
 
 def settled(text: str) -> str:
-    """The text without a final U+FFFD, which the next bytes may complete to a character."""
+    """The text without a final U+FFFD, which the next bytes may complete."""
     return text.removesuffix("\N{REPLACEMENT CHARACTER}")
 
 
@@ -105,7 +105,7 @@ class StoppingStream:
 
     def __init__(self, backend: "tokenizers.Tokenizer", context_ids: Sequence[int], stop: Sequence[str]):
         self.stream, self.stop = TextStream(backend, context_ids), stop
-        self.waiting, self.shown = "", b""  # the text that waits, and for each letter 1, or 0 if it is not shown
+        self.waiting, self.shown = "", b""  # the text that waits; for each character 1 if it is to be shown, else 0
 
     def step(self, token: int | None, last: bool) -> tuple[str, bool]:
         """The text that may be shown after this id, and whether a stop string was found.

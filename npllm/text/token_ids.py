@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def checked_ids(ids: Any, count: int) -> list[int]:
-    """The ids, in any iterable, as a list. Raises UsageError if one is no whole number from 0 to count - 1."""
+    """The ids, in any iterable, as a list. Raises UsageError unless all are whole numbers from 0 to count - 1."""
     try:
         checked = [operator.index(i) for i in ids]
     except TypeError as error:

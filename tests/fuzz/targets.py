@@ -26,7 +26,7 @@ from checkpoints import (
 )
 
 import npllm
-from npllm.checkpoint.chat_template import chat_renderer
+from npllm.checkpoint.chat_template import ChatRenderer
 from npllm.checkpoint.folder import read_folder
 from npllm.checkpoint.folder_tokenizer import tokenizer_from_folder
 from npllm.checkpoint.load import open_files
@@ -342,7 +342,7 @@ def run_template(data: bytes, folder: Path) -> None:
     except UnicodeDecodeError:
         return  # read_template refuses it
     backend = byte_tokenizer()
-    render = chat_renderer(template, {"bos_token": "<|endoftext|>", "eos_token": "<|end|>"})
+    render = ChatRenderer(template, {"bos_token": "<|endoftext|>", "eos_token": "<|end|>"})
     render(MESSAGES, True)
     tokenizer = Tokenizer(backend.backend, backend.end_ids, template, render)
     tokenizer.chat_ids(MESSAGES, add_generation_prompt=False)
