@@ -339,6 +339,7 @@ def test_what_does_not_fit_is_refused(npllm, traced, monkeypatch, lm):
     fails(npllm("compare", traced / "good.safetensors", traced / "good.safetensors"), 5, r"good\.safetensors")
 
 
+@pytest.mark.slow
 @needs_default_model
 def test_the_default_model_against_itself_with_rounded_weights(npllm, monkeypatch):
     monkeypatch.delenv("NPLLM_MODEL")

@@ -419,6 +419,7 @@ def test_config_json_comes_last_and_every_file_is_on_the_disk_first(tmp_path, so
     assert {*events} == {*left_in(tmp_path / "m"), "folder", "renamed", tmp_path.name}
 
 
+@pytest.mark.slow
 def test_memory_holds_a_few_tensors_and_not_the_model(tmp_path):
     write_folder(tmp_path / "m", "llama", "bfloat16", num_hidden_layers=24, hidden_size=128, intermediate_size=256)
     tracemalloc.start()

@@ -69,6 +69,7 @@ def test_the_full_text_is_prompt_and_continuation(lm):
     assert text_of(generator("Hello", return_full_text=True)) == text_of(generator("Hello"))
 
 
+@pytest.mark.slow
 @given(prompts=st.lists(st.sampled_from(["Hello", "and 12", ASKED, TALK]), max_size=3), full=st.booleans())
 def test_a_list_of_prompts_gives_what_each_gives_alone(lm, prompts, full):
     generator = npllm.pipeline("text-generation", lm, max_new_tokens=3, return_full_text=full)

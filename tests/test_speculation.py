@@ -69,6 +69,7 @@ def test_greedy_decoding_with_a_draft_model_gives_the_same_ids(keys, small_keys,
     assert_same_text(lm, ids, generate(lm, ids, max_new_tokens=7, tokens=draft_model(small, count)).ids, plain)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 100), count=st.integers(1, 8), window=st.sampled_from([None, 2]))
 def test_with_lookup_the_same_seed_draws_the_same_text(seed, count, window):
     lm = tiny_lm({"model_type": "mistral", "sliding_window": window}.items(), seed, scale=0.3)
