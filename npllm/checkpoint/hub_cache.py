@@ -220,7 +220,11 @@ def only_writer(blob: Path) -> Iterator[None]:
 
 def downloaded(blob: Path) -> int:
     """The number of bytes of a blob that any process has downloaded so far."""
-    return sum(path.stat().st_size for path in blob.parent.glob(f"{blob.name}*") if path.exists())
+    total = 0
+    for path in blob.parent.glob(f"{blob.name}*"):
+        with contextlib.suppress(FileNotFoundError):  # just renamed
+            total += path.stat().st_size
+    return total
 
 
 def link(blob: Path, file: Path) -> None:
