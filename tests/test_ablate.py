@@ -28,6 +28,7 @@ def distribution(lm, ids):
     return softmax(logits[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PROJECTIONS)
 @given(seed=st.integers(0, 20), length=st.integers(1, 5), layers=st.integers(1, 3))
 def test_it_is_the_model_with_that_projection_zeroed(part, seed, length, layers):

@@ -24,6 +24,7 @@ def lm():
     return LM(config, random_weights(config), None, {})
 
 
+@pytest.mark.slow
 @given(prompt=st.integers(1, 9), new=st.integers(1, 9), repeat=st.integers(1, 3))
 def test_both_sides_make_the_same_tokens_in_turn_and_their_streams_are_counted(lm, prompt, new, repeat):
     ids = list(range(prompt))

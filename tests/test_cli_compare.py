@@ -173,6 +173,7 @@ def test_the_same_weights_are_loaded_once_and_others_one_after_the_other(npllm, 
     assert [dtype for _, dtype in loaded] == ["auto", "auto", "bfloat16"]
 
 
+@pytest.mark.slow
 def test_rounded_weights_have_a_wider_tolerance(npllm, traced):
     for dtype, tolerance in (("bfloat16", 0.2), ("float16", 0.04), ("float32", 1e-4)):
         result = json.loads(npllm("compare", "--a-no-cache", "--b-dtype", dtype, "Hello", "--json").out)

@@ -139,6 +139,7 @@ def test_a_trace_agrees_with_itself_bit_for_bit():
     assert {row.max_abs for row in rows} == {0.0}
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_the_first_step_that_differs_is_named_whichever_it_is(data):
     values = trace(MODEL, IDS)

@@ -80,6 +80,7 @@ def test_losses_are_the_loop(length, sizes):
     np.testing.assert_allclose(scored(MODEL, ids, *sizes).losses, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @given(length=st.integers(2, 40), sizes=SIZES)
 def test_divergences_are_the_loop(length, sizes):
     ids = text(length)

@@ -26,6 +26,7 @@ def test_the_known_answer_is_that_of_transformers():
     assert min(run["gaps"][: len(GOLDEN)]) > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["auto", "float16", "bfloat16"])
 def test_a_device_that_computes_what_it_should(npllm, dtype):
     done = npllm("selftest", "--dtype", dtype)

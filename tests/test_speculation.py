@@ -61,6 +61,7 @@ def test_greedy_decoding_with_lookup_gives_the_same_ids(keys, seed, prompt, coun
     assert_same_text(lm, ids, generate(lm, ids, max_new_tokens=16, tokens=prompt_lookup(count)).ids, plain)
 
 
+@pytest.mark.slow
 @given(keys=config_keys(), small_keys=config_keys(), seed=st.integers(0, 20), count=st.integers(1, 6))
 def test_greedy_decoding_with_a_draft_model_gives_the_same_ids(keys, small_keys, seed, count):
     lm, small = tiny_lm(keys, seed), tiny_lm(small_keys, seed + 1)

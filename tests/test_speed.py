@@ -43,6 +43,7 @@ def ticking(*seconds):
     return lambda: next(ticks)
 
 
+@pytest.mark.slow
 @given(context=st.integers(1, 9), new=st.integers(1, 9))
 def test_decoding_makes_the_models_own_tokens_each_round_anew(lm, context, new):
     ids = speed.random_ids(lm, context)
