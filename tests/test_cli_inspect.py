@@ -81,15 +81,15 @@ def test_ids_stand_for_the_prompt_and_need_no_tokenizer(inspect, tmp_path, lm):
 
 
 def test_chat_says_the_prompt_to_the_model(inspect, lm):
-    told = json.loads(inspect("Hello", "--chat", "--json")[1])
-    assert [token["id"] for token in told["tokens"]] == Chat(lm).ids_with("Hello")
+    result = json.loads(inspect("Hello", "--chat", "--json")[1])
+    assert [token["id"] for token in result["tokens"]] == Chat(lm).ids_with("Hello")
 
 
 def test_the_prompt_is_continued_first_where_that_is_asked_for(inspect, lm):
-    told = json.loads(inspect("Hello", "-n", 3, "--json")[1])
+    result = json.loads(inspect("Hello", "-n", 3, "--json")[1])
     made = generate(lm, "Hello", max_new_tokens=3)
-    assert [token["id"] for token in told["tokens"]] == [*made.prompt_ids, *made.ids]
-    assert all(token["rank"] == 1 for token in told["tokens"][5:])
+    assert [token["id"] for token in result["tokens"]] == [*made.prompt_ids, *made.ids]
+    assert all(token["rank"] == 1 for token in result["tokens"][5:])
 
 
 def test_a_page_is_written(inspect, tmp_path):
@@ -175,12 +175,12 @@ def test_a_broken_model_is_shown_and_not_hidden(inspect, folder, tmp_path):
     save_file(tensors, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     with np.errstate(all="ignore"):
         code, out, err = inspect("Hello", "--model", tmp_path / "broken")
-        told = json.loads(inspect("Hello", "--model", tmp_path / "broken", "--json")[1])
+        result = json.loads(inspect("Hello", "--model", tmp_path / "broken", "--json")[1])
         assert inspect("Hello", "--model", tmp_path / "broken", "--html", tmp_path / "x")[0] == 0
     assert (code, err) == (0, "")
     assert re.search(r"not finite: layers\.1\.feedforward\.output: \d of 320 elements are NaN or infinite\n", out)
-    assert 1 <= told["not_finite"]["layers.1.feedforward.output"] <= 5
-    assert told["next"][0]["probability"] is None
+    assert 1 <= result["not_finite"]["layers.1.feedforward.output"] <= 5
+    assert result["next"][0]["probability"] is None
 
 
 class Terminal:
@@ -238,11 +238,11 @@ def test_json_on_a_terminal_holds_nothing_that_it_obeys(inspect, terminal):
 def test_the_default_model_knows_the_capital_of_france(capsys, monkeypatch):
     monkeypatch.delenv("NPLLM_MODEL", raising=False)
     assert main(["inspect", "The capital of France is", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["next"][0]["text"] == " Paris"
-    assert told["next"][0]["probability"] == pytest.approx(0.77, abs=0.03)
-    assert told["lens"][-1]["likeliest"][0]["text"] == " Paris"
-    assert [bytes.fromhex(token["bytes"]).decode() for token in told["tokens"]] == [
+    result = json.loads(capsys.readouterr().out)
+    assert result["next"][0]["text"] == " Paris"
+    assert result["next"][0]["probability"] == pytest.approx(0.77, abs=0.03)
+    assert result["lens"][-1]["likeliest"][0]["text"] == " Paris"
+    assert [bytes.fromhex(token["bytes"]).decode() for token in result["tokens"]] == [
         "The",
         " capital",
         " of",

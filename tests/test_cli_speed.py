@@ -26,15 +26,19 @@ def asked(npllm, *flags):
 
 
 def test_prompt_lookup_tells_what_came_of_it(npllm, lm):
-    told = {}
-    expected = generate(lm, PROMPT, max_new_tokens=30, tokens=prompt_lookup(6, told))
+    shown = {}
+    expected = generate(lm, PROMPT, max_new_tokens=30, tokens=prompt_lookup(6, shown))
     result = asked(npllm, "--prompt-lookup", 6)
     assert result["ids"] == expected.ids == generate(lm, PROMPT, max_new_tokens=30).ids
     stats = result["stats"]
-    assert told == {"passes": stats["passes"], "drafted": stats["drafted_tokens"], "accepted": stats["accepted_tokens"]}
+    assert shown == {
+        "passes": stats["passes"],
+        "drafted": stats["drafted_tokens"],
+        "accepted": stats["accepted_tokens"],
+    }
     assert stats["drafted_tokens"] > 0
-    assert stats["accepted_share"] == round(told["accepted"] / told["drafted"], 3)
-    assert stats["tokens_per_pass"] == round(30 / told["passes"], 2)
+    assert stats["accepted_share"] == round(shown["accepted"] / shown["drafted"], 3)
+    assert stats["tokens_per_pass"] == round(30 / shown["passes"], 2)
     assert "passes" not in asked(npllm)["stats"]
 
 

@@ -213,9 +213,9 @@ def test_a_folder_whose_name_is_not_utf8(npllm, bytes_folder, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for argv in (["tokenize", "a"], ["trace", "a", "-o", f"{bytes_folder}/values"]):
         assert npllm(*argv, "-m", bytes_folder).code == 0
-    told = npllm("compare", f"{bytes_folder}/values", f"{bytes_folder}/values")
-    assert told.code == 0
-    assert "caf\\udce9\\u001b" in told.out
+    result = npllm("compare", f"{bytes_folder}/values", f"{bytes_folder}/values")
+    assert result.code == 0
+    assert "caf\\udce9\\u001b" in result.out
     assert npllm("convert", bytes_folder, f"{bytes_folder}2", "--dtype", "float16").code == 0
 
 

@@ -151,8 +151,8 @@ def test_divergence_goes_from_the_reference_to_the_model():
 
 def test_summary_is_what_its_names_say():
     losses, kl = np.log([2.0, 8.0]), np.array([0.0, 1.0])
-    told = summary(Scores(losses, np.log([4.0, 4.0]), kl, np.array([True, False])), text_bytes=4)
-    assert told == pytest.approx(
+    result = summary(Scores(losses, np.log([4.0, 4.0]), kl, np.array([True, False])), text_bytes=4)
+    assert result == pytest.approx(
         {
             "scored_tokens": 2,
             "perplexity": 4.0,

@@ -170,8 +170,8 @@ def test_positions_count_on_from_the_cache(writable_lib, batch):
     default, given_ = (empty_cache(config, 5, batch, like=weights.norm) for _ in range(2))
     for part in (np.s_[..., :2], np.s_[..., 2:]):
         counted = logits(lib.array(ids[part]), weights, config, default)
-        told = logits(lib.array(ids[part]), weights, config, given_, positions=lib.array(positions[part]))
-        np.testing.assert_array_equal(to_host(counted), to_host(told))
+        result = logits(lib.array(ids[part]), weights, config, given_, positions=lib.array(positions[part]))
+        np.testing.assert_array_equal(to_host(counted), to_host(result))
 
 
 @given(shift=st.integers(1, 50))

@@ -139,8 +139,8 @@ def test_positions_that_begin_anew_are_not_enough_without_the_mask_documents_lea
     assert np.all(np.max(np.abs(leaking[0, 3:] - second), axis=-1) > 1e-2)
     other = packing.ids.copy()
     other[0, 0] = (other[0, 0] + 1) % config.vocab_size
-    told = logits(other, positions=positions)
-    assert np.all(np.any(told[0, 3:] != leaking[0, 3:], axis=-1)), "a token of the first document, seen by the second"
+    result = logits(other, positions=positions)
+    assert np.all(np.any(result[0, 3:] != leaking[0, 3:], axis=-1)), "a token of the first document, seen by the second"
 
 
 def test_under_the_mask_absolute_positions_must_begin_anew_and_rotary_ones_need_not(lib):

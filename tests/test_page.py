@@ -125,18 +125,18 @@ def test_every_part_of_the_page_has_its_data(gpt2):
         config = tiny_config()
         lm = LM(config, random_weights(config), None, {})
     seen = look(lm, [3, 1, 4, 1])
-    told = contents(seen, 2, "tiny")
-    assert set(told["sections"]) | {"source"} == set(re.findall(r'<section id="(\w+)"', pages.read("page.html")))
-    assert [value["group"] for value in told["flow"]] == sorted(
-        (value["group"] for value in told["flow"]), key=["before", "attention", "feedforward", "after"].index
+    result = contents(seen, 2, "tiny")
+    assert set(result["sections"]) | {"source"} == set(re.findall(r'<section id="(\w+)"', pages.read("page.html")))
+    assert [value["group"] for value in result["flow"]] == sorted(
+        (value["group"] for value in result["flow"]), key=["before", "attention", "feedforward", "after"].index
     )
-    assert {value["name"] for value in told["flow"]} == {
+    assert {value["name"] for value in result["flow"]} == {
         name.removeprefix("layers.0.") for name in seen.shapes if not name.startswith("layers.1.")
     }
-    assert told["vocabulary"] == []
-    assert told["text"] == "#3 #1 #4 #1 "
-    assert len(base64.b64decode(told["attention"])) == 2 * config.num_attention_heads * 10
-    assert len(base64.b64decode(told["logits"])) == 4 * 11
+    assert result["vocabulary"] == []
+    assert result["text"] == "#3 #1 #4 #1 "
+    assert len(base64.b64decode(result["attention"])) == 2 * config.num_attention_heads * 10
+    assert len(base64.b64decode(result["logits"])) == 4 * 11
 
 
 def test_the_steps_of_the_cache_compute_what_the_costs_say():
@@ -218,11 +218,11 @@ def share(text: str) -> float:
 
 def bars(tab, where: str) -> dict[str, float]:
     """A list of bars as {label: share}; shares with the same label are added up."""
-    told: dict[str, float] = {}
+    result: dict[str, float] = {}
     for item in tab.locator(f"{where} li").all():
         label = item.locator(".token").text_content()
-        told[label] = told.get(label, 0.0) + share(item.locator(".share").text_content())
-    return told
+        result[label] = result.get(label, 0.0) + share(item.locator(".share").text_content())
+    return result
 
 
 def label(seen: Look, token: int) -> str:
@@ -271,10 +271,10 @@ class TestInChromium:
         probabilities, ranks = given_by_the_model(seen)
         for position, use in [(3, "hover"), (1, "hover"), (5, "focus")]:
             getattr(tab.locator("#token-list button").nth(position), use)()
-            told = tab.locator("#token-detail").inner_text()
-            assert close(share(re.search(r"gave it ([^%]+%)", told)[1]), probabilities[position])
-            assert f"rank {ranks[position]} of" in told or (ranks[position] == 1 and "the likeliest" in told)
-            assert f"id {seen.ids[position]}\n" in told
+            result = tab.locator("#token-detail").inner_text()
+            assert close(share(re.search(r"gave it ([^%]+%)", result)[1]), probabilities[position])
+            assert f"rank {ranks[position]} of" in result or (ranks[position] == 1 and "the likeliest" in result)
+            assert f"id {seen.ids[position]}\n" in result
             best = likeliest(seen.logits[position - 1], 5)
             shown = bars(tab, "#token-detail")
             for token, probability in zip(best, shares(seen.logits[position - 1], best), strict=True):
@@ -318,13 +318,13 @@ class TestInChromium:
         tab, seen, _ = show(seen_by(tiny_lm(), "The dog"))
         tab.locator("#thumbs button").nth(4).hover()
         weights = seen.values["layers.1.attention.weights"][1]
-        told = re.fullmatch(
+        result = re.fullmatch(
             r"Layer 1, head 1: on average a token gives ([\d.]+)\s% to the first token, ([\d.]+)\s% to itself and"
             r" ([\d.]+)\s% to the one before it\.",
             tab.locator("#thumb-reading").inner_text(),
         )
         expected = [weights[1:, 0].mean(), np.diag(weights)[1:].mean(), np.diag(weights, -1).mean()]
-        assert [float(number) / 100 for number in told.groups()] == pytest.approx(expected, abs=0.005)
+        assert [float(number) / 100 for number in result.groups()] == pytest.approx(expected, abs=0.005)
 
     def test_the_scale_changes_what_is_drawn(self, show):
         tab, _, _ = show(seen_by(tiny_lm(), "The dog"))
@@ -379,33 +379,33 @@ class TestInChromium:
 
     def test_the_lens_says_what_pythons_says(self, show):
         tab, seen, _ = show(seen_by(tiny_lm(), "The dog"))
-        told, count = lens(seen, range(len(seen.ids)), 5), len(seen.ids)
+        result, count = lens(seen, range(len(seen.ids)), 5), len(seen.ids)
         for row in range(4):
             for position in range(count):
                 cell = tab.locator("#lens-scroll td").nth(row * count + position)
-                assert cell.text_content() == label(seen, told.ids[row, position, 0])
-                follows = position + 1 < count and told.ids[row, position, 0] == seen.ids[position + 1]
+                assert cell.text_content() == label(seen, result.ids[row, position, 0])
+                follows = position + 1 < count and result.ids[row, position, 0] == seen.ids[position + 1]
                 assert ("is" in (cell.get_attribute("class") or "")) == follows
         for row, position in [(0, 0), (2, 1), (3, count - 1)]:
             tab.locator("#lens-scroll td").nth(row * count + position).hover()
             shown = bars(tab, "#lens-detail")
-            for token, probability in zip(told.ids[row, position], told.probabilities[row, position], strict=True):
+            for token, probability in zip(result.ids[row, position], result.probabilities[row, position], strict=True):
                 assert close(shown[label(seen, token)], probability)
         tab.locator("#lens-scroll td").nth(count).focus()
         tab.keyboard.press("ArrowDown")
         assert "token 0, after block 1" in tab.locator("#lens-detail").inner_text()
-        assert close(share(re.search(r"has ([^%]+%)", tab.locator("#lens-detail").inner_text())[1]), told.next[2, 0])
+        assert close(share(re.search(r"has ([^%]+%)", tab.locator("#lens-detail").inner_text())[1]), result.next[2, 0])
 
     def test_the_lengths_told_are_the_vectors(self, show):
         tab, seen, _ = show(seen_by(tiny_lm(), "The dog"))
-        told = norms(seen)
+        result = norms(seen)
         tab.locator("#norms-token").fill("1")
         tab.locator("#norms-chart").focus()
         tab.keyboard.press("Home")
-        assert f"{told.embedding[1]:.4}"[:5] in tab.locator("#norms-reading").inner_text()
+        assert f"{result.embedding[1]:.4}"[:5] in tab.locator("#norms-reading").inner_text()
         tab.keyboard.press("ArrowRight")
         numbers = re.findall(r"\d+\.\d+", tab.locator("#norms-reading").inner_text())
-        expected = [told.attention[0, 1], told.feedforward[0, 1], told.residual[0, 1]]
+        expected = [result.attention[0, 1], result.feedforward[0, 1], result.residual[0, 1]]
         assert [float(number) for number in numbers] == pytest.approx(expected, rel=1e-3)
         assert tab.locator("#norms-chart circle").count() == 3
 
@@ -474,11 +474,11 @@ class TestInChromium:
 
     def test_another_random_number_is_another(self, show):
         tab, _, _ = show(seen_by(tiny_lm(), "The dog"))
-        told = set()
+        result = set()
         for _ in range(5):
             tab.locator("#another").click()
-            told.add(tab.locator("#value-uniform").inner_text())
-        assert len(told) > 1
+            result.add(tab.locator("#value-uniform").inner_text())
+        assert len(result) > 1
 
     def test_the_cache_grows_step_by_step(self, show):
         tab, seen, _ = show(look(tiny_lm(), [40, 41, 42, 43, 44, 45, 46]), prompt_length=4)
@@ -486,10 +486,10 @@ class TestInChromium:
         for step in (1, 3, 8):
             slider.fill(str(step))
             rows = [row.inner_text().split("\t") for row in tab.locator("#cache-table tbody tr").all()]
-            told = {name.strip(): (with_cache, without) for name, with_cache, without in rows}
-            assert told["streams computed in this step"] == ("4" if step == 1 else "1", str(3 + step))
-            assert told["streams computed so far"] == (str(3 + step), str(sum(range(4, 4 + step))))
-            assert told["the cache holds"][1] == "–"
+            result = {name.strip(): (with_cache, without) for name, with_cache, without in rows}
+            assert result["streams computed in this step"] == ("4" if step == 1 else "1", str(3 + step))
+            assert result["streams computed so far"] == (str(3 + step), str(sum(range(4, 4 + step))))
+            assert result["the cache holds"][1] == "–"
         tab.locator("#cache-step").focus()
         tab.keyboard.press("ArrowLeft")
         assert tab.locator("#cache-step-value").inner_text() == "7 of 8"

@@ -83,11 +83,11 @@ def test_what_the_weights_were_rounded_to(dtype, device, rounded):
 
 
 def test_other_ids_and_other_lengths_are_refused():
-    def side(ids, told=True):
-        return Side({"a": np.zeros((len(ids), 2))}, {"ids": ",".join(map(str, ids))} if told else {})
+    def side(ids, result=True):
+        return Side({"a": np.zeros((len(ids), 2))}, {"ids": ",".join(map(str, ids))} if result else {})
 
     check_same_text(side([1, 2]), side([1, 2]))
-    check_same_text(side([1, 2]), side([3, 4], told=False))
+    check_same_text(side([1, 2]), side([3, 4], result=False))
     with pytest.raises(UsageError, match="same text, got 2 tokens in A and 3 in B"):
         check_same_text(side([1, 2]), side([1, 2, 3]))
     with pytest.raises(UsageError, match="expected the same ids, got 2 in A and 7 in B at token 1"):

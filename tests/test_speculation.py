@@ -93,9 +93,9 @@ def test_every_library_gives_the_same_text(writable_lib, kind):
 def test_a_model_that_drafts_for_itself_is_always_right():
     lm = tiny_lm()
     for options in ({}, HOT):
-        told = {}
-        generate(lm, [3, 1, 4], max_new_tokens=21, tokens=draft_model(lm, 4, told), **options)
-        assert told == {"passes": 5, "drafted": 16, "accepted": 16}  # 1 token from the prompt's pass, then 5 per pass
+        result = {}
+        generate(lm, [3, 1, 4], max_new_tokens=21, tokens=draft_model(lm, 4, result), **options)
+        assert result == {"passes": 5, "drafted": 16, "accepted": 16}  # 1 token from the prompt's pass, then 5 per pass
 
 
 def test_the_same_seed_gives_the_same_text_with_a_draft_model():
@@ -160,23 +160,23 @@ def test_a_text_with_a_draft_model_has_the_probabilities_of_one_without(monkeypa
         return softmax(values["temperature"]).astype(np.float64)
 
     monkeypatch.setattr(speculation, "next_logits", next_logits)
-    runs, counts, told = 600, np.zeros((3, 3, 3)), {}
+    runs, counts, result = 600, np.zeros((3, 3, 3)), {}
     for seed in range(runs):
         ids, cache = [0], empty_cache(lm.config, 8, like=lm.weights.norm)
-        made = draft_model(small, 2, told)(lm, ids, cache, np.random.default_rng(seed), sampling)
+        made = draft_model(small, 2, result)(lm, ids, cache, np.random.default_rng(seed), sampling)
         counts[next(made), next(made), next(made)] += 1
     for a, b, c in product(range(3), repeat=3):
         expected = probabilities([0])[a] * probabilities([0, a])[b] * probabilities([0, a, b])[c]
         assert abs(counts[a, b, c] / runs - expected) <= 4 * math.sqrt(expected / runs)  # standard deviations
-    assert 0.2 * told["drafted"] < told["accepted"] < 0.9 * told["drafted"]
+    assert 0.2 * result["drafted"] < result["accepted"] < 0.9 * result["drafted"]
 
 
 def test_a_text_has_the_drafts_own_probabilities_in_mind():
     """A model that drafts for itself draws from the probabilities it is checked with, penalty included."""
-    lm, told = tiny_lm(), {}
+    lm, result = tiny_lm(), {}
     options = {"temperature": 1.0, "repetition_penalty": 4.0, "seed": 3}
-    generate(lm, [3, 1, 4], max_new_tokens=25, tokens=draft_model(lm, 8, told), **options)
-    assert told["accepted"] == told["drafted"] > 0
+    generate(lm, [3, 1, 4], max_new_tokens=25, tokens=draft_model(lm, 8, result), **options)
+    assert result["accepted"] == result["drafted"] > 0
 
 
 # Drafting
@@ -208,19 +208,19 @@ def counting(lm):
 
 
 def test_a_pass_checks_all_that_was_drafted():
-    told, (widths, lm) = {}, counting(reciting_lm("abcd")._replace(tokenizer=None))
-    made = generate(lm, [0, 1, 2, 3, 4, 0, 1], max_new_tokens=12, tokens=prompt_lookup(4, told))
+    result, (widths, lm) = {}, counting(reciting_lm("abcd")._replace(tokenizer=None))
+    made = generate(lm, [0, 1, 2, 3, 4, 0, 1], max_new_tokens=12, tokens=prompt_lookup(4, result))
     assert made.ids == [2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2, 3]
     assert widths == [7, 5, 5, 1]  # the prompt; twice, four drafts and the token before them; the last token
-    assert told == {"passes": 4, "drafted": 8, "accepted": 8}
+    assert result == {"passes": 4, "drafted": 8, "accepted": 8}
 
 
 def test_what_was_refused_is_counted_and_the_models_own_token_taken():
-    told, (widths, lm) = {}, counting(reciting_lm("abcdef")._replace(tokenizer=None))
-    made = generate(lm, [2, 3, 3, 1, 2], max_new_tokens=3, tokens=prompt_lookup(2, told))
+    result, (widths, lm) = {}, counting(reciting_lm("abcdef")._replace(tokenizer=None))
+    made = generate(lm, [2, 3, 3, 1, 2], max_new_tokens=3, tokens=prompt_lookup(2, result))
     assert made.ids == [3, 4, 5]
     assert widths == [5, 2, 1]  # 2, 3 was followed by 3, but the model predicts 4
-    assert told == {"passes": 3, "drafted": 1, "accepted": 0}
+    assert result == {"passes": 3, "drafted": 1, "accepted": 0}
 
 
 @pytest.mark.parametrize("count", [1, 5, 64])
@@ -241,12 +241,12 @@ def test_the_context_caps_the_draft():
 
 
 def test_a_draft_model_with_a_shorter_context_drafts_as_far_as_it_reaches():
-    lm, told = tiny_lm(), {}
+    lm, result = tiny_lm(), {}
     small = LM(tiny_config(max_position_embeddings=8), lm.weights, None, {})
-    made = generate(lm, [1, 2, 3], max_new_tokens=12, tokens=draft_model(small, 4, told))
+    made = generate(lm, [1, 2, 3], max_new_tokens=12, tokens=draft_model(small, 4, result))
     assert made == generate(lm, [1, 2, 3], max_new_tokens=12)
-    assert told["accepted"] == told["drafted"] == 4
-    assert told["passes"] == 12 - 4
+    assert result["accepted"] == result["drafted"] == 4
+    assert result["passes"] == 12 - 4
 
 
 def test_a_draft_model_is_read_the_prompt_once():
@@ -318,10 +318,10 @@ def pieces(monkeypatch):
 )
 @pytest.mark.parametrize("new", [3, 4, 11])
 def test_the_text_ends_within_what_was_accepted_as_without(ends, stop, new):
-    lm, told = reciting_lm("abcd", ends=ends), {}
+    lm, result = reciting_lm("abcd", ends=ends), {}
     ids, options = [0, 1, 2, 3, 4] * 2, {"max_new_tokens": new, "stop": stop}
-    assert list(steps(lm, ids, tokens=prompt_lookup(8, told), **options)) == list(steps(lm, ids, **options))
-    assert told["accepted"] > 0
+    assert list(steps(lm, ids, tokens=prompt_lookup(8, result), **options)) == list(steps(lm, ids, **options))
+    assert result["accepted"] > 0
 
 
 def test_a_text_can_be_left_at_any_step():
@@ -350,15 +350,15 @@ def lm(folder):
 
 @pytest.mark.parametrize("kind", ["lookup", "draft model"])
 def test_a_conversation_is_the_same(lm, kind):
-    told = {}
-    tokens = prompt_lookup(8, told) if kind == "lookup" else draft_model(lm, 3, told)
+    result = {}
+    tokens = prompt_lookup(8, result) if kind == "lookup" else draft_model(lm, 3, result)
     plain, chat = Chat(lm), Chat(lm)
     for turn in ("Hello, you! Hello, you!", "And then? And then?", "the end of it"):
         expected = [step.id for step in plain.reply(turn, max_new_tokens=20)]
         assert [step.id for step in chat.reply(turn, max_new_tokens=20, tokens=tokens)] == expected
         assert chat.cache["length"] == len(chat.cached_ids) == len(plain.cached_ids)
     assert chat.messages == plain.messages
-    assert told["drafted"] > 0
+    assert result["drafted"] > 0
 
 
 # What is refused
@@ -414,17 +414,17 @@ def padded(tmp_path_factory):
 @pytest.mark.parametrize("order", [1, -1], ids=["the draft has more rows", "the draft has fewer"])
 def test_a_draft_model_may_have_more_or_fewer_rows_than_the_vocabulary_needs(padded, order, options):
     lm, small = padded[::order]
-    told = {}
-    made = generate(lm, "and the 12", max_new_tokens=30, tokens=draft_model(small, 4, told), **options)
-    assert told["drafted"] > 0
+    result = {}
+    made = generate(lm, "and the 12", max_new_tokens=30, tokens=draft_model(small, 4, result), **options)
+    assert result["drafted"] > 0
     assert all(token < lm.config.vocab_size for token in made.ids)
     plain = generate(lm, "and the 12", max_new_tokens=30)
     assert options or made == plain
     beyond = [*plain.prompt_ids, 299 if order == 1 else 331]  # a row that the smaller model may not have
-    told.clear()
-    made = generate(lm, beyond, max_new_tokens=9, tokens=draft_model(small, 4, told))
+    result.clear()
+    made = generate(lm, beyond, max_new_tokens=9, tokens=draft_model(small, 4, result))
     assert made == generate(lm, beyond, max_new_tokens=9)
-    assert (told["drafted"] > 0) is (order == 1)
+    assert (result["drafted"] > 0) is (order == 1)
 
 
 def test_a_row_of_the_drafts_padding_is_never_drafted(padded):

@@ -44,8 +44,8 @@ def test_the_bytes_of_a_llama_vocabulary():
         [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
     )
     backend.add_special_tokens(["<s>"])
-    told = dict(zip(pieces, token_bytes(Tokenizer(backend), range(len(pieces))), strict=True))
-    assert told == {
+    result = dict(zip(pieces, token_bytes(Tokenizer(backend), range(len(pieces))), strict=True))
+    assert result == {
         "<unk>": b"<unk>",
         "<s>": b"<s>",
         "<0x0A>": b"\n",
