@@ -68,6 +68,10 @@ def test_the_percent_operator_computes_what_str_computes(form, values):
     assert len(got._origins) == len(got)
 
 
+def test_a_plain_text_has_no_known_origin():
+    assert Text("ab")._origins == 2 * chr(UNKNOWN)
+
+
 def origins_of(template, *contents, **special):
     """The rendered text and its origins: T the template, a digit for a message, ? unknown."""
     messages = [{"role": "user", "content": content} for content in contents]
