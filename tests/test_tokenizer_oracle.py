@@ -63,7 +63,7 @@ PARTS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "a", " b", "<|", "|>", "
 
 @given(text=st.lists(st.sampled_from(PARTS), min_size=1, max_size=8), stop=st.lists(st.sampled_from(PARTS), min_size=1))
 def test_generation_stops_where_transformers_stops(theirs, text, stop):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[oracle]'")
     stops_at = pytest.importorskip("transformers.generation").StopStringCriteria(theirs("bytes"), "".join(stop[:3]))
     ids = [i for part in text for i in tokenizer("bytes").backend.encode(part, add_special_tokens=False).ids]
     expected = [n for n in range(1, len(ids) + 1) if stops_at(torch.tensor([ids[:n]]), None)[0]]

@@ -60,10 +60,7 @@ def run(args: argparse.Namespace) -> int:
     report.note("computing on the CPU ...")
     reference = compute(lm, ids, args.new_tokens, use_cache=False)
     report.note(f"computing on {place.name} ...")
-    if (place.name, args.dtype) != (
-        "cpu",
-        "auto",
-    ):  # else it is the same model again, and memory for it is not free yet
+    if (place.name, args.dtype) != ("cpu", "auto"):  # else it would load the same model a second time
         del lm
         lm = options.load_model(args)
     side = compute(lm, ids, args.new_tokens, use_cache=True)
