@@ -5,11 +5,19 @@ import sys
 
 import numpy as np
 import pytest
+from families import random_lm
 
 from npllm.devices import memory
 from npllm.devices.device import free_bytes
-from npllm.devices.memory import available_bytes, check_memory, control_group_bytes, peak_bytes
+from npllm.devices.memory import (
+    available_bytes,
+    check_generation,
+    check_memory,
+    control_group_bytes,
+    peak_bytes,
+)
 from npllm.errors import NotEnoughMemoryError
+from npllm.families import FAMILIES
 
 
 def test_memory_that_is_there():
@@ -85,3 +93,14 @@ def test_peak_bytes():
     )
     grown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert 300e6 < int(grown) < 450e6
+
+
+def test_a_family_that_needs_all_scores_at_once_is_counted_without_tiles(monkeypatch):
+    config = random_lm("llama").config
+    rows, length, room = 256, 100_000, 10**9
+    check_generation(config, length, rows, None, room)
+    monkeypatch.setitem(FAMILIES, "llama", FAMILIES["llama"]._replace(full_scores=True))
+    with pytest.raises(NotEnoughMemoryError, match=r"GB attention"):
+        check_generation(config, length, rows, None, room)
+    four_of_each_score = 4 * 4 * config.num_attention_heads * rows * length
+    check_generation(config, length, rows, None, round(1.1 * four_of_each_score))

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..cache import CACHE_DTYPES, kv_cache_bytes
 from ..config import Config
 from ..errors import NotEnoughMemoryError
+from ..families import family_of
 from ..flash import TILE
 from .address_space import address_space_bytes
 from .units import format_bytes
@@ -54,9 +55,12 @@ def check_generation(
 ) -> None:
     """Raise NotEnoughMemoryError if generation does not fit: a KV cache of `capacity` tokens, passes of `rows` tokens.
 
+    Attention goes tile by tile, except in a family that needs all scores at once: there the tile is the whole.
+
     cache_dtype : the dtype of the KV cache to allocate; None if there is one already
     """
-    needed = {"attention": attention_bytes(config, rows, capacity, TILE)}
+    tile = (rows, capacity) if family_of(config).full_scores else TILE
+    needed = {"attention": attention_bytes(config, rows, capacity, tile)}
     if cache_dtype is not None:
         needed["KV cache"] = kv_cache_bytes(config, capacity, CACHE_DTYPES[cache_dtype])
         if CACHE_DTYPES[cache_dtype] < 4:

@@ -74,5 +74,6 @@ class Family(NamedTuple):
     lm_head: Callable[..., Array] = heads.lm_head
     added: tuple[str, str] = ("attention.output", "feedforward.output")  # what the residual stream gets added
     transposed: Collection[str] = ()  # weights that the files store as [in, out]
+    full_scores: bool = False  # its attention changes the scores, so all [N, T, S] exist: it ignores `attention`
     not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
     gguf: Gguf | None = None
