@@ -241,7 +241,9 @@ def refuses(path, *parts):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("general.architecture", "gpt2", "expected one of llama, phi3, got 'gpt2'"),
+        ("general.architecture", "mamba", "expected one of llama, phi3, got 'mamba'; npllm computes no other"),
+        ("general.architecture", "phi2", "got 'phi2'; the nearest is phi3; phi2 has attention and network side by"),
+        ("general.architecture", "smol-lm3", "npllm reads smollm3 from a folder with config.json and safetensors"),
         ("general.architecture", None, "got None"),
         ("llama.expert_count", 8, "npllm does not compute it"),
         ("llama.attention.scale", 0.5, "npllm does not compute it"),

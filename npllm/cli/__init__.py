@@ -14,5 +14,6 @@ compare   the first step at which two runs differ
 evaluate  perplexity, and the effect of rounding the weights
 convert   a model written to a folder in another dtype
 bench     timings of decoding, prefill, loading and the KV cache
+models    the families that npllm computes
 selftest  a device compared with the CPU
 """

@@ -28,6 +28,7 @@ COMMANDS = (
     "compare",
     "evaluate",
     "convert",
+    "models",
     "bench",
     "selftest",
 )
@@ -45,6 +46,7 @@ commands, each with its own --help:
   compare     find the first step at which two runs part
   evaluate    perplexity of a text, and what rounding the weights costs
   convert     write a model to a folder, in another dtype
+  models      list the families of models that npllm computes
   bench       time it: decoding, prefill, loading, with and without the KV cache
   selftest    compare a device with the CPU, and time it
 """

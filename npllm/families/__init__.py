@@ -7,6 +7,7 @@ common       keys that most families share
 scaling      positions in texts longer than in training
 activations  activation functions by name
 work         the cost of a block's parts
+nearest      of families that are not computed: which is most like them
 llama        Llama, and what its descendants share
 phi3         Phi-3, the chapter's model
 mistral      a sliding window
@@ -29,6 +30,7 @@ from .keys import Keys
 from .llama import LLAMA
 from .metadata import Metadata
 from .mistral import MISTRAL
+from .nearest import bare, nearest
 from .olmo2 import OLMO2
 from .phi3 import PHI3
 from .qwen2 import QWEN2
@@ -57,7 +59,9 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
     reader = Keys(keys, where)
     family = FAMILIES.get(str(reader.get("model_type")))
     if family is None:
-        raise reader.refusal("model_type", "one of " + ", ".join(FAMILIES), "npllm computes these architectures")
+        name = str(reader.get("model_type"))
+        remedy = nearest(name, FAMILIES) or "npllm computes no other"
+        raise reader.refusal("model_type", "one of those that `npllm models` lists", remedy)
     config = family.read_config(reader)
     reader.finish(HARMLESS | {*family.harmless})
     return config
@@ -72,9 +76,13 @@ def gguf_keys(metadata: Metadata) -> dict[str, Any]:
     """
     family = ARCHITECTURES.get(str(metadata.architecture))
     if family is None or family.gguf is None:
+        name = str(metadata.architecture)[:80]
+        in_folders = [model_type for model_type in FAMILIES if bare(model_type) == bare(name)]
+        remedy = f"npllm reads {in_folders[0]} from a folder with config.json and safetensors" if in_folders else ""
         raise ModelFileError(
             f"{metadata.path}: general.architecture: expected one of {', '.join(ARCHITECTURES)}, got"
-            f" {str(repr(metadata.architecture))[:80]}; npllm computes these architectures"
+            f" {str(repr(metadata.architecture))[:80]};"
+            f" {remedy or nearest(name, FAMILIES) or 'npllm computes no other'}"
         )
     keys = family.gguf.keys(metadata)
     metadata.finish()

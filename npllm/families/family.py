@@ -1,6 +1,7 @@
 """The record that describes a family; each family's file ends with one.
 
-A family is functions and tables. Code outside families/ never checks which family a model belongs to: the record has
+A family is functions and tables. The first line of its file says after the colon what is special about it; `npllm
+models` prints that. Code outside families/ never checks which family a model belongs to: the record has
 the forward pass, the names of the weights, the descriptions of the tapped values. `names`, `shapes` and the fields of
 `block_weights` use the same names. A family with config keys of its own subclasses `Config`. Kernels run only for the
 chapter's pass with the chapter's weights (cuda/fit.py). CONTRIBUTING.md adds a family step by step.
@@ -46,6 +47,7 @@ class Gguf(NamedTuple):
     keys: Callable[[Metadata], dict[str, Any]]  # the metadata as keys of config.json
     names: Mapping[str, str]  # of the weights, as in Family.names
     interleaved: Collection[str] = ()  # weights with q and k rows in which RoPE's pairs are neighbours
+    checked: str = ""  # "llama.cpp" if its results were compared with those of npllm
 
 
 class Family(NamedTuple):
@@ -77,3 +79,5 @@ class Family(NamedTuple):
     full_scores: bool = False  # its attention changes the scores, so all [N, T, S] exist: it ignores `attention`
     not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
     gguf: Gguf | None = None
+    classifiers: Sequence[str] = ("sequence", "token")  # what it can classify in transformers, besides its LM head
+    checked: Sequence[str] = ("transformers",)  # what its results were compared with

@@ -1,7 +1,7 @@
-"""Llama 1 to 3, and what its descendants share: names, shapes, descriptions.
+"""Llama 1 to 3: RMSNorm before each layer, RoPE, SwiGLU and, since Llama 2, grouped-query attention.
 
-The block and the pass are those of block.py and model.py: RMSNorm before each layer, RoPE, SwiGLU and, since Llama 2,
-grouped-query attention. Unlike Phi-3's, its files store the projections separately.
+The block and the pass are those of block.py and model.py. Unlike Phi-3's, its files store the projections separately.
+Its descendants share its names, shapes and descriptions.
 
 Source: Touvron et al. 2023, "LLaMA" and "Llama 2"; Llama Team 2024, "The Llama 3 herd of models";
 https://huggingface.co/docs/transformers/model_doc/llama

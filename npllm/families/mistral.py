@@ -30,7 +30,7 @@ def read_config(keys: Keys) -> Config:
 
 
 MISTRAL = LLAMA._replace(
-    title="Mistral",
+    title="Mistral, Ministral",
     model_types=["mistral", "ministral"],
     causal_lm="MistralForCausalLM",
     read_config=read_config,

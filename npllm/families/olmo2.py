@@ -222,4 +222,5 @@ OLMO2 = LLAMA._replace(
     traced=TRACED,
     added=("post_attention_layernorm", "post_feedforward_layernorm"),
     gguf=None,
+    classifiers=["sequence"],
 )

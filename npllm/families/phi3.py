@@ -1,7 +1,7 @@
-"""Phi-3, the chapter's model, and its sisters: Phi-3-mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini.
+"""Phi-3, Phi-3.5, Phi-4: the chapter's model; fused projections, partial rotation, a sliding window or LongRoPE.
 
 The block and the pass are those of block.py and model.py. Differences from Llama: its files store queries, keys and
-values in one tensor, gate and up in another; it may rotate only a part of each head; in the 4k models a token sees
+values in one tensor, gate and up in another; Phi-4-mini rotates only a part of each head; in the 4k models a token sees
 2,047 tokens; the 128k models use LongRoPE.
 
 Source: Abdin et al. 2024, "Phi-3 technical report"; https://huggingface.co/microsoft/Phi-3-mini-4k-instruct
@@ -72,7 +72,7 @@ FUSED = {
 }
 
 PHI3 = LLAMA._replace(
-    title="Phi-3",
+    title="Phi-3, Phi-3.5, Phi-4",
     model_types=["phi3"],
     causal_lm="Phi3ForCausalLM",
     read_config=read_config,

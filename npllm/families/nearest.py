@@ -1,0 +1,70 @@
+"""Families that npllm does not compute: for each the one that is most like it, and what differs.
+
+Only those that share most of a block with a family that npllm computes. Others get no neighbour: the cells of Mamba or
+RWKV, latent attention (DeepSeek) or an encoder with a decoder (T5) are another architecture, whatever the names say.
+
+Source: the models of transformers, https://github.com/huggingface/transformers/tree/main/src/transformers/models
+"""
+
+from collections.abc import Collection
+
+# By model_type: the nearest family's model_type, and what this one has in place of that family's parts, or besides.
+NEAREST = {
+    "phi": ("phi3", "attention and network side by side after one LayerNorm, and a network without a gate"),
+    "phi3_v": ("phi3", "an image encoder"),
+    "phi4_multimodal": ("phi3", "encoders for images and sound, with LoRA adapters"),
+    "stablelm": ("llama", "LayerNorm, and RoPE on a quarter of each head"),
+    "arcee": ("llama", "a network without a gate, with ReLU²"),
+    "nemotron": ("llama", "LayerNorm with weights 1 + w, RoPE on half of each head, and ReLU² without a gate"),
+    "helium": ("llama", "RoPE on pairs of neighbours"),
+    "ernie4_5": ("llama", "RoPE on pairs of neighbours"),
+    "glm": ("llama", "RoPE on pairs of neighbours in half of each head"),
+    "glm4": ("llama", "RoPE on pairs of neighbours in half of each head, and norms after the layers besides"),
+    "olmo": ("llama", "LayerNorm without weights, and a limit on queries, keys and values"),
+    "cohere": ("llama", "LayerNorm, attention and network side by side, RoPE on pairs of neighbours, scaled logits"),
+    "cohere2": ("smollm3", "LayerNorm, attention and network side by side, RoPE on pairs of neighbours, scaled logits"),
+    "internlm2": ("llama", "queries, keys and values in one tensor, group by group"),
+    "seed_oss": ("qwen2", "biases that its config can switch off"),
+    "starcoder2": ("mistral", "LayerNorm, biases, and a network without a gate"),
+    "ministral3": ("ministral", "queries scaled by position"),
+    "mistral3": ("mistral", "an image encoder"),
+    "qwen2_vl": ("qwen2", "an image encoder, and RoPE over three axes"),
+    "qwen2_5_vl": ("qwen2", "an image encoder, and RoPE over three axes"),
+    "qwen3_vl": ("qwen3", "an image encoder, and RoPE over three axes"),
+    "qwen2_moe": ("qwen3_moe", "biases in place of QK-norm, and an expert that all tokens share"),
+    "hunyuan_v1_dense": ("qwen3", "QK-norm after RoPE, not before it"),
+    "apertus": ("qwen3", "a network without a gate, with xIELU"),
+    "exaone4": ("olmo3", "QK-norm by head, and no RoPE in the layers with full attention"),
+    "dbrx": ("mixtral", "LayerNorm, and a limit on queries, keys and values"),
+    "minicpm": ("granite", "the multipliers under other names"),
+    "granitemoe": ("granite", "a mixture of experts"),
+    "gemma3n": ("gemma3_text", "several residual streams, embeddings for each layer, and sparse activations"),
+    "gpt_bigcode": ("gpt2", "one key and value head for all"),
+    "gpt_neo": ("gpt2", "unscaled scores, and a window in every second layer"),
+    "gpt_neox": ("gpt2", "RoPE in place of position embeddings, attention and network side by side"),
+    "gptj": ("gpt2", "RoPE in place of position embeddings, attention and network side by side after one LayerNorm"),
+    "opt": ("gpt2", "ReLU, and positions that begin at 2"),
+    "bloom": ("gpt2", "ALiBi in place of position embeddings, and a norm after the embeddings"),
+    "mpt": ("gpt2", "ALiBi in place of position embeddings, and no biases"),
+    "roberta": ("bert", "positions that begin at 2, and no token types"),
+    "distilbert": ("bert", "no token types"),
+}
+# llama.cpp's names of architectures, where they are not a model_type without its underscores.
+LLAMA_CPP = {"phi2": "phi", "command-r": "cohere", "starcoder": "gpt_bigcode", "qwen2vl": "qwen2_vl"}
+
+
+def bare(name: str) -> str:
+    """A name without the marks in which model_types and llama.cpp's architectures differ: gpt_oss, gpt-oss."""
+    return name.replace("_", "").replace("-", "")
+
+
+def nearest(name: str, computed: Collection[str]) -> str:
+    """What to say of an architecture that npllm does not compute; "" where none that it computes is near.
+
+    name : a model_type, or a .gguf file's architecture
+    computed : the model_types to choose from
+    """
+    types = {bare(one): one for one in NEAREST}
+    model_type = LLAMA_CPP.get(name) or types.get(bare(name), "")
+    family, difference = NEAREST.get(model_type, ("", ""))
+    return f"the nearest is {family}; {name} has {difference}" if family in computed else ""
