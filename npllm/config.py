@@ -12,6 +12,7 @@ class RopeScaling(NamedTuple):
     long_factors: tuple[float, ...] = ()  # LongRoPE: in their place for a text longer than `original` tokens
     original: int = 0
     attention_factor: float = 1.0  # multiplies cos and sin
+    long_attention_factor: float = 1.0  # does so in a text longer than `original` tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ def lm_head(hidden: Float[Array, "... T D"], weights: Weights, config: Config) -
     """
     if weights.lm_head is None:
         raise UsageError("the model has no LM head: expected one, got a classifier; see npllm.apps.classify")
-    return linear(hidden, weights.lm_head)
+    return linear(hidden, weights.lm_head, weights.lm_head_bias)
 
 
 def sequence_classification_head(

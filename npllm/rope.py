@@ -40,7 +40,10 @@ def rope_tables(
     """
     xp = array_namespace(positions)
     angles = xp.astype(positions, xp.float32)[..., None] * rope_frequencies(config, positions, total_length)
-    factor = 1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor
+    scaling, factor = config.rope_scaling, 1.0
+    if scaling is not None:
+        long = needs_long_factors(config, total_length)
+        factor = scaling.long_attention_factor if long else scaling.attention_factor
     return xp.cos(angles) * factor, xp.sin(angles) * factor
 
 

@@ -72,3 +72,4 @@ class Weights(NamedTuple):
     score_bias: Float[Array, " labels"] | None = None
     embed_positions: Weight | None = None  # absolute positions, one row each; GPT-2's wpe
     norm_bias: Float[Array, " D"] | None = None  # with LayerNorm
+    lm_head_bias: Float[Array, " V"] | None = None

@@ -145,7 +145,7 @@ def test_another_head_keeps_the_plain_functions():
     assert why_not(lm) == f"the kernels do not know the head {__name__}.{capped.__qualname__}"
 
 
-@pytest.mark.parametrize("field", ["embed_positions", "norm_bias"])
+@pytest.mark.parametrize("field", ["embed_positions", "norm_bias", "lm_head_bias"])
 def test_a_weight_of_the_model_that_the_kernels_do_not_list(field):
     lm = random_lm(NUMPY)
     lm = lm._replace(weights=lm.weights._replace(**{field: lm.weights.norm}))

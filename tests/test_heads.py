@@ -24,6 +24,14 @@ def test_it_is_the_loop(lib, tied, batch):
     assert_close("logits", to_host(lm_head(lib.array(hidden), lib.tree(weights), tiny_config())), expected)
 
 
+def test_the_bias_of_the_head_is_added(lib):
+    weights, hidden = random_weights(tiny_config()), random(3, tiny_config().hidden_size)
+    bias = random(len(weights.lm_head))
+    expected = lm_head(hidden, weights, tiny_config()) + bias
+    got = lm_head(lib.array(hidden), lib.tree(weights._replace(lm_head_bias=bias)), tiny_config())
+    assert_close("logits", to_host(got), expected)
+
+
 def test_a_tied_head_is_the_embeddings_matrix_and_a_vector_finds_its_own_token(lib):
     weights = random_weights(tiny_config(tie_word_embeddings=True))
     assert weights.lm_head is weights.embed_tokens

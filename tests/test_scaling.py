@@ -112,6 +112,16 @@ def test_yarn_by_hand():
     assert scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
 
 
+def test_the_attention_factor_may_depend_on_the_length():
+    config = random_lm("llama").config
+    scaling = RopeScaling("longrope", (1.0,) * 4, (1.0,) * 4, 10, attention_factor=2.0, long_attention_factor=3.0)
+    config, positions = replace(config, rope_scaling=scaling), np.arange(4)
+    cos, sin = rope_tables(positions, replace(config, rope_scaling=None), 4)
+    for length, factor in ((10, 2.0), (11, 3.0)):
+        for name, got, plain in zip(("cos", "sin"), rope_tables(positions, config, length), (cos, sin), strict=True):
+            assert_close(name, got, factor * plain)
+
+
 def test_other_scalings_do_not_depend_on_the_length():
     config = random_lm("llama").config
     for scaling in (None, RopeScaling("linear", (2.0,) * 4), RopeScaling("yarn", (2.0,) * 4, attention_factor=1.5)):
@@ -148,3 +158,4 @@ def test_the_factors_are_those_of_transformers(kind):
             theirs, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=length)
             assert_close(kind, (plain / factors).astype(np.float32), theirs.numpy())
             assert ours.attention_factor == pytest.approx(attention_factor)
+            assert ours.long_attention_factor in (1.0, ours.attention_factor)

@@ -185,5 +185,5 @@ def assembled(config: Config, arrays: Mapping[str, Any]) -> Weights:
         for layer in range(config.num_hidden_layers)
     )
     head = arrays.get("lm_head", None if "score" in arrays else arrays["embed_tokens"])
-    more = {name: arrays.get(name) for name in ("score", "score_bias", "embed_positions", "norm_bias")}
+    more = {name: arrays.get(name) for name in ("score", "score_bias", "embed_positions", "norm_bias", "lm_head_bias")}
     return Weights(arrays["embed_tokens"], layers, arrays["norm"], head, **more)

@@ -84,11 +84,11 @@ def head_row(weights: Weights) -> Row:
     """The row of the head."""
     if weights.lm_head is None:
         return row(f"(score): {linear(weights.score, weights.score_bias)}", weights.score, weights.score_bias)
-    head = f"(lm_head): {linear(weights.lm_head)}"
+    head = f"(lm_head): {linear(weights.lm_head, weights.lm_head_bias)}"
     return (
-        row(f"{head}, tied: it is embed_tokens")
+        row(f"{head}, tied: it is embed_tokens", weights.lm_head_bias)
         if weights.lm_head is weights.embed_tokens
-        else row(head, weights.lm_head)
+        else row(head, weights.lm_head, weights.lm_head_bias)
     )
 
 

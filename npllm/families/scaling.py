@@ -74,7 +74,7 @@ def yarn(values: Mapping[str, Any], theta: float, pairs: int) -> RopeScaling:
 def longrope(values: Mapping[str, Any], theta: float, pairs: int) -> RopeScaling:
     """LongRoPE: factors for texts up to the original context, and others for longer ones.
 
-    The factor on cos and sin is the same for both.
+    The factor on cos and sin is the same for both, except in files with factors of their own (layer_normed.py).
     Source: Ding et al. 2024, "LongRoPE: Extending LLM context window beyond 2 million tokens".
     """
     original, attention_factor = values["original_max_position_embeddings"], values.get("attention_factor")
@@ -82,7 +82,7 @@ def longrope(values: Mapping[str, Any], theta: float, pairs: int) -> RopeScaling
         longer = values.get("factor") or values["max_position_embeddings"] / original
         attention_factor = math.sqrt(1 + math.log(longer) / math.log(original)) if longer > 1 else 1.0
     short, long = (tuple(float(factor) for factor in values[key]) for key in ("short_factor", "long_factor"))
-    return RopeScaling("longrope", short, long, int(original), float(attention_factor))
+    return RopeScaling("longrope", short, long, int(original), float(attention_factor), float(attention_factor))
 
 
 def dynamic(values: Mapping[str, Any], theta: float, pairs: int) -> RopeScaling:

@@ -76,11 +76,12 @@ def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int
         )
         flops = sum(one.flops for one in same)
         parts.append(Cost(same[0].part, flops, read, cached if same[0].cached else 0))
-    norm = family.norm_flops(config, T)
+    norm, biased = family.norm_flops(config, T), weights.lm_head_bias is not None
+    head = scored * config.vocab_size * (2 * config.hidden_size + biased)
     return [
         *parts,
         Cost("norm", norm, size(weights.norm, weights.norm_bias), 0),
-        Cost("lm_head", 2 * scored * config.hidden_size * config.vocab_size, size(weights.lm_head), 0),
+        Cost("lm_head", head, size(weights.lm_head, weights.lm_head_bias), 0),
     ]
 
 
