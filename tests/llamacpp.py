@@ -8,6 +8,7 @@ A family adds an entry to ARCHITECTURES: what its files have besides `common_key
 Needs xllamacpp and gguf (pip install -e '.[peers]'), torch and transformers (pip install -e '.[oracle]').
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from safetensors.numpy import load_file
 import npllm
 
 FLOAT32 = 5e-3  # the largest difference of two log-probabilities, for tensors in float32
+GELU = 3e-2  # the same for models with GELU: llama.cpp looks it up in a table, rounded to float16 twice
 SMALL = {
     "vocab_size": 288,
     "hidden_size": 64,
@@ -116,6 +118,8 @@ def longrope_factors(tensors: Tensors, keys: Keys) -> Tensors:
 ARCHITECTURES = {  # by config.json's model_type
     "llama": Architecture("llama", tensors=llama_tensors),
     "phi3": Architecture("phi3", phi3_keys, longrope_factors),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
 }
 
 
@@ -144,7 +148,7 @@ def common_keys(keys: Keys) -> dict[str, Any]:
     if kind == "yarn":
         values |= {
             "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
-            "rope.scaling.yarn_attn_factor": rope.get("attention_factor"),
+            "rope.scaling.yarn_attn_factor": rope.get("attention_factor"),  # llama.cpp ignores this and the next two
             "rope.scaling.yarn_beta_fast": rope.get("beta_fast"),
             "rope.scaling.yarn_beta_slow": rope.get("beta_slow"),
         }
@@ -152,7 +156,12 @@ def common_keys(keys: Keys) -> dict[str, Any]:
 
 
 def tokenizer_keys(vocab_size: int) -> dict[str, Any]:
-    """A tokenizer: one token per byte, some merges, four special tokens; unused ones up to the model's vocabulary."""
+    """A tokenizer: one token per byte, some merges, four special tokens; unused ones up to the model's vocabulary.
+
+    None for a model with a smaller vocabulary.
+    """
+    if vocab_size < len(TOKENS):
+        return {}
     unused = [f"<unused{number}>" for number in range(vocab_size - len(TOKENS))]
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -183,9 +192,7 @@ def write_gguf(path: Path, folder: Path, kind: str = "F32", metadata: Mapping[st
     metadata : whole keys to add or replace; None removes one
     """
     gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[peers]'")
-    from transformers import AutoConfig
-
-    keys = AutoConfig.from_pretrained(folder).to_dict()
+    keys = json.loads((folder / "config.json").read_text())
     architecture = ARCHITECTURES[keys["model_type"]]
     own = common_keys(keys) | architecture.keys(keys)
     values = {f"{architecture.name}.{key}": value for key, value in own.items()}
@@ -194,7 +201,9 @@ def write_gguf(path: Path, folder: Path, kind: str = "F32", metadata: Mapping[st
         add_key(writer, key, value)
     [number] = [number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name]
     names = gguf.get_tensor_name_map(number, keys["num_hidden_layers"])
-    checkpoint = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    checkpoint = {
+        name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()
+    }
     for name, tensor in architecture.tensors(checkpoint, keys).items():
         theirs, array = names.get_name(name, (".weight", ".bias")) or name, tensor.astype(np.float32)
         if kind == "F32" or tensor.ndim == 1:

@@ -31,6 +31,7 @@ from npllm.checkpoint.gguf_config import read_gguf_config
 from npllm.checkpoint.hub import find
 from npllm.config import RopeScaling
 from npllm.errors import ModelFileError
+from npllm.families.scaling import yarn
 
 EXACT = ["F32", "F16", "BF16"]
 
@@ -205,6 +206,20 @@ def test_linear_scaling(tmp_path):
     assert config.rope_scaling is None
 
 
+def test_yarn(tmp_path):
+    keys = {"type": "yarn", "factor": 4.0, "original_context_length": 32, "yarn_beta_fast": 8.0, "yarn_ext_factor": 1.0}
+    metadata = {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
+    expected = {"factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 8.0}
+    assert config_of(tmp_path, metadata=metadata).rope_scaling == yarn(expected, 10000.0, 8)
+    metadata |= {"llama.rope.scaling.factor": 1.0}
+    assert config_of(tmp_path, metadata=metadata).rope_scaling is None
+    for name in ("ext_factor", "attn_factor", "log_multiplier"):
+        with pytest.raises(
+            ModelFileError, match=f"yarn_{name}: expected .*, because npllm does not compute it, got 0.5"
+        ):
+            config_of(tmp_path, metadata=metadata | {f"llama.rope.scaling.yarn_{name}": 0.5})
+
+
 def test_rope_factors_of_llama_3(tmp_path):
     factors = np.linspace(1, 32, 8)
     config = config_of(tmp_path, extra={"rope_freqs.weight": factors})
@@ -241,13 +256,14 @@ def refuses(path, *parts):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("general.architecture", "mamba", "expected one of llama, phi3, got 'mamba'; npllm computes no other"),
+        ("general.architecture", "mamba", "got 'mamba'; npllm computes no other"),
+        ("general.architecture", "mamba", "llama, phi3, qwen2, qwen3"),
         ("general.architecture", "phi2", "got 'phi2'; the nearest is phi3; phi2 has attention and network side by"),
         ("general.architecture", "smol-lm3", "npllm reads smollm3 from a folder with config.json and safetensors"),
         ("general.architecture", None, "got None"),
         ("llama.expert_count", 8, "npllm does not compute it"),
         ("llama.attention.scale", 0.5, "npllm does not compute it"),
-        ("llama.rope.scaling.type", "yarn", "got 'yarn'"),
+        ("llama.rope.scaling.type", "ntk", "expected none, linear or yarn, because npllm computes no other, got 'ntk'"),
         ("llama.rope.dimension_count", 8, "expected the head width, 16"),
         ("llama.attention.value_length", 8, "expected that of the keys, 16"),
         ("llama.attention.head_count", 0, "expected a whole number from 1"),

@@ -1,19 +1,29 @@
-"""npllm agrees with llama.cpp on tiny .gguf files of each architecture, in log-probabilities of all tokens."""
+"""Tiny .gguf files of each architecture: they have the model of the folder, and npllm agrees with llama.cpp."""
 
+import json
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from llamacpp import FLOAT32, assert_agrees_with_llama_cpp, write_checkpoint, write_gguf
+from llamacpp import ARCHITECTURES, FLOAT32, assert_agrees_with_llama_cpp, write_checkpoint, write_gguf
+from test_gguf import assert_same
 
 import npllm
+from npllm.checkpoint.gguf import read_gguf
+from npllm.checkpoint.gguf_config import read_gguf_config
+from npllm.checkpoint.load import assembled, plan_gguf
+from npllm.checkpoint.weights import read_weights
+from npllm.devices.device import pick
 
-pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
+GOLDEN = Path(__file__).parent / "golden"
 
 ROPE = {"rope_type": "default", "rope_theta": 100.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 2.5}
 LONGROPE = {"rope_type": "longrope", "short_factor": np.linspace(1, 2, 8).tolist()}
 LONGROPE |= {"long_factor": np.linspace(1.5, 9, 8).tolist()}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LONG = {"sliding_window": None, "max_position_embeddings": 1024, "rope_parameters": ROPE | LONGROPE}
 # Each: model_type, and config keys that show what is special about it. llama.cpp takes LongRoPE's long factors if its
 # context, here 256, is longer than the original one, whatever the text is. It ignores Phi-3's sliding window.
@@ -29,9 +39,44 @@ CASES = {
     "phi3-partial": ("phi3", {"sliding_window": None, "rope_parameters": ROPE | {"partial_rotary_factor": 0.75}}),
     "phi3-longrope-short": ("phi3", LONG | {"original_max_position_embeddings": 256}),
     "phi3-longrope-long": ("phi3", LONG | {"original_max_position_embeddings": 16}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-yarn": ("qwen2", {"rope_parameters": ROPE | YARN}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
 }
 
 
+def keys_of(folder):
+    """The config.json of a golden model that generates, as transformers saves it today; otherwise {}."""
+    keys = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
+    return keys if "rope_parameters" in keys and "CausalLM" in keys["architectures"][0] else {}
+
+
+MODELS = [folder.name for folder in sorted(GOLDEN.iterdir()) if keys_of(folder).get("model_type") in ARCHITECTURES]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_gguf_file_has_the_model_of_the_folder(tmp_path, name):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, GOLDEN / name)
+    metadata, tensors = read_gguf(path)
+    config = read_gguf_config(path, metadata, tensors)
+    weights = assembled(config, read_weights(plan_gguf(config, tensors, path), tensors, pick("cpu"), "float32", False))
+    expected = npllm.load(GOLDEN / name, dtype="float32")
+    assert_same(weights, expected.weights)
+    changed = {"architectures": (), "pad_token_id": None, "eos_token_id": ()}  # not in the file
+    if config.family.startswith("qwen"):  # nor is their window, which llama.cpp does not compute
+        changed |= {"sliding_window": None, "layer_types": config.layer_types}
+    assert config == replace(expected.config, rope_scaling=config.rope_scaling, **changed)
+    np.testing.assert_allclose(numbers(config.rope_scaling), numbers(expected.config.rope_scaling), rtol=1e-6)
+
+
+def numbers(scaling):
+    """The numbers of a scaling of positions, which are float32 in .gguf files."""
+    return [] if scaling is None else [*scaling.factors, *(scaling.long_factors or ()), scaling.attention_factor]
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("default")  # transformers issues warnings of its own
 @pytest.mark.parametrize("name", CASES)
 def test_the_log_probabilities_are_those_of_llama_cpp(tmp_path, name):
     model_type, keys = CASES[name]

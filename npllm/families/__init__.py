@@ -80,7 +80,7 @@ def gguf_keys(metadata: Metadata) -> dict[str, Any]:
         in_folders = [model_type for model_type in FAMILIES if bare(model_type) == bare(name)]
         remedy = f"npllm reads {in_folders[0]} from a folder with config.json and safetensors" if in_folders else ""
         raise ModelFileError(
-            f"{metadata.path}: general.architecture: expected one of {', '.join(ARCHITECTURES)}, got"
+            f"{metadata.path}: general.architecture: expected one of {', '.join(sorted(ARCHITECTURES))}, got"
             f" {str(repr(metadata.architecture))[:80]};"
             f" {remedy or nearest(name, FAMILIES) or 'npllm computes no other'}"
         )

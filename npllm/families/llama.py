@@ -111,15 +111,9 @@ def final_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> 
 
 def gguf_keys(m: Metadata) -> dict[str, Any]:
     """The keys for architecture "llama", which Mistral's files also have: those with a sliding window."""
-    keys = metadata.common(m, m.tensors)
-    metadata.whole_heads_rotate(m, keys["head_dim"])
     window = m.get("attention.sliding_window", 0)
-    biases = {
-        "attention_bias": "blk.0.attn_q.bias" in m.tensors or "blk.0.attn_qkv.bias" in m.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in m.tensors,
-    }
-    model = {"model_type": "mistral", "sliding_window": window} if window else {"model_type": "llama"} | biases
-    return model | keys
+    keys = metadata.decoder(m, "mistral" if window else "llama")
+    return keys | ({"sliding_window": window} if window else {})
 
 
 def rms_norm_text(config: Config) -> str:

@@ -24,13 +24,18 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("rope.freq_base_swa", "rope.dimension_count_swa", "rope.dimension_sections"), ()),
     **dict.fromkeys(("attention.key_length_swa", "attention.value_length_swa"), ()),
 }
-# Keys that do not affect the computation, or only together with a refused one (YaRN's, experts').
+# Keys that do not affect the computation, or only together with a refused one (experts').
 HARMLESS = (
     *("vocab_size", "tensor_data_layout", "pooling_type", "expert_used_count", "expert_feed_forward_length"),
-    *("rope.scaling.finetuned", "rope.scaling.original_context_length", "rope.scaling.yarn_ext_factor"),
-    *("rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
-    *("rope.scaling.yarn_log_multiplier", "attention.layer_norm_epsilon"),
+    *("rope.scaling.finetuned", "rope.scaling.original_context_length", "attention.layer_norm_epsilon"),
+    *("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_log_multiplier"),
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 )
+# Keys that change YaRN, with the values that do not; without YaRN they affect nothing.
+YARN: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"), (None, -1.0, 1.0)),
+    "rope.scaling.yarn_log_multiplier": (None, 0.0),
+}
 
 
 class Metadata:
@@ -121,6 +126,17 @@ def common(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
     }
 
 
+def decoder(metadata: Metadata, model_type: str) -> dict[str, Any]:
+    """The keys of config.json for a family whose metadata are the common ones, and whose heads rotate as a whole."""
+    keys = common(metadata, metadata.tensors)
+    whole_heads_rotate(metadata, keys["head_dim"])
+    biases = {
+        "attention_bias": "blk.0.attn_q.bias" in metadata.tensors or "blk.0.attn_qkv.bias" in metadata.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in metadata.tensors,
+    }
+    return {"model_type": model_type} | keys | biases
+
+
 def whole_heads_rotate(metadata: Metadata, head_dim: int) -> None:
     """Refuse a file that rotates only a part of each head."""
     if metadata.count("rope.dimension_count", head_dim) != head_dim:
@@ -128,14 +144,28 @@ def whole_heads_rotate(metadata: Metadata, head_dim: int) -> None:
 
 
 def rope_scaling(metadata: Metadata) -> dict[str, Any] | None:
-    """The scaling of positions in the metadata; None without one. Only linear scaling is computed.
+    """The scaling of positions in the metadata: linear or YaRN; None without one.
 
     LongRoPE is in the tensors, whatever the type says: see `phi3.gguf_keys`.
     """
     m = metadata
     kind = m.get("rope.scaling.type", "linear")
     longrope = kind == "longrope" and "rope_factors_long.weight" in m.tensors
-    if kind not in ("none", "linear") and not longrope:
-        raise m.refusal("rope.scaling.type", "none or linear, because npllm does not compute it")
+    if kind not in ("none", "linear", "yarn") and not longrope:
+        raise m.refusal("rope.scaling.type", "none, linear or yarn, because npllm computes no other")
     factor = m.number("rope.scaling.factor", m.number("rope.scale_linear", 1.0))
-    return None if kind != "linear" or factor in (0, 1) else {"rope_type": "linear", "factor": factor}
+    more = yarn(m) if kind == "yarn" else {}
+    return None if kind not in ("linear", "yarn") or factor in (0, 1) else {"rope_type": kind, "factor": factor} | more
+
+
+def yarn(metadata: Metadata) -> dict[str, Any]:
+    """YaRN's keys, except for its factor. llama.cpp ignores the betas of most architectures; transformers does not."""
+    m = metadata
+    for key, allowed in YARN.items():
+        if m.get(key) not in allowed:
+            raise m.refusal(key, f"{allowed[-1]}, because npllm does not compute it")
+    keys = {"original_max_position_embeddings": m.get("rope.scaling.original_context_length", m.get("context_length"))}
+    for beta in ("beta_fast", "beta_slow"):
+        if m.get(f"rope.scaling.yarn_{beta}") is not None:
+            keys[beta] = m.number(f"rope.scaling.yarn_{beta}")
+    return keys

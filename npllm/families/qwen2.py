@@ -3,12 +3,14 @@
 Source: Yang et al. 2024, "Qwen2 technical report"; https://huggingface.co/docs/transformers/model_doc/qwen2
 """
 
+from functools import partial
 from typing import Any
 
 from ..config import Config
-from . import common
+from . import common, metadata
+from .family import Gguf
 from .keys import Keys
-from .llama import ALLOWED, LLAMA, score_bias
+from .llama import ALLOWED, GGUF_NAMES, LLAMA, score_bias
 
 
 def read_config(keys: Keys) -> Config:
@@ -49,5 +51,5 @@ QWEN2 = LLAMA._replace(
     read_config=read_config,
     harmless=["attention_bias", "mlp_bias"],  # transformers' Qwen2 has fixed biases, whatever these say
     biases=biases,
-    gguf=None,
+    gguf=Gguf("qwen2", partial(metadata.decoder, model_type="qwen2"), GGUF_NAMES),
 )

@@ -7,6 +7,7 @@ https://huggingface.co/docs/transformers/model_doc/qwen3
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from .. import model
@@ -20,8 +21,8 @@ from ..norm import rms_norm
 from ..rope import apply_rope
 from ..shapes import Weights
 from ..tap import Tap, under, untapped
-from . import common, llama
-from .family import Rows, Tapped, Work
+from . import common, llama, metadata
+from .family import Gguf, Rows, Tapped, Work
 from .keys import Keys
 from .llama import LLAMA
 from .qwen2 import windowed
@@ -144,6 +145,7 @@ def work(config: Config, layer: int, weights: Qwen3BlockWeights, T: int, S: int)
     return [*parts[:at], q_norm, k_norm, *parts[at:]]
 
 
+GGUF_NORMS = {"q_norm": "blk.*.attn_q_norm", "k_norm": "blk.*.attn_k_norm"}
 NORMED = 'tap("q_normed"', 'tap("k_normed"'
 PARTS = llama.PARTS | {
     "attention.q_normed": Tapped("each query scaled to the same length", "N T H", self_attention, NORMED[0], "3-30"),
@@ -170,5 +172,5 @@ QWEN3 = LLAMA._replace(
     parts=PARTS,
     work=work,
     traced=llama.TRACED | {f"layers.*.attention.{one}_normed": f"model.layers.*.self_attn.{one}_norm" for one in "qk"},
-    gguf=None,
+    gguf=Gguf("qwen3", partial(metadata.decoder, model_type="qwen3"), llama.GGUF_NAMES | GGUF_NORMS),
 )
