@@ -207,9 +207,9 @@ def test_linear_scaling(tmp_path):
 
 
 def test_yarn(tmp_path):
-    keys = {"type": "yarn", "factor": 4.0, "original_context_length": 32, "yarn_beta_fast": 8.0, "yarn_ext_factor": 1.0}
+    keys = {"type": "yarn", "factor": 4.0, "original_context_length": 32, "yarn_beta_slow": 0.1, "yarn_ext_factor": 1.0}
     metadata = {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
-    expected = {"factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 8.0}
+    expected = {"factor": 4.0, "original_max_position_embeddings": 32, "beta_slow": 0.1}
     assert config_of(tmp_path, metadata=metadata).rope_scaling == yarn(expected, 10000.0, 8)
     metadata |= {"llama.rope.scaling.factor": 1.0}
     assert config_of(tmp_path, metadata=metadata).rope_scaling is None
