@@ -8,6 +8,7 @@
        [F D] any output width                                     L  layers (Transformer blocks)
     V  vocabulary size                                            ...  leading axes: none, or [B] for a batch
     NH  N·H: the heads concatenated                               W  the window of sliding-window attention, in tokens
+    E  experts of a block                                         A  active experts of a token
 
 Logits are the chapter's scores for the next token, before the softmax turns them into probabilities. The residual
 stream is a token's vector on its path through the blocks; each layer adds to it.

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 
+from npllm.checkpoint.plan import expert_count
 from npllm.families import FAMILIES, family_of, read_config
+from npllm.families.experts import ExpertWeights
 from npllm.lm import LM
 from npllm.shapes import Weights
 
@@ -25,6 +27,7 @@ KEYS = {
     "llama": SMALL | {"attention_bias": True, "mlp_bias": True},
     "mistral": SMALL | {"sliding_window": 3},
     "ministral": SMALL | {"sliding_window": 3, "layer_types": ["full_attention", "sliding_attention"] * 2},
+    "mixtral": SMALL | {"sliding_window": 3, "num_local_experts": 5, "num_experts_per_tok": 2},
     "qwen2": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
     "qwen3": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "attention_bias": True},
     "olmo2": SMALL | {"attention_bias": True},
@@ -58,13 +61,31 @@ def random_lm(name: str, seed: int = 0, **keys) -> LM:
         weights = {ours: weight(*shapes[ours]) for ours in names}
         return weights | {f"{ours}_bias": 0.3 * weight(shapes[ours][0], 1)[:, 0] for ours in names if ours in biased}
 
-    layers = tuple(family.block_weights(**some(sorted(in_blocks))) for _ in range(config.num_hidden_layers))
+    def expert():
+        inside = some(sorted(ours for ours in in_blocks if ours.startswith("experts.")))
+        return ExpertWeights(**{ours.removeprefix("experts."): weight for ours, weight in inside.items()})
+
+    def block():
+        weights = some(sorted(ours for ours in in_blocks if not ours.startswith("experts.")))
+        experts = {"experts": tuple(expert() for _ in range(expert_count(config)))} if expert_count(config) else {}
+        return family.block_weights(**weights, **experts)
+
+    layers = tuple(block() for _ in range(config.num_hidden_layers))
     outside = some(sorted(shapes.keys() - in_blocks))
     outside["embed_tokens"] *= np.float32(math.sqrt(config.hidden_size))
     if config.tie_word_embeddings:
         outside["lm_head"] = outside["embed_tokens"]
     weights = Weights(**{name: outside.get(name) for name in Weights._fields} | {"layers": layers})
     return LM(config, weights, None, {}, family.transform, family.lm_head)
+
+
+def weight_names(family):
+    """The names of a block's weights without biases, "experts.down_proj" for those of its experts."""
+    fields = [*family.block_weights._fields]
+    if "experts" in fields:
+        fields.remove("experts")
+        fields += [f"experts.{field}" for field in ExpertWeights._fields]
+    return {field for field in fields if not field.endswith("_bias")}
 
 
 NAMES = sorted(FAMILIES)

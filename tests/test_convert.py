@@ -38,9 +38,8 @@ load = package.load
 
 
 def flat(weights):
-    """All weights, including those of the blocks."""
-    outside = [value for name, value in weights._asdict().items() if name != "layers"]
-    return [*outside, *(value for block in weights.layers for value in block)]
+    """All weights, including those of the blocks and their experts."""
+    return [part for value in weights for part in (flat(value) if isinstance(value, tuple) else [value])]
 
 
 def assert_same_weights(got, expected):

@@ -45,7 +45,7 @@ def test_it_has_a_tiny_model_here(name):
 def test_the_record_is_whole(name):
     family, config = FAMILIES[name], families.random_lm(name).config
     shapes = family.shapes(config)
-    fields = {field for field in family.block_weights._fields if not field.endswith("_bias")}
+    fields = families.weight_names(family)
     in_blocks = {ours for ours in shapes if "*" in family.names[ours]}
     assert in_blocks == fields
     assert {*family.biases(config)} <= shapes.keys()
@@ -79,6 +79,16 @@ def test_it_is_the_same_on_every_library(name, lib: Library):
     assert_close("logits", to_host(got), expected)
 
 
+def changes(weight):
+    """A weight of a block, larger; of experts first the one weight of all of them, then the next."""
+    if not isinstance(weight, tuple):
+        yield 1.5 * weight
+        return
+    for field, inside in weight[0]._asdict().items():
+        if inside is not None:
+            yield tuple(expert._replace(**{field: 1.5 * getattr(expert, field)}) for expert in weight)
+
+
 @each_family
 def test_every_weight_counts(name):
     """No weight is loaded but ignored."""
@@ -87,9 +97,10 @@ def test_every_weight_counts(name):
     layer = lm.weights.layers[2]
     for field, weight in layer._asdict().items():
         if weight is not None:
-            layers = (*lm.weights.layers[:2], layer._replace(**{field: 1.5 * weight}), lm.weights.layers[3])
-            got, _ = npllm.forward(IDS, lm._replace(weights=lm.weights._replace(layers=layers)))
-            assert np.any(got != expected), field
+            for change in changes(weight):
+                layers = (*lm.weights.layers[:2], layer._replace(**{field: change}), lm.weights.layers[3])
+                got, _ = npllm.forward(IDS, lm._replace(weights=lm.weights._replace(layers=layers)))
+                assert np.any(got != expected), field
 
 
 @each_family
@@ -101,6 +112,7 @@ def test_every_value_is_explained_traced_and_on_the_page(name):
     sizes = {"T": len(IDS), "S": len(IDS), "D": lm.config.hidden_size, "H": lm.config.head_dim}
     sizes |= {"N": lm.config.num_attention_heads, "K": lm.config.num_key_value_heads}
     sizes |= {"F": lm.config.intermediate_size, "V": lm.config.vocab_size}
+    sizes |= {"E": getattr(lm.config, "num_experts", 0), "A": getattr(lm.config, "num_experts_per_tok", 0)}
     for value, array in seen.items():
         what = part(lm.config, value)
         assert array.shape == tuple(sizes[letter] for letter in what.shape.split()), value
@@ -111,12 +123,17 @@ def test_every_value_is_explained_traced_and_on_the_page(name):
     assert traced == {value for value in computed if not value.endswith(by_attention)}
 
 
+def halved(array):
+    """Half of each element; of experts' numbers, the next lower one."""
+    return 0.5 * array if array.dtype.kind == "f" else np.maximum(array - 1, 0)
+
+
 @each_family
 def test_every_value_can_be_patched(name):
     lm = families.random_lm(name)
     expected, _ = npllm.forward(IDS, lm)
     for value in values_of(lm):
-        changed, _ = npllm.forward(IDS, lm, tap=npllm.patch({value: lambda array: 0.5 * array}))
+        changed, _ = npllm.forward(IDS, lm, tap=npllm.patch({value: halved}))
         assert np.any(changed != expected), value
 
 

@@ -17,7 +17,9 @@ from npllm import sampling
 from npllm.cache import empty_cache
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
-CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3"]
+CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "mixtral"]
+
+EXPERTS = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "olmoe": "num_experts"}
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +92,11 @@ def random_config_keys(model_type, rng):
         keys["sliding_window"] = window
     if model_type in ("llama", "smollm3"):
         keys |= {"attention_bias": pick(True, False), "mlp_bias": pick(True, False)}
-    if model_type == "mistral":
+    if model_type in ("mistral", "mixtral"):
         keys["sliding_window"] = pick(None, window)
+    if model_type in EXPERTS:
+        count = pick(1, 3, 5)
+        keys |= {EXPERTS[model_type]: count, "num_experts_per_tok": int(rng.integers(1, count + 1))}
     if model_type in ("qwen2", "qwen3"):
         first = int(rng.integers(0, 4))
         keys |= {"use_sliding_window": pick(True, False), "sliding_window": window, "max_window_layers": first}
@@ -118,7 +123,7 @@ def test_random_model_agrees_with_transformers(transformers, golden, tmp_path, m
         file = tmp_path / "config.json"
         golden.write_json(file, golden.as_published(json.loads(file.read_text())))
     # Load from the files: casting a model to 16 bits and back also rounds its RoPE frequencies.
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **golden.EAGER)
 
     lm = npllm.load(tmp_path)
     ids = rng.integers(0, config.vocab_size, rng.integers(1, 25)).tolist()

@@ -20,9 +20,13 @@ TOP_LOGIT = 1e-3
 def assert_close(name, got, expected, where=None):
     """Raise AssertionError with the worst element unless got is expected, within the tolerance of got's dtype.
 
-    `where` (broadcast to the values' shape) selects what to compare. NaN or infinity on either side never passes.
+    `where` (broadcast to the values' shape) selects what to compare. NaN or infinity on either side never passes, nor
+    does any difference of integers.
     """
     got, expected = np.asarray(got), np.asarray(expected)
+    if got.dtype.kind == "i":
+        np.testing.assert_array_equal(got, expected, err_msg=name)
+        return
     assert got.shape == expected.shape, f"{name}: expected shape {expected.shape}, got {got.shape}"
     eps = float(np.finfo(got.dtype).eps)
     chosen = np.ones(got.shape, dtype=bool) if where is None else np.broadcast_to(where, got.shape)

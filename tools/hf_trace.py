@@ -25,6 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from npllm.families import FAMILIES
 
+# Plain implementations: this attention has all scores, and this mixture takes experts of any width.
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 HEADS = ("q", "k", "v", "q_normed", "k_normed")  # values of attention that are split into heads
 
 
@@ -57,10 +59,17 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
             of_heads = ".attention." in name and leaf in HEADS
             keep(name, part.reshape(*part.shape[:2], -1, head_dim).transpose(1, 2) if of_heads else part)
 
+    def keep_one(names: Sequence[str], outputs: tuple[torch.Tensor, ...], index: int) -> None:
+        """Record one output of a module that has several, and no batch axis: a router."""
+        keep_output(names, outputs[index][None])
+
     for path, names in modules(model).items():
+        path, _, index = path.removesuffix("]").partition("[")
         module = model.get_submodule(path.removeprefix(">"))
         if path.startswith(">"):
             hook = module.register_forward_pre_hook(lambda _, args, names=names: keep(names[0], args[0]))
+        elif index:
+            hook = module.register_forward_hook(lambda *got, names=names, at=int(index): keep_one(names, got[-1], at))
         else:
             hook = module.register_forward_hook(lambda _, args, output, names=names: keep_output(names, output))
         handles.append(hook)
@@ -133,7 +142,7 @@ def main() -> None:
         ids = [int(token) for token in args.ids.split(",")]
     else:
         ids = AutoTokenizer.from_pretrained(args.model)(args.prompt).input_ids
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, **EAGER)
     values = trace(model, ids)
     save_file(values, args.output, metadata(list(values), ids, args.model))
     print(f"{args.output}: {len(values)} values of {len(ids)} tokens")

@@ -40,6 +40,8 @@ from ..devices.device import free_bytes, to_host
 from ..devices.dtypes import dtype_like
 from ..devices.memory import check_memory, peak_bytes, read_numbers
 from ..errors import UsageError
+from ..families import family_of
+from ..families.work import arrays_in, read_by
 from ..inspect.cost import costs, total
 from ..lm import LM
 from ..loop import steps
@@ -176,11 +178,8 @@ def decode_row(lm: LM, seconds: Sequence[float], read: Read, bandwidth: float) -
 
 def sizes(lm: LM) -> dict[str, Any]:
     """The number of parameters, and their bytes in memory by storage dtype; each matrix is counted once."""
-    w = lm.weights
     # By identity, because with tied embeddings the LM head is the embedding matrix.
-    arrays = {
-        id(array): array for group in (*w.layers, w._replace(layers=())) for array in group if hasattr(array, "nbytes")
-    }
+    arrays = {id(array): array for array in arrays_in(lm.weights)}
     storages: dict[str, int] = {}
     for array in arrays.values():
         storages[str(array.dtype)] = storages.get(str(array.dtype), 0) + array.nbytes
@@ -205,13 +204,13 @@ def prefill(lm: LM, ids: Sequence[int], clock: Clock = time.perf_counter) -> flo
 def product_flops(lm: LM, tokens: int) -> int:
     """The FLOPs of the matrix products in a prefill, two for each multiply-add.
 
-    They are every weight matrix of the blocks for every token, the LM head for the last token, and in attention two
-    products for each pair of a query and a key that it can see.
+    They are every weight matrix of the blocks for every token (of the experts only the chosen ones), the LM head for
+    the last token, and in attention two products for each pair of a query and a key that it can see.
     """
     c, w = lm.config, lm.weights
-    matrices = sum(
-        prod(array.shape) for block in w.layers for array in block if array is not None and len(array.shape) == 2
-    )
+    parts = [(part, block) for i, block in enumerate(w.layers) for part in family_of(c).work(c, i, block, 1, 1)]
+    arrays = [array for part, block in parts for array in read_by(part, block)]
+    matrices = sum(prod(array.shape) for array in arrays if len(array.shape) == 2)
     windows = [c.window(layer) or tokens for layer in range(c.num_hidden_layers)]
     pairs = sum(min(seen, window) for window in windows for seen in range(1, tokens + 1))
     width = c.num_attention_heads * c.head_dim
@@ -224,7 +223,7 @@ def bare_matmul(lm: LM, tokens: int, flops: int, clock: Clock = time.perf_counte
     It repeatedly multiplies [tokens, D] by a matrix of the shape of a block's largest.
     """
     xp = array_namespace(lm.weights.norm)
-    height, width = max((array.shape for array in lm.weights.layers[0] if array is not None), key=prod)
+    height, width = max((array.shape for array in arrays_in(lm.weights.layers[0])), key=prod)
     place = device(lm.weights.norm)
     x, matrix = (xp.ones(shape, dtype=xp.float32, device=place) for shape in ((tokens, width), (height, width)))
     one = 2 * tokens * height * width

@@ -13,6 +13,8 @@ from ..cuda.gpu import on_gpu
 from ..devices.device import Device, pick
 from ..errors import NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
 from ..families import family_of, read_config
+from ..families.experts import ExpertWeights
+from ..families.family import Gguf
 from ..lm import LM
 from ..shapes import Weights
 from ..storage.json_file import read_json
@@ -27,7 +29,7 @@ from .gguf_parts import read_gguf_model
 from .gguf_tokenizer import tokenizer_from_gguf
 from .hub import find
 from .narrow import HALVES, QUANTIZED
-from .plan import Part, biases_found, plan
+from .plan import Part, biases_found, cut_experts, expert_count, plan
 from .quantized import joined
 from .weights import read_weights
 
@@ -150,12 +152,14 @@ def open_files(path: Path) -> Files:
         generation = path / "generation_config.json"
         generation_config = read_json(generation) if generation.exists() else {}
         tensors = joined(keys, read_folder(path), str(path / "config.json"))
+        tensors = cut_experts(config, tensors, family_of(config).names)
         plans = plan_folder(config, tensors, path)
         tokenizer = tokenizer_from_folder(path) if (path / "tokenizer.json").exists() else None
     else:
         metadata, tensors = read_gguf_model(path)
         keys, generation_config = metadata, {}
         config = read_gguf_config(path, metadata, tensors)
+        tensors = cut_experts(config, tensors, gguf_of(config).names)
         plans = plan_gguf(config, tensors, path)
         tokenizer = tokenizer_from_gguf(metadata)
     if tokenizer is not None:
@@ -171,17 +175,34 @@ def plan_folder(config: Config, tensors: Mapping[str, Stored], where: Path) -> d
 
 def plan_gguf(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, list[Part]]:
     """The parts of each weight in a .gguf file."""
-    family = family_of(config)
-    assert family.gguf is not None  # or its metadata would have been refused
-    names, interleaved = family.gguf.names, family.gguf.interleaved
-    return plan(config, family, tensors, names, biases_found(names, tensors), where, interleaved)
+    names, interleaved = gguf_of(config).names, gguf_of(config).interleaved
+    return plan(config, family_of(config), tensors, names, biases_found(names, tensors), where, interleaved)
+
+
+def gguf_of(config: Config) -> Gguf:
+    """How the family of a model is stored in .gguf files."""
+    gguf = family_of(config).gguf
+    assert gguf is not None  # or the file's metadata would have been refused
+    return gguf
 
 
 def assembled(config: Config, arrays: Mapping[str, Any]) -> Weights:
     """The weights by name, as the tuples that a pass takes."""
     block_weights: Any = family_of(config).block_weights
+
+    def below(prefix: str, fields: Sequence[str]) -> dict[str, Any]:
+        return {field: arrays.get(f"{prefix}.{field}") for field in fields}
+
+    def experts(prefix: str) -> tuple[ExpertWeights, ...]:
+        return tuple(
+            ExpertWeights(**below(f"{prefix}.{i}", ExpertWeights._fields)) for i in range(expert_count(config))
+        )
+
     layers = tuple(
-        block_weights(**{field: arrays.get(f"layers.{layer}.{field}") for field in block_weights._fields})
+        block_weights(
+            **below(f"layers.{layer}", block_weights._fields)
+            | ({"experts": experts(f"layers.{layer}.experts")} if "experts" in block_weights._fields else {})
+        )
         for layer in range(config.num_hidden_layers)
     )
     head = arrays.get("lm_head", None if "score" in arrays else arrays["embed_tokens"])

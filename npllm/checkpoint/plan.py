@@ -13,9 +13,10 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ModelFileError
+from ..families.experts import ExpertsConfig
 from ..families.family import Family
 from ..storage.own_format import OWN_FORMATS
-from ..storage.stored import FORMATS, Stored, read_rows
+from ..storage.stored import FORMATS, Stored, one_of, read_rows
 
 
 class Part(NamedTuple):
@@ -40,10 +41,13 @@ def plan(
 ) -> dict[str, list[Part]]:
     """The parts of each weight: {"embed_tokens": [Part], "layers.0.qkv_proj": [Part, Part, Part], ...}.
 
+    An expert's weight is called "layers.0.experts.5.down_proj".
+
     Parameters
     ----------
+    tensors : those of the files; a tensor of all experts must be cut, see `cut_experts`
     names : our name of a weight -> its names in the files: the parts in row order, alternatives separated by bars; * is
-        the layer's index
+        the layer's index, and # the expert's
     biased : the weights that have a bias
     where : the file or folder, for messages
     interleaved : weights with q and k rows in which RoPE's pairs are neighbours
@@ -57,11 +61,16 @@ def plan(
     shapes = family.shapes(config)
     spelling = {ours: spelling_of(names[ours], tensors) for ours in shapes}
     in_blocks = [ours for ours in shapes if "*" in spelling[ours][0]]
-    places = [(ours, ours, 0) for ours in shapes if ours not in in_blocks]
-    places += [(f"layers.{i}.{ours}", ours, i) for i in range(config.num_hidden_layers) for ours in in_blocks]
-    for place, ours, layer in places:
+    places = [(ours, ours, 0, 0) for ours in shapes if ours not in in_blocks]
+    places += [
+        (f"layers.{i}.{ours.replace('experts.', f'experts.{expert}.')}", ours, i, expert)
+        for i in range(config.num_hidden_layers)
+        for ours in in_blocks
+        for expert in range(expert_count(config) if ours.startswith("experts.") else 1)
+    ]
+    for place, ours, layer, expert in places:
         rows, columns = shapes[ours]
-        files = [name.replace("*", str(layer)) for name in spelling[ours]]
+        files = [name.replace("*", str(layer)).replace("#", str(expert)) for name in spelling[ours]]
         turned = turned_heads(config, len(files)) if ours in interleaved else [0] * len(rows)
         rows = rows if len(files) > 1 else [sum(rows)]
         matrices = [(count,) if columns is None else (count, columns) for count in rows]
@@ -75,6 +84,36 @@ def plan(
         tensors = {name: stored for name, stored in tensors.items() if name != head}
     check(plans, tensors, [*family.not_needed, *later_layers(config, tensors, names)], where)
     return plans
+
+
+def expert_count(config: Config) -> int:
+    """The number of experts in each block; 0 in a family without."""
+    return config.num_experts if isinstance(config, ExpertsConfig) else 0
+
+
+def cut_experts(config: Config, tensors: Mapping[str, Stored], names: Mapping[str, str]) -> dict[str, Stored]:
+    """The tensors of a file, with each expert's part of a tensor [E, F, D] as a tensor of its own. Nothing is read.
+
+    Its name is that in `names` without "#.": "blk.3.ffn_up_exps.weight" becomes "blk.3.ffn_up_exps.0.weight" and so on
+    if a name is "blk.*.ffn_up_exps.#".
+    """
+    experts, cut = expert_count(config), dict(tensors)
+    patterns = [
+        re.compile(re.escape(name).replace(r"\*", r"(\d{1,9})").replace(r"\.\#", "()") + r"\.(weight|bias)")
+        for name in sorted({name for spellings in names.values() for name in spellings.split() if "#" in name})
+    ]
+    for name, stored in tensors.items():
+        for match in filter(None, (pattern.fullmatch(name) for pattern in patterns)):
+            axes = 3 if match[3] == "weight" else 2
+            if (
+                stored.shape[:1] == (experts,)
+                and len(stored.shape) == axes
+                and int(match[1]) < config.num_hidden_layers
+            ):
+                del cut[name]
+                before, after = name[: match.start(2)], name[match.start(2) :]
+                cut |= {f"{before}.{expert}{after}": one_of(stored, expert) for expert in range(experts)}
+    return cut
 
 
 def stacked(
@@ -101,11 +140,11 @@ def transposed(part: Part, tensors: Mapping[str, Stored]) -> Part:
 
 
 def spelling_of(spellings: str, tensors: Mapping[str, Stored]) -> list[str]:
-    """The names of a weight's parts, separate or fused: whichever the first layer has (most of)."""
+    """The names of a weight's parts, separate or fused: whichever the first layer (and expert) has (most of)."""
     candidates = [spelling.split() for spelling in spellings.split(" | ")]
 
     def found(names: list[str]) -> tuple[bool, int]:
-        count = sum(f"{name.replace('*', '0')}.weight" in tensors for name in names)
+        count = sum(f"{name.replace('*', '0').replace('#', '0')}.weight" in tensors for name in names)
         return count == len(names), count
 
     return max(candidates, key=found)
@@ -117,14 +156,16 @@ def biases_found(names: Mapping[str, str], tensors: Mapping[str, Stored]) -> set
 
 
 def first_layer(spellings: str) -> list[str]:
-    """All names of a weight in the first layer."""
-    return [name for name in spellings.replace("*", "0").split() if name != "|"]
+    """All names of a weight in the first layer, and of its first expert."""
+    return [name for name in spellings.replace("*", "0").replace("#", "0").split() if name != "|"]
 
 
 def later_layers(config: Config, tensors: Mapping[str, Stored], names: Mapping[str, str]) -> list[str]:
     """The tensors of blocks beyond `num_hidden_layers`: a config may use fewer blocks than the file has."""
     patterns = [
-        re.compile(re.escape(name).replace(r"\*", r"(\d{1,9})") + r"\.(weight|bias)")
+        re.compile(
+            re.escape(name).replace(r"\*", r"(\d{1,9})").replace(r"\.\#", r"(?:\.\d{1,9})?") + r"\.(weight|bias)"
+        )
         for spellings in names.values()
         for name in spellings.split()
         if "*" in name

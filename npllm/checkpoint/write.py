@@ -7,6 +7,7 @@ A model in 8 or 4 bits loads without being quantized again. npllm keeps no hidde
 converted folder serves as one.
 """
 
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -155,11 +156,14 @@ def hugging_face_names(ours: str, parts: int, names: Mapping[str, str]) -> list[
     >>> hugging_face_names("layers.3.gate_up_proj", 2, FAMILIES["llama"].names)
     ['model.layers.3.mlp.gate_proj.weight', 'model.layers.3.mlp.up_proj.weight']
     """
-    *where, leaf = ours.split(".")
-    kind = "bias" if leaf.endswith("_bias") else "weight"
-    spellings = [spelling.split() for spelling in names[leaf.removesuffix("_bias")].split(" | ")]
+    numbers = re.findall(r"(?<=\.)\d+(?=\.)", ours)  # of the layer, and of the expert
+    plain = re.sub(r"^layers\.\d+\.|(?<=experts\.)\d+\.", "", ours)
+    kind = "bias" if plain.endswith("_bias") else "weight"
+    spellings = [spelling.split() for spelling in names[plain.removesuffix("_bias")].split(" | ")]
     spelling = next(spelling for spelling in spellings if len(spelling) == parts)
-    return [f"{name.replace('*', where[-1] if where else '')}.{kind}" for name in spelling]
+    for mark, number in zip("*#", numbers, strict=False):
+        spelling = [name.replace(mark, number) for name in spelling]
+    return [f"{name}.{kind}" for name in spelling]
 
 
 def described(files: Files, path: Path, dtype: str) -> tuple[dict[str, Any], dict[str, str | bytes]]:

@@ -10,6 +10,7 @@ from ..arrays import Array, Weight
 from ..cache import kv_cache_bytes
 from ..devices.memory import format_bytes
 from ..families import family_of
+from ..families.work import arrays_in, named
 from ..lm import LM
 from ..shapes import Weights
 from . import options, report
@@ -66,9 +67,7 @@ def structure(lm: LM) -> list[str]:
         for text, count, dtype, size in rows
     ]
 
-    of_blocks = [array for block in weights.layers for array in block]
-    outside = [getattr(weights, name) for name in weights._fields if name != "layers"]
-    _, count, dtype, size = row("", *{id(array): array for array in (*of_blocks, *outside)}.values())
+    _, count, dtype, size = row("", *{id(array): array for array in arrays_in(weights)}.values())
     context, per_token = config.max_position_embeddings, kv_cache_bytes(config, 1)
     return [
         *lines,
@@ -99,9 +98,10 @@ def block_rows(weights: Any, structure: Sequence[tuple[str, str]]) -> list[Row]:
     """
     rows = []
     for text, name in structure:
-        weight, bias = getattr(weights, name or "", None), getattr(weights, f"{name}_bias", None)
-        line = f"{text.removesuffix('Linear')}{linear(weight, bias)}" if text.endswith(": Linear") else text
-        rows.append(row(line, weight, bias))
+        matrices, biases = named(weights, name), named(weights, f"{name}_bias")  # several, if the experts have them
+        completed = text.endswith(": Linear")
+        line = f"{text.removesuffix('Linear')}{linear(matrices[0], *biases[:1])}" if completed else text
+        rows.append(row(line, *matrices, *biases))
     return rows
 
 

@@ -11,6 +11,8 @@ nearest      of families that are not computed: which is most like them
 llama        Llama, and what its descendants share
 phi3         Phi-3, the chapter's model
 mistral      a sliding window
+experts      several networks in a block, of which each token passes through a few
+mixtral      Mistral with experts
 qwen2        biases on queries, keys and values
 qwen3        a norm on each head's queries and keys
 olmo2        norms after the layers; a norm on all queries and all keys
@@ -30,6 +32,7 @@ from .keys import Keys
 from .llama import LLAMA
 from .metadata import Metadata
 from .mistral import MISTRAL
+from .mixtral import MIXTRAL
 from .nearest import bare, nearest
 from .olmo2 import OLMO2
 from .phi3 import PHI3
@@ -37,7 +40,7 @@ from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .smollm3 import SMOLLM3
 
-ALL = (PHI3, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, SMOLLM3, GPT2)
+ALL = (PHI3, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, OLMO2, SMOLLM3, GPT2)
 # The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama": of two
 # families with one architecture the first in ALL reads the metadata, and says which of them it is).
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}

@@ -249,3 +249,11 @@ def windows(layers: int, window: int | None, first: int = 0) -> tuple[str, ...]:
 def layer_types(keys: Keys, layers: int, default: Sequence[str]) -> tuple[str, ...]:
     """The layer types that the file lists, or the default."""
     return keys.strings("layer_types", layers, KINDS) or tuple(default)
+
+
+def same_window(keys: Keys, layers: int, window: int | None) -> tuple[str, ...]:
+    """The layer types of a family with the same window in all layers, or none."""
+    kinds = windows(layers, window)
+    if layer_types(keys, layers, kinds) != kinds:
+        raise keys.refusal("layer_types", f"{kinds[0]} alone", "this family has the same window in all layers")
+    return kinds

@@ -3,8 +3,9 @@
 A family is functions and tables. The first line of its file says after the colon what is special about it; `npllm
 models` prints that. Code outside families/ never checks which family a model belongs to: the record has
 the forward pass, the names of the weights, the descriptions of the tapped values. `names`, `shapes` and the fields of
-`block_weights` use the same names. A family with config keys of its own subclasses `Config`. Kernels run only for the
-chapter's pass with the chapter's weights (cuda/fit.py). CONTRIBUTING.md adds a family step by step.
+`block_weights` use the same names; "experts.down_proj" is a weight that every expert has (families/experts.py). A
+family with config keys of its own subclasses `Config`. Kernels run only for the chapter's pass with the chapter's
+weights (cuda/fit.py). CONTRIBUTING.md adds a family step by step.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,7 +37,8 @@ class Work(NamedTuple):
 
     part: str
     flops: int
-    weights: Sequence[str] = ()  # fields of the block's weights that it reads
+    weights: Sequence[str] = ()  # fields of the block's weights that it reads; "experts.down_proj": one of an expert
+    experts: int | None = None  # the number of experts whose weights it reads
     cached: bool = False  # whether it reads the cached keys, or the cached values
 
 
@@ -59,7 +61,7 @@ class Family(NamedTuple):
     read_config: Callable[[Keys], Config]
     harmless: Collection[str]  # keys of config.json that do not affect the computation, besides common.HARMLESS
     names: Mapping[str, str]  # our name of a weight -> its names in Hugging Face's files, see checkpoint/plan.py
-    shapes: Callable[[Config], Mapping[str, Rows]]  # our name of a weight -> its shape
+    shapes: Callable[[Any], Mapping[str, Rows]]  # our name of a weight -> its shape
     biases: Callable[[Config], Collection[str]]  # the weights that have a bias
     block_weights: type  # the NamedTuple of a block's weights
     transform: Callable[..., Any]  # the forward pass

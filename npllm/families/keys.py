@@ -20,6 +20,8 @@ LARGEST = {
     "head_dim": 2**12,
     "max_position_embeddings": 2**27,
     "num_labels": 2**16,
+    "num_experts": 2**12,
+    "num_local_experts": 2**12,
 }
 POSITIVE = "a positive number (1e-30 to 1e30)"
 MATCH = "check that the file belongs to this model"

@@ -19,6 +19,9 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (0.0,)),
     **dict.fromkeys(("attention.temperature_scale", "attention.output_scale"), (0.0, 1.0)),
     **dict.fromkeys(("expert_count", "interleave_moe_layer_step", "nextn_predict_layers"), (0,)),
+    **dict.fromkeys(("expert_shared_count", "expert_group_count", "leading_dense_block_count"), (0,)),
+    "expert_gating_func": (0, 1),  # unknown, softmax
+    "expert_weights_scale": (0.0, 1.0),
     "use_parallel_residual": (False,),
     **dict.fromkeys(("attention.sliding_window", "attention.sliding_window_pattern"), (0,)),
     **dict.fromkeys(("rope.freq_base_swa", "rope.dimension_count_swa", "rope.dimension_sections"), ()),

@@ -1,10 +1,12 @@
-"""The floating-point operations of a block's parts, for T new tokens among S: the pieces of `Family.work`.
+"""The floating-point operations of a block's parts, for T new tokens among S: the pieces of `Family.work`; its weights.
 
 inspect/cost.py defines what is counted, and sums over the layers.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
+from ..arrays import Array
 from ..config import Config
 from .family import Work
 
@@ -37,3 +39,24 @@ def attention_work(config: Config, weights: Any, T: int, S: int, rotated: bool =
         Work("combine", 2 * T * S * N * H, cached=True),
         linear_work("o_proj", weights, T),
     ]
+
+
+def arrays_in(weights: Any) -> Iterator[Array]:
+    """Every array in the weights of a model or a block, those of its experts included."""
+    for one in weights:
+        if isinstance(one, tuple):
+            yield from arrays_in(one)
+        elif one is not None:
+            yield one
+
+
+def named(block: Any, name: str) -> list[Array]:
+    """The arrays of this name in a block: one or none, or one per expert for a name like "experts.down_proj"."""
+    inside, _, field = name.rpartition(".")
+    owners = block.experts if inside else [block]
+    return [getattr(owner, field) for owner in owners if getattr(owner, field, None) is not None]
+
+
+def read_by(part: Work, block: Any) -> list[Array]:
+    """The arrays that a part of the block reads."""
+    return [array for name in part.weights for array in named(block, name)[: part.experts if "." in name else None]]

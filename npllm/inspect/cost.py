@@ -20,7 +20,8 @@ built once per pass. For T new tokens after P cached ones (S = P + T), in the ch
     lm_head         2 D V for each scored token           its weight
 
 A bias costs one addition per output element, and is read. Each family lists the parts of its own block (`Family.work`):
-GPT-2's has LayerNorm, T (7D + 4), and GELU, 9 T F, but no RoPE. Its positions cost T D. Scores are computed for all
+GPT-2's has LayerNorm, T (7D + 4), and GELU, 9 T F, but no RoPE. Its positions cost T D. Where each token passes
+through a few of a block's experts, at most those that T tokens can choose are read. Scores are computed for all
 T x S pairs, as `attention` does, including those that the mask hides.
 
 Source: "Speeding Up Generation by Caching Keys and Values" (Figure 3-10); Kaplan et al. 2020, "Scaling laws for neural
@@ -33,6 +34,7 @@ from ..arrays import Array, Bool
 from ..cache import kv_cache_bytes
 from ..config import Config
 from ..families import family_of
+from ..families.work import read_by
 from ..flash import visible_tiles
 from ..shapes import Weights
 
@@ -70,10 +72,7 @@ def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int
     for same in zip(
         *(family.work(config, layer, block, T, S) for layer, block in enumerate(weights.layers)), strict=True
     ):
-        read = sum(
-            size(*(getattr(block, name, None) for name in one.weights))
-            for one, block in zip(same, weights.layers, strict=True)
-        )
+        read = sum(size(*read_by(one, block)) for one, block in zip(same, weights.layers, strict=True))
         flops = sum(one.flops for one in same)
         parts.append(Cost(same[0].part, flops, read, cached if same[0].cached else 0))
     norm, biased = family.norm_flops(config, T), weights.lm_head_bias is not None

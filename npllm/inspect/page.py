@@ -49,6 +49,8 @@ LETTERS = {
     "H": "head width",
     "F": "feedforward width",
     "V": "vocabulary",
+    "E": "experts",
+    "A": "active experts of a token",
 }
 
 

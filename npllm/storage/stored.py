@@ -58,6 +58,15 @@ class Stored(NamedTuple):
         return self.shape[-1] if len(self.shape) > 1 else 1
 
 
+def one_of(stored: Stored, index: int) -> Stored:
+    """One of the matrices in a tensor that holds several, [E, F, D]: the same file from a later byte on."""
+    shape, name = stored.shape[1:], f"{stored.name}[{index}]"
+    kind = FORMATS.get(stored.dtype)  # None: it will be refused
+    size = prod(shape) // kind.numbers * kind.bytes if kind else 0
+    scale, minimum = (None if part is None else one_of(part, index) for part in (stored.scale, stored.minimum))
+    return Stored(stored.path, name, stored.dtype, shape, stored.offset + index * size, scale, minimum)
+
+
 class PlainFormat(NamedTuple):
     """Elements of a plain dtype, one after the other."""
 

@@ -63,7 +63,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 sys.path += [str(ROOT / "tests"), str(ROOT / "tools")]
 from bridge import TOP_LOGIT, assert_close, assert_same_ids  # noqa: E402
-from hf_trace import trace  # noqa: E402
+from hf_trace import EAGER, trace  # noqa: E402
 
 PROMPT_LENGTH, NEW_TOKENS = 12, 16
 DEFAULT_NEW_TOKENS = 64
@@ -315,7 +315,7 @@ def make_tiny(name: str, folder: Path) -> None:
     case.change_files(folder)
 
     # Loaded from the files, like npllm, so that both have the same weights and the same config.json.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **EAGER)
     ids = np.random.default_rng(case.seed).integers(3, case.config.vocab_size, PROMPT_LENGTH).tolist()
     [expected] = greedy(model, [ids], NEW_TOKENS)
     if min(expected["gaps"]) < 0.01:
