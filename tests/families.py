@@ -32,6 +32,14 @@ KEYS = {
     "qwen3": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "attention_bias": True},
     "olmo2": SMALL | {"attention_bias": True},
     "smollm3": SMALL | {"use_sliding_window": True, "sliding_window": 3, "no_rope_layer_interval": 2},
+    "granite": SMALL
+    | {
+        "attention_bias": True,
+        "embedding_multiplier": 0.5,
+        "attention_multiplier": 0.6,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 0.4,
+    },
     "gpt2": {
         "vocab_size": 23,
         "n_embd": 16,

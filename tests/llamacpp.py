@@ -115,11 +115,22 @@ def longrope_factors(tensors: Tensors, keys: Keys) -> Tensors:
     return tensors | {name: np.asarray(values) for name, values in factors.items() if values}
 
 
+def granite_keys(keys: Keys) -> dict[str, Any]:
+    """Granite's multipliers."""
+    return {
+        "embedding_scale": float(keys["embedding_multiplier"]),
+        "attention.scale": float(keys["attention_multiplier"]),
+        "residual_scale": float(keys["residual_multiplier"]),
+        "logit_scale": float(keys["logits_scaling"]),
+    }
+
+
 ARCHITECTURES = {  # by config.json's model_type
     "llama": Architecture("llama", tensors=llama_tensors),
     "phi3": Architecture("phi3", phi3_keys, longrope_factors),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
+    "granite": Architecture("granite", granite_keys, llama_tensors),
 }
 
 

@@ -31,6 +31,8 @@ from npllm.checkpoint.gguf_config import read_gguf_config
 from npllm.checkpoint.hub import find
 from npllm.config import RopeScaling
 from npllm.errors import ModelFileError
+from npllm.families import gguf_keys
+from npllm.families.metadata import Metadata
 from npllm.families.scaling import yarn
 
 EXACT = ["F32", "F16", "BF16"]
@@ -220,6 +222,27 @@ def test_yarn(tmp_path):
             config_of(tmp_path, metadata=metadata | {f"llama.rope.scaling.yarn_{name}": 0.5})
 
 
+def granite_keys(**metadata):
+    keys = {"embedding_length": 64, "attention.head_count": 4, "attention.layer_norm_rms_epsilon": 1e-5, **metadata}
+    values = {"general.architecture": "granite"} | {f"granite.{key}": value for key, value in keys.items()}
+    return gguf_keys(Metadata(Path("m.gguf"), values, {"token_embd.weight": (288, 64)}))
+
+
+def test_granites_multipliers_have_llama_cpps_defaults():
+    names = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+    theirs = ("embedding_scale", "attention.scale", "residual_scale", "logit_scale")
+    for metadata in ({}, dict.fromkeys(theirs, 0.0)):
+        assert [granite_keys(**metadata)[name] for name in names] == [1.0, 0.25, 1.0, 1.0]
+    read = granite_keys(**dict(zip(theirs, (12.0, 0.5, 0.25, 8.0), strict=True)))
+    assert [read[name] for name in names] == [12.0, 0.5, 0.25, 8.0]
+
+
+def test_granite_without_rope_is_refused():
+    assert granite_keys(**{"rope.scaling.finetuned": True})["model_type"] == "granite"
+    with pytest.raises(ModelFileError, match=r"rope\.scaling\.finetuned: expected true"):
+        granite_keys(**{"rope.scaling.finetuned": False})
+
+
 def test_rope_factors_of_llama_3(tmp_path):
     factors = np.linspace(1, 32, 8)
     config = config_of(tmp_path, extra={"rope_freqs.weight": factors})
@@ -258,6 +281,7 @@ def refuses(path, *parts):
     [
         ("general.architecture", "mamba", "got 'mamba'; npllm computes no other"),
         ("general.architecture", "mamba", "llama, phi3, qwen2, qwen3"),
+        ("general.architecture", "mamba", "expected one of "),
         ("general.architecture", "phi2", "got 'phi2'; the nearest is phi3; phi2 has attention and network side by"),
         ("general.architecture", "smol-lm3", "npllm reads smollm3 from a folder with config.json and safetensors"),
         ("general.architecture", None, "got None"),

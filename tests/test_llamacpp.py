@@ -25,6 +25,12 @@ LONGROPE = {"rope_type": "longrope", "short_factor": np.linspace(1, 2, 8).tolist
 LONGROPE |= {"long_factor": np.linspace(1.5, 9, 8).tolist()}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LONG = {"sliding_window": None, "max_position_embeddings": 1024, "rope_parameters": ROPE | LONGROPE}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 1.7,
+}
 # Each: model_type, and config keys that show what is special about it. llama.cpp takes LongRoPE's long factors if its
 # context, here 256, is longer than the original one, whatever the text is. It ignores Phi-3's sliding window.
 CASES = {
@@ -42,6 +48,7 @@ CASES = {
     "qwen2": ("qwen2", {}),
     "qwen2-yarn": ("qwen2", {"rope_parameters": ROPE | YARN}),
     "qwen3": ("qwen3", {"head_dim": 32}),
+    "granite": ("granite", MULTIPLIERS | {"attention_bias": True, "tie_word_embeddings": True}),
 }
 
 

@@ -17,7 +17,7 @@ from npllm import sampling
 from npllm.cache import empty_cache
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
-CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "mixtral"]
+CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "mixtral", "granite"]
 
 EXPERTS = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "olmoe": "num_experts"}
 
@@ -90,7 +90,10 @@ def random_config_keys(model_type, rng):
     if model_type == "smollm3":
         keys |= {"no_rope_layers": [pick(0, 1) for _ in range(3)], "use_sliding_window": pick(True, False)}
         keys["sliding_window"] = window
-    if model_type in ("llama", "smollm3"):
+    if model_type == "granite":
+        names = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+        keys |= {name: 10 ** rng.uniform(-0.5, 0.5) for name in names}
+    if model_type in ("llama", "smollm3", "granite"):
         keys |= {"attention_bias": pick(True, False), "mlp_bias": pick(True, False)}
     if model_type in ("mistral", "mixtral"):
         keys["sliding_window"] = pick(None, window)

@@ -49,8 +49,9 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     def keep(name: str, value: torch.Tensor) -> None:
         seen[name] = np.ascontiguousarray(value[0].float().numpy())
 
-    def keep_output(names: Sequence[str], output: torch.Tensor) -> None:
-        """Record a module's output: one value, or several side by side along the last axis."""
+    def keep_output(names: Sequence[str], output: torch.Tensor, factor: float = 1.0) -> None:
+        """Record a module's output times a factor: one value, or several side by side along the last axis."""
+        output = output * factor
         widths = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
         leaves = [name.rsplit(".", 1)[-1] for name in names]
         sizes = [widths.get(leaf, output.shape[-1] // len(names)) for leaf in leaves] if len(names) > 1 else [-1]
@@ -64,14 +65,17 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
         keep_output(names, outputs[index][None])
 
     for path, names in modules(model).items():
+        key, _, path = path.rpartition(" · ")
         path, _, index = path.removesuffix("]").partition("[")
-        module = model.get_submodule(path.removeprefix(">"))
+        module, factor = model.get_submodule(path.removeprefix(">")), getattr(config, key) if key else 1.0
         if path.startswith(">"):
             hook = module.register_forward_pre_hook(lambda _, args, names=names: keep(names[0], args[0]))
         elif index:
             hook = module.register_forward_hook(lambda *got, names=names, at=int(index): keep_one(names, got[-1], at))
         else:
-            hook = module.register_forward_hook(lambda _, args, output, names=names: keep_output(names, output))
+            hook = module.register_forward_hook(
+                lambda _, args, output, names=names, factor=factor: keep_output(names, output, factor)
+            )
         handles.append(hook)
 
     modeling = sys.modules[type(model).__module__]

@@ -17,6 +17,7 @@ qwen2        biases on queries, keys and values
 qwen3        a norm on each head's queries and keys
 olmo2        norms after the layers; a norm on all queries and all keys
 smollm3      no RoPE in every fourth layer
+granite      multipliers of embeddings, scores, layers and logits
 gpt2         absolute positions, LayerNorm, GELU
 """
 
@@ -28,6 +29,7 @@ from ..errors import ModelFileError
 from .common import HARMLESS
 from .family import Family as Family
 from .gpt2 import GPT2
+from .granite import GRANITE
 from .keys import Keys
 from .llama import LLAMA
 from .metadata import Metadata
@@ -40,7 +42,7 @@ from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .smollm3 import SMOLLM3
 
-ALL = (PHI3, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, OLMO2, SMOLLM3, GPT2)
+ALL = (PHI3, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, OLMO2, SMOLLM3, GRANITE, GPT2)
 # The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama": of two
 # families with one architecture the first in ALL reads the metadata, and says which of them it is).
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}

@@ -74,12 +74,16 @@ class Family(NamedTuple):
     # The cost of a block: (config, layer, its weights, T, S). All layers have the same parts; one may cost 0.
     work: Callable[[Any, int, Any, int, int], Sequence[Work]]
     norm_flops: Callable[[Config, int], int]  # of the final norm over T tokens
-    traced: Mapping[str, str]  # a tapped value -> the module of transformers' model with that output (>: that input)
+    # A tapped value -> the module of transformers' model with that output (>MODULE: with that input; KEY · MODULE: with
+    # that output before it is multiplied by a key of the config).
+    traced: Mapping[str, str]
     lm_head: Callable[..., Array] = heads.lm_head
     added: tuple[str, str] = ("attention.output", "feedforward.output")  # what the residual stream gets added
     transposed: Collection[str] = ()  # weights that the files store as [in, out]
     full_scores: bool = False  # its attention changes the scores, so all [N, T, S] exist: it ignores `attention`
     not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
     gguf: Gguf | None = None
+    # The operations on a token's embedding, and on its logits besides the product.
+    outside_flops: Callable[[Any], tuple[int, int]] = lambda _: (0, 0)
     classifiers: Sequence[str] = ("sequence", "token")  # what it can classify in transformers, besides its LM head
     checked: Sequence[str] = ("transformers",)  # what its results were compared with

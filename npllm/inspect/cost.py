@@ -66,7 +66,8 @@ def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int
     def size(*arrays: Any) -> int:
         return sum(array.nbytes for array in arrays if array is not None)
 
-    parts = [Cost("embedding", 0, row_bytes(weights.embed_tokens), 0)]
+    of_embedding, of_logits = family.outside_flops(config)
+    parts = [Cost("embedding", T * of_embedding, row_bytes(weights.embed_tokens), 0)]
     if weights.embed_positions is not None:
         parts.append(Cost("position embedding", T * config.hidden_size, row_bytes(weights.embed_positions), 0))
     for same in zip(
@@ -76,7 +77,7 @@ def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int
         flops = sum(one.flops for one in same)
         parts.append(Cost(same[0].part, flops, read, cached if same[0].cached else 0))
     norm, biased = family.norm_flops(config, T), weights.lm_head_bias is not None
-    head = scored * config.vocab_size * (2 * config.hidden_size + biased)
+    head = scored * (config.vocab_size * (2 * config.hidden_size + biased) + of_logits)
     return [
         *parts,
         Cost("norm", norm, size(weights.norm, weights.norm_bias), 0),
