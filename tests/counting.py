@@ -11,7 +11,8 @@ class Counting(np.ndarray):
 
     flops = 0
     ARITHMETIC = (np.add, np.subtract, np.multiply, np.true_divide, np.exp, np.sqrt, np.tanh)
-    FREE = (np.maximum, np.minimum, np.negative, np.absolute, np.greater, np.not_equal, np.floor_divide)  # of indices
+    FREE = (np.maximum, np.minimum, np.negative, np.absolute, np.greater, np.not_equal, np.isinf)
+    FREE += (np.floor_divide,)  # of indices
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **how):
         def bare(x):

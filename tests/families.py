@@ -24,6 +24,20 @@ SMALL = {
 # The config keys that exercise what is special about each family.
 KEYS = {
     "phi3": SMALL | {"sliding_window": 3, "partial_rotary_factor": 0.5},
+    "phi3small": {
+        key: value for key, value in SMALL.items() if key not in ("intermediate_size", "head_dim", "rope_theta")
+    }
+    | {
+        "hidden_size": 32,
+        "ff_intermediate_size": 12,
+        "blocksparse_block_size": 2,
+        "blocksparse_num_local_blocks": 1,
+        "blocksparse_vert_stride": 3,
+        "gegelu_limit": 1.5,
+        "mup_attn_multiplier": 2.0,
+        "rope_embedding_base": 100.0,
+        "tie_word_embeddings": False,
+    },
     "llama": SMALL | {"attention_bias": True, "mlp_bias": True},
     "mistral": SMALL | {"sliding_window": 3},
     "ministral": SMALL | {"sliding_window": 3, "layer_types": ["full_attention", "sliding_attention"] * 2},

@@ -120,7 +120,9 @@ def test_every_value_is_explained_traced_and_on_the_page(name):
         assert f"`{re.sub(r'^layers[.][0-9]+[.]', 'layers.*.', value)}`" in PAGE, f"docs/taps.md lacks {value}"
     by_attention = ("_rotated", ".scores", ".weights", ".mixed")  # wrapped by tools/hf_trace.py
     traced = {value.removeprefix("layers.*.") for value in family.traced}
-    assert traced == {value for value in computed if not value.endswith(by_attention)}
+    assert "transformers" not in family.checked or traced == {
+        value for value in computed if not value.endswith(by_attention)
+    }
 
 
 def halved(array):

@@ -7,9 +7,12 @@ common       keys that most families share
 scaling      positions in texts longer than in training
 activations  activation functions by name
 work         the cost of a block's parts
+block_sparse  attention to near blocks and some earlier ones
+layer_normed  the pass of models of today with LayerNorm
 nearest      of families that are not computed: which is most like them
 llama        Llama, and what its descendants share
 phi3         Phi-3, the chapter's model
+phi3small    Phi-3-small: block-sparse attention
 mistral      a sliding window
 experts      several networks in a block, of which each token passes through a few
 mixtral      Mistral with experts
@@ -38,11 +41,12 @@ from .mixtral import MIXTRAL
 from .nearest import bare, nearest
 from .olmo2 import OLMO2
 from .phi3 import PHI3
+from .phi3small import PHI3SMALL
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .smollm3 import SMOLLM3
 
-ALL = (PHI3, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, OLMO2, SMOLLM3, GRANITE, GPT2)
+ALL = (PHI3, PHI3SMALL, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, OLMO2, SMOLLM3, GRANITE, GPT2)
 # The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama": of two
 # families with one architecture the first in ALL reads the metadata, and says which of them it is).
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}

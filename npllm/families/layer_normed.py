@@ -1,0 +1,133 @@
+"""The pass of models of today that kept LayerNorm, with its bias, in place of RMSNorm: Phi-3.5-MoE and Phi-3-small.
+
+Their LongRoPE has two factors on cos and sin, one for short texts and one for long ones, which the files name.
+
+Source: Abdin et al. 2024, "Phi-3 technical report"; Ding et al. 2024, "LongRoPE".
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from array_api_compat import device
+
+from ..arrays import Array, Bool, Float, Int, array_namespace
+from ..attention import attention
+from ..block import self_attention
+from ..cache import Cache
+from ..config import Config, RopeScaling
+from ..embedding import embed
+from ..masks import decoder_mask
+from ..norm import layer_norm
+from ..rope import rope_tables
+from ..shapes import BlockLike, Weights
+from ..tap import Tap, under, untapped
+from . import llama
+from .family import Tapped
+from .keys import POSITIVE, Keys, is_positive
+from .work import layer_norm_flops
+
+
+def block(
+    x: Float[Array, "... T D"],
+    weights: BlockLike,
+    config: Any,
+    cos: Float[Array, "... T R"],
+    sin: Float[Array, "... T R"],
+    visible: Bool[Array, "... T S"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    self_attention: Callable[..., Float[Array, "... T D"]] = self_attention,
+    feedforward: Callable[..., Float[Array, "... T D"]],
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> Float[Array, "... T D"]:
+    """The chapter's pre-norm block with LayerNorm. Parameters as in `npllm.block.block`.
+
+    self_attention, feedforward : the two layers; the second gets (x, weights, config)
+    """
+    eps, bias = config.layer_norm_epsilon, weights.input_layernorm_bias
+    normed = tap("input_layernorm", layer_norm(x, weights.input_layernorm, bias, eps))
+    x = x + self_attention(
+        normed, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=under(tap, "attention")
+    )
+    x, bias = tap("residual_after_attention", x), weights.post_attention_layernorm_bias
+    normed = tap("post_attention_layernorm", layer_norm(x, weights.post_attention_layernorm, bias, eps))
+    x = x + feedforward(normed, weights, config, tap=under(tap, "feedforward"))
+    return tap("residual_after_feedforward", x)
+
+
+def transform(
+    ids: Int[Array, "... T"],
+    weights: Weights,
+    config: Config,
+    cache: Cache | None = None,
+    *,
+    block: Callable[..., Float[Array, "... T D"]],
+    positions: Int[Array, "... T"] | None = None,
+    visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
+    total_length: int | None = None,
+    embed: Callable[..., Float[Array, "... T D"]] = embed,
+    attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    tap: Tap = untapped,
+) -> tuple[Float[Array, "... T D"], Cache | None]:
+    """The chapter's pass with LayerNorm after the last block. Parameters as in `npllm.model.transform`."""
+    xp = array_namespace(ids)
+    past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
+    if positions is None:
+        positions = xp.arange(past, past + new, device=device(ids))
+    cos, sin = rope_tables(positions, config, total_length=past + new if total_length is None else total_length)
+    if visible is None:
+        masks = {window: decoder_mask(past, new, window, ids) for window in {None, config.sliding_window}}
+        visible = [masks[config.window(layer)] for layer in range(config.num_hidden_layers)]
+    elif not isinstance(visible, Sequence):
+        visible = [visible] * config.num_hidden_layers
+
+    x = tap("embedding", embed(ids, weights.embed_tokens))
+    for layer, block_weights in enumerate(weights.layers):
+        inside = under(tap, f"layers.{layer}")
+        x = block(x, block_weights, config, cos, sin, visible[layer], cache, layer, attention=attention, tap=inside)
+    if cache is not None:
+        cache["length"] = past + new
+    return tap("norm", final_norm(x, weights, config)), cache
+
+
+def final_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T D"]:
+    """The norm between the last block and the head."""
+    return layer_norm(x, weights.norm, weights.norm_bias, config.layer_norm_epsilon)
+
+
+def with_mscales(keys: Keys, rope: dict[str, Any]) -> dict[str, Any]:
+    """The fields of RoPE with `short_mscale` and `long_mscale` of the file in place of a computed attention factor."""
+    scaling: RopeScaling | None = rope["rope_scaling"]
+    if scaling is None:
+        return rope
+    where = "rope_scaling" if keys.object("rope_scaling") else "rope_parameters"
+    inside: Mapping[str, Any] = keys.object(where)
+    for name in ("short_mscale", "long_mscale"):
+        if not is_positive(inside.get(name)):
+            raise keys.refusal(f"{where}.{name}", POSITIVE, got=inside.get(name))
+    short, long = float(inside["short_mscale"]), float(inside["long_mscale"])
+    return rope | {"rope_scaling": scaling._replace(attention_factor=short, long_attention_factor=long)}
+
+
+def moved(function: Callable[..., Any], *names: str) -> dict[str, Tapped]:
+    """Llama's descriptions of these values, computed by another function in lines like those of the chapter's."""
+    return {name: llama.PARTS[name]._replace(function=function) for name in names}
+
+
+NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
+PARTS = llama.PARTS | {
+    **{name: llama.PARTS[name]._replace(function=layer_norm, figures="3-29") for name in NORMS},
+    **moved(block, "residual_after_attention", "residual_after_feedforward"),
+}
+
+
+def norm_text(config: Config) -> str:
+    """A norm, for `npllm show`."""
+    return f"LayerNorm({config.hidden_size}, eps={config.layer_norm_epsilon:g})"
+
+
+def norm_flops(config: Config, T: int) -> int:
+    """The FLOPs of the final norm."""
+    return layer_norm_flops(T, config.hidden_size)
