@@ -14,7 +14,7 @@ WORKERS = [Workers(1), Workers(3)]
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # The offsets of the float16 scales in a block of each format.
 SCALES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
-SCALES["Q6_K"] = [208]
+SCALES |= {"Q6_K": [208], "MXFP4": []}
 
 
 def matrix(height, width, seed=0):
@@ -41,12 +41,14 @@ def shrink_tiles(monkeypatch):
 
 
 def blocks_of(dtype: str, seed: int = 0, rows: int = 7, blocks: int = 3) -> np.ndarray:
-    """Valid blocks: random bytes, except for the float16 scales."""
+    """Valid blocks: random bytes, except for the scales."""
     rng = np.random.default_rng(seed)
     storage = FORMATS[dtype]
     raw = rng.integers(0, 256, (rows * blocks, storage.bytes), dtype=np.uint8)
     for place in SCALES[dtype]:
         raw[:, place : place + 2] = rng.standard_normal((rows * blocks, 1)).astype(np.float16).view(np.uint8)
+    if dtype == "MXFP4":
+        raw[:, 0] %= 252  # with larger powers of two 6.0 is infinite
     return raw.reshape(rows, -1)
 
 

@@ -52,13 +52,17 @@ def layout_of_file(formats: Sequence[str]) -> Layout | None:
     if not all(name in BLOCK_FORMATS for name in formats):
         return None
     kinds = [BLOCK_FORMATS[name] for name in formats]
-    four = all(kind.bits == 4 and kind.smallest == kinds[0].smallest for kind in kinds)
+    alike = {(kind.smallest, kind.values, kind.scale_dtype) for kind in kinds}
+    four = all(kind.bits == 4 for kind in kinds) and len(alike) == 1
+    smallest, values, scale_dtype = alike.pop()
     return GroupLayout(
         bits=4 if four else 8,
         group=min(kind.group for kind in kinds),
-        offset=kinds[0].smallest if four else 0,
+        offset=smallest if four and not values else 0,
         has_minimum=any(kind.has_minimum for kind in kinds),
+        scale_dtype=scale_dtype if four else np.float32,
         from_file=True,
+        values=values if four else None,
     )
 
 

@@ -6,6 +6,7 @@ groups            a matrix in 8 or 4 bits, with a scale for each group of a row
 rows              the same matrix row by row, for a GPU
 columns           a float32 matrix column by column; small matrices in one buffer
 blocks            what a file's blocks of codes and scales become
+mxfp4             4-bit floating-point numbers, the format of gpt-oss
 gguf_blocks       the block formats of GGUF
 own_format        the codes, scales and minima that `npllm convert` writes
 stored            a tensor in a file: where it is, and reading it in pieces

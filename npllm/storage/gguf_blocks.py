@@ -9,6 +9,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h for the l
 import numpy as np
 
 from .blocks import BlockFormat, Split
+from .mxfp4 import MXFP4
 from .nibbles import unpack
 
 
@@ -98,4 +99,5 @@ BLOCK_FORMATS = {
     "Q4_K": BlockFormat(256, 144, group=32, bits=4, smallest=0, has_minimum=True, split=q4_k),
     "Q5_K": BlockFormat(256, 176, group=32, bits=8, smallest=0, has_minimum=True, split=q5_k),
     "Q6_K": BlockFormat(256, 210, group=16, bits=8, smallest=-32, has_minimum=False, split=q6_k),
+    "MXFP4": MXFP4,
 }

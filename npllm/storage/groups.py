@@ -5,6 +5,7 @@ As in half.py, the codes are widened to float32 a tile at a time, and all arithm
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_dtypes
@@ -36,6 +37,7 @@ class Groups:
     offset : the same for all elements
     height : F; the last block may have unused rows
     bits : 8 or 4
+    values : gives the integers that 4-bit codes stand for, where not for themselves: W = scale · values(codes)
     """
 
     def __init__(
@@ -47,9 +49,10 @@ class Groups:
         height: int,
         bits: int,
         workers: Workers,
+        values: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.codes, self.scale, self.minimum, self.offset = codes, scale, minimum, offset
-        self.bits, self.workers = bits, workers
+        self.bits, self.workers, self.values = bits, workers, values
         _, groups, stored, _ = codes.shape
         self.group = stored * 8 // bits
         self.shape, self.dtype = (height, groups * self.group), f"int{bits}/{self.group}"
@@ -60,17 +63,18 @@ class Groups:
         blocks, groups, _, rows = self.codes.shape
         vectors, width = x2d.shape
         few = vectors <= FEW
+        whole_bytes = few and self.bits == 4 and self.values is None
         y = np.empty((blocks, vectors, rows), dtype=np.float32)
         grouped = x2d.reshape(vectors, groups, self.group).swapaxes(0, 1)  # [groups, T, elements]
         sums = grouped.sum(axis=-1).T  # [T, groups]
         ones = np.ones((1, groups), dtype=np.float32)
-        if few and self.bits == 4:
+        if whole_bytes:
             lower, upper = np.split(grouped, 2, axis=-1)
             grouped = np.concatenate([lower - upper / 16, upper / 16], axis=-1)
 
         def work(first: int, last: int, scratch: np.ndarray) -> None:
             for block in range(first, last):
-                tile = self.widen(block, scratch, whole_bytes=few)
+                tile = self.widen(block, scratch, whole_bytes)
                 scale = self.scale[block].astype(np.float32, copy=False)
                 if few:
                     partial = grouped @ tile  # [groups, T, rows]
@@ -97,6 +101,10 @@ class Groups:
             np.copyto(tile, codes)
             return tile
         unpacked = scratch[size:].view(np.uint8)[: codes.size].reshape(codes.shape)
+        if self.values is not None:
+            np.copyto(tile[:, :stored], self.values(nibbles.lower(codes, unpacked)))
+            np.copyto(tile[:, stored:], self.values(nibbles.upper(codes, unpacked)))
+            return tile
         np.copyto(tile[:, :stored], nibbles.lower(codes, unpacked))
         np.copyto(tile[:, stored:], codes if whole_bytes else nibbles.upper(codes, unpacked))
         return tile
@@ -107,6 +115,8 @@ class Groups:
         codes = self.codes[block, :, :, row]  # [T, groups, elements]
         if self.bits == 4:
             codes = nibbles.unpack(codes)
+        if self.values is not None:
+            codes = self.values(codes)
         values = (codes.astype(np.float32) + self.offset) * self.scale[block, :, row].astype(np.float32)[..., None]
         if self.minimum is not None:
             values += self.minimum[block, :, row].astype(np.float32)[..., None]
@@ -122,6 +132,7 @@ class GroupLayout(NamedTuple):
     has_minimum: bool = False
     scale_dtype: type = np.float32  # also of the minima: bfloat16 for the 4 bits that `quantize_groups` makes
     from_file: bool = False  # the codes and scales are those of the file; otherwise `quantize_groups` computes them
+    values: Callable[[np.ndarray], np.ndarray] | None = None  # see `Groups`
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """The memory that a matrix of this shape takes."""
@@ -138,7 +149,8 @@ class GroupLayout(NamedTuple):
         dtype = np.uint8 if bits == 4 or self.offset else np.int8
         codes = np.zeros((blocks, groups, self.group * bits // 8, rows), dtype=dtype)
         scale: np.ndarray = np.zeros((blocks, groups, rows), dtype=self.scale_dtype)
-        return Groups(codes, scale, scale.copy() if self.has_minimum else None, self.offset, height, bits, workers)
+        minimum = scale.copy() if self.has_minimum else None
+        return Groups(codes, scale, minimum, self.offset, height, bits, workers, self.values)
 
 
 def blocks_for(height: int, width: int) -> tuple[int, int]:

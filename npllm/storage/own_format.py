@@ -10,6 +10,8 @@ and W = scale · codes + minimum, for each group of 32 elements. The rows are th
 in memory (groups.py) does not show in the file.
 """
 
+from collections.abc import Sequence
+
 import ml_dtypes
 import numpy as np
 
@@ -21,14 +23,21 @@ DTYPE_OF_CODES = {8: "I8", 4: "U8"}  # as safetensors calls them
 DTYPE_OF_SCALES = {8: "F32", 4: "BF16"}  # also of the minima
 
 
-def same(split: Split) -> Split:
-    """The split itself: codes, scales and minima are tensors of their own already."""
-    return split
+def eight_bits(raw: Sequence[np.ndarray]) -> Split:
+    """Some groups, [groups, 1, ...], from the bytes of their codes and scales."""
+    codes, scale = raw
+    return Split(codes.view(np.int8)[:, None], scale.view(np.float32), None)
+
+
+def four_bits(raw: Sequence[np.ndarray]) -> Split:
+    """The same, from the bytes of their codes, scales and minima."""
+    codes, scale, minimum = raw
+    return Split(codes[:, None], scale.view(ml_dtypes.bfloat16), minimum.view(ml_dtypes.bfloat16))
 
 
 OWN_FORMATS = {
-    "int8/32": BlockFormat(GROUP, 32, group=GROUP, bits=8, smallest=-128, has_minimum=False, split=same),
-    "int4/32": BlockFormat(GROUP, 16, group=GROUP, bits=4, smallest=0, has_minimum=True, split=same),
+    "int8/32": BlockFormat(GROUP, 32, group=GROUP, bits=8, smallest=-128, has_minimum=False, split=eight_bits),
+    "int4/32": BlockFormat(GROUP, 16, group=GROUP, bits=4, smallest=0, has_minimum=True, split=four_bits),
 }
 
 
@@ -49,13 +58,3 @@ def tensors_of(dtype: str, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple
     codes, scale = (height, width * kind.bits // 8), (height, width // GROUP)
     tensors = {CODES: (DTYPE_OF_CODES[kind.bits], codes), SCALE: (DTYPE_OF_SCALES[kind.bits], scale)}
     return tensors | ({MINIMUM: tensors[SCALE]} if kind.has_minimum else {})
-
-
-def joined_split(dtype: str, codes: np.ndarray, scale: np.ndarray, minimum: np.ndarray | None) -> Split:
-    """The codes, scales and minima of some groups, [groups, 1, ...], from the bytes of their tensors."""
-    four = OWN_FORMATS[dtype].bits == 4
-    return Split(
-        codes.view(np.uint8 if four else np.int8)[:, None],
-        scale.view(ml_dtypes.bfloat16 if four else np.float32),
-        None if minimum is None else minimum.view(ml_dtypes.bfloat16),
-    )

@@ -70,6 +70,7 @@ def widened_scale(scale: Array) -> Float[Array, "F groups"]:
 
 def row_groups(groups: Groups, xp: Any = np) -> RowGroups:
     """The same matrix row by row, in arrays of the library `xp`, which may be CuPy."""
+    assert groups.values is None  # codes that stand for other integers are packed on the CPU only
     height = groups.shape[0]
 
     def by_rows(parts: np.ndarray) -> Array:  # [blocks, ..., rows] to [F, the rest]

@@ -16,7 +16,6 @@ meanwhile, the process dies (SIGBUS) without a message.
 """
 
 from collections.abc import Iterator
-from itertools import repeat
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -28,7 +27,8 @@ from ..arrays import Float
 from ..errors import ModelFileError
 from .blocks import BlockFormat
 from .gguf_blocks import BLOCK_FORMATS
-from .own_format import OWN_FORMATS, joined_split
+from .mxfp4 import E8M0, PAIRED
+from .own_format import OWN_FORMATS
 
 PIECE = 2**17  # elements widened at a time: they fit in the CPU's cache
 
@@ -41,7 +41,7 @@ class Stored(NamedTuple):
     dtype: str  # as the file calls it: "BF16", "Q8_0"
     shape: tuple[int, ...]
     offset: int  # of its first byte in the file
-    # For a matrix that `npllm convert` quantized, offset is that of its codes; the shape is the matrix's.
+    # Of a matrix in several tensors: offset is that of its codes, shape the matrix's.
     scale: "Stored | None" = None
     minimum: "Stored | None" = None
 
@@ -89,13 +89,15 @@ FORMATS: dict[str, PlainFormat | BlockFormat] = {
     "BF16": PlainFormat(ml_dtypes.bfloat16),
     **BLOCK_FORMATS,
     **OWN_FORMATS,
+    "mxfp4": PAIRED,  # in two tensors
+    "E8M0": PlainFormat(E8M0),  # its scales
 }
 
 
 def read_blocks(stored: Stored) -> Iterator[tuple[int, Any]]:
     """The raw data of a tensor, a few rows at a time: the number of rows, and the argument for its format's `widen`.
 
-    That is uint8 [blocks, bytes of a block], or a `Split` if the scales are tensors of their own.
+    That is uint8 [blocks, bytes of a block]; a list of such arrays if scales and minima are tensors of their own.
 
     Raises
     ------
@@ -105,10 +107,9 @@ def read_blocks(stored: Stored) -> Iterator[tuple[int, Any]]:
     if stored.scale is None:
         yield from read_pieces(stored, at_once)
         return
-    minima = repeat((0, None)) if stored.minimum is None else read_pieces(stored.minimum, at_once)
-    pieces = zip(read_pieces(stored, at_once), read_pieces(stored.scale, at_once), minima, strict=False)
-    for (count, codes), (_, scale), (_, minimum) in pieces:
-        yield count, joined_split(stored.dtype, codes, scale, minimum)
+    tensors = [one for one in (stored, stored.scale, stored.minimum) if one is not None]
+    for pieces in zip(*(read_pieces(one, at_once) for one in tensors), strict=True):
+        yield pieces[0][0], [raw for _, raw in pieces]
 
 
 def read_pieces(stored: Stored, at_once: int) -> Iterator[tuple[int, np.ndarray]]:
