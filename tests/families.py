@@ -45,6 +45,20 @@ KEYS = {
     "qwen2": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
     "qwen3": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "attention_bias": True},
     "olmo2": SMALL | {"attention_bias": True},
+    "olmo3": {key: value for key, value in SMALL.items() if key != "rope_theta"}
+    | {
+        "sliding_window": 3,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 100.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    },
     "smollm3": SMALL | {"use_sliding_window": True, "sliding_window": 3, "no_rope_layer_interval": 2},
     "granite": SMALL
     | {

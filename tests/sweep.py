@@ -54,6 +54,7 @@ BASES = {
     "qwen2": WINDOWS,
     "qwen3": WINDOWS | {"head_dim": 8},
     "olmo2": {},
+    "olmo3": {"sliding_window": WINDOW, "rope_theta": 500000.0},
     "granite": {
         "embedding_multiplier": 2.0,
         "attention_multiplier": 0.3,
@@ -211,11 +212,12 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
     "granite": "GraniteForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }
-CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "qwen2"), (SEQUENCE, TOKEN))
+CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "qwen2"), (SEQUENCE, TOKEN)) | {"olmo3": (SEQUENCE,)}
 LABELS = {"0": "a", "1": "b", "2": "c"}
 
 
@@ -237,14 +239,14 @@ ROPE_FAILS = [
     (ROPES[18], BY_LAYER),
 ]
 FAILS = [
-    ("hidden_act", "unknown", WITH_ROPE),
+    ("hidden_act", "unknown", f"{WITH_ROPE} olmo3"),
     ("activation_function", "unknown", "gpt2"),
     ("pad_token_id", ABSENT, "phi3 smollm3"),  # their pad tokens lie outside this small vocabulary
-    ("sliding_window", 0, "phi3 mistral ministral qwen2 qwen3 smollm3"),
-    ("sliding_window", -1, "phi3 mistral ministral qwen2 qwen3 smollm3"),
-    ("sliding_window", None, "ministral"),
+    ("sliding_window", 0, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3"),
+    ("sliding_window", -1, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3"),
+    ("sliding_window", None, "ministral olmo3"),
     ("head_dim", ABSENT, "ministral"),
-    ("head_dim", None, "ministral phi3 qwen2 qwen3 olmo2 granite smollm3"),
+    ("head_dim", None, "ministral phi3 qwen2 qwen3 olmo2 granite smollm3 olmo3"),
     ("partial_rotary_factor", None, "phi3"),
     ("layer_types", FULL[1:], " ".join(BASES)),
     ("layer_types", ["chunked_attention"] * LAYERS, " ".join(BASES)),

@@ -463,3 +463,46 @@ def test_any_value_of_quantization_config_is_refused(key, value):
         return
     with pytest.raises(ModelFileError, match=r"^config\.json: quantization_config: expected \{.*, got [^\n]{0,200};"):
         joined({"quantization_config": found}, {}, "config.json")
+
+
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 1024}
+
+
+def olmo3(**keys) -> Config:
+    """The same for OLMo 3, with the keys of its published files."""
+    return config(**{"model_type": "olmo3", "rope_theta": 500000, "rope_scaling": YARN} | keys)
+
+
+def test_olmo3_has_full_attention_in_every_fourth_layer():
+    read = olmo3()
+    assert read.layer_types == (*["sliding_attention"] * 3, "full_attention") * 8
+    assert read.window(0) == 4096
+    assert read.rope_scaling.kind == "yarn"
+    assert (read.rope_theta, read.local_rope_theta) == (500000.0, 500000.0)
+
+
+def test_olmo3_has_rope_by_kind_of_layer():
+    full = YARN | {"rope_theta": 100.0}
+    nested = {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}
+    read = olmo3(rope_theta=..., rope_scaling=..., rope_parameters=nested)
+    assert (read.rope_theta, read.local_rope_theta, read.rope_scaling.kind) == (100.0, 50.0, "yarn")
+    read = olmo3(rope_scaling=..., rope_parameters={"full_attention": full, "sliding_attention": None})
+    assert (read.rope_theta, read.local_rope_theta) == (100.0, 500000.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"rope_theta": 10000.0}, "rope_theta: expected 500000.0, or one for each kind of layer"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: expected one object with a rope_type"),
+        ({"rope_scaling": {"full_attention": YARN}}, "rope_scaling: expected one object with a rope_type"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "expected one of default, linear, llama3, yarn, "),
+        ({"rope_parameters": YARN}, "rope_parameters: expected an object for each of full_attention and sliding_atten"),
+        ({"rope_parameters": {"sliding_attention": YARN}}, "rope_parameters: expected one of default, got 'yarn'"),
+        ({"rope_parameters": {"sliding_attention": 7}}, "rope_parameters: expected an object for each of"),
+        ({"sliding_window": None}, "sliding_window: expected a number of tokens"),
+    ],
+)
+def test_keys_of_rope_that_transformers_would_ignore_are_refused_in_olmo3(keys, message):
+    with pytest.raises(ModelFileError, match=message):
+        olmo3(**keys)

@@ -17,7 +17,7 @@ from npllm import sampling
 from npllm.cache import empty_cache
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
-CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "mixtral", "granite"]
+CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "mixtral", "granite", "olmo3"]
 
 EXPERTS = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "olmoe": "num_experts"}
 
@@ -85,7 +85,14 @@ def random_config_keys(model_type, rng):
             long,
             {"rope_type": "dynamic", "factor": 2.0},
         )
-    if model_type in ("qwen3", "olmo2"):
+    if model_type == "olmo3":  # scaled positions only in layers with full attention
+        if rope["rope_type"] in ("longrope", "dynamic"):
+            rope = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+        local = {"rope_type": "default", "rope_theta": 10 ** rng.uniform(1, 6)}
+        kinds = [pick("full_attention", "sliding_attention") for _ in range(keys["num_hidden_layers"])]
+        keys |= {"layer_types": kinds, "sliding_window": window}
+        keys["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
+    if model_type in ("qwen3", "olmo2", "olmo3"):
         keys["attention_bias"] = pick(True, False)
     if model_type == "smollm3":
         keys |= {"no_rope_layers": [pick(0, 1) for _ in range(3)], "use_sliding_window": pick(True, False)}

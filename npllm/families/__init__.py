@@ -19,6 +19,7 @@ mixtral      Mistral with experts
 qwen2        biases on queries, keys and values
 qwen3        a norm on each head's queries and keys
 olmo2        norms after the layers; a norm on all queries and all keys
+olmo3        OLMo 2 with windows and RoPE by layer
 smollm3      no RoPE in every fourth layer
 granite      multipliers of embeddings, scores, layers and logits
 gpt2         absolute positions, LayerNorm, GELU
@@ -40,13 +41,14 @@ from .mistral import MISTRAL
 from .mixtral import MIXTRAL
 from .nearest import bare, nearest
 from .olmo2 import OLMO2
+from .olmo3 import OLMO3
 from .phi3 import PHI3
 from .phi3small import PHI3SMALL
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .smollm3 import SMOLLM3
 
-ALL = (PHI3, PHI3SMALL, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, OLMO2, SMOLLM3, GRANITE, GPT2)
+ALL = (PHI3, PHI3SMALL, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, OLMO2, OLMO3, SMOLLM3, GRANITE, GPT2)
 # The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama": of two
 # families with one architecture the first in ALL reads the metadata, and says which of them it is).
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}

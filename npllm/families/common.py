@@ -135,7 +135,7 @@ def scaling_of(keys: Keys, inside: Mapping[str, Any], where: str, kinds: Mapping
     if kind == "default":
         return None
     if not isinstance(kind, str) or kind not in kinds:
-        expected = f"one of default, {', '.join(kinds)}"
+        expected = f"one of {', '.join(('default', *kinds))}"
         raise keys.refusal(where, expected, "npllm computes no other scaling: use a checkpoint without it", got=kind)
     return kinds[kind]
 

@@ -128,6 +128,8 @@ def as_published(config: dict[str, Any]) -> dict[str, Any]:
     """config.json with the keys of transformers 4, as in nearly all published checkpoints."""
     old = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "layer_types")}
     rope = dict(config["rope_parameters"])
+    if "full_attention" in rope:  # OLMo 3: the older keys hold there, and all its files have this theta
+        rope = rope["full_attention"] | {"rope_theta": 500000.0}
     old["torch_dtype"] = config["dtype"]
     old["rope_theta"] = rope.pop("rope_theta")
     if "partial_rotary_factor" in rope:
