@@ -467,6 +467,7 @@ def huge(path):
 def test_not_enough_memory_is_found_out_before_anything_is_allocated(tmp_path, monkeypatch):
     huge(tmp_path / "m")
     monkeypatch.setattr("npllm.devices.memory.available_bytes", lambda: 2 * 10**9)
+    monkeypatch.setattr("npllm.checkpoint.weights.read_weight", None)  # allocates
     with pytest.raises(
         NotEnoughMemoryError, match=r"2\.5 GB weights \+ [\d.]+ [MG]B buffers = [\d.]+ GB, available 2\.0 GB; "
     ):

@@ -603,7 +603,7 @@ def test_a_file_that_is_longer_than_listed(hub, tmp_path):
 def test_within_ends_a_call_that_hangs():
     hangs = threading.Event()
     with pytest.raises(hub_http.NoAnswer, match="gives no answer within"):
-        hub_http.within(0.05, lambda: hangs.wait(20))
+        hub_http.within(0.05, lambda: hangs.wait(5))
     hangs.set()
     with pytest.raises(MemoryError):
         hub_http.within(5.0, lambda: (_ for _ in ()).throw(MemoryError))

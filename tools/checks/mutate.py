@@ -16,13 +16,16 @@ named at the top of its .toml: file = "cuda/matvec.cu". An entry:
 Mutants are planted in a copy of the repository. Without a mutant, the named tests must pass. Prints a table; exits
 with 1 if a mutant survives, that is, if its tests pass.
 
-Each pytest run is a fork of this process, which has already imported the slow dependencies but nothing of npllm.
+Each pytest run is a fork of this process, which has already imported the slow dependencies but nothing of npllm. Source
+files are compiled once, and again where a mutant has changed them. The table has the seconds of each run.
 
 When you add a convention to the code (an order, a sign, a bound), add a mutant that breaks it.
 """
 
 import argparse
 import ast
+import compileall
+import gc
 import importlib
 import os
 import shutil
@@ -32,23 +35,25 @@ import tempfile
 import time
 import tomllib
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
+from itertools import groupby
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 MUTANTS = ROOT / "tests" / "mutants"
 COPIED = ("npllm", "tests", "tools", "setup.cfg", "README.md")
 KEYS = {"bug", "old", "new", "tests"}
-PROCESSES = 2
+PROCESSES = 3  # some tests wait more than they compute
 TIMEOUT = 300  # seconds
 IMPORTED = "numpy pytest hypothesis jaxtyping beartype array_api_strict array_api_compat.numpy ml_dtypes tokenizers"
 IMPORTED += " safetensors.numpy huggingface_hub jinja2.sandbox tqdm threadpoolctl gguf rich.console"
 SETTINGS = {
     "HYPOTHESIS_PROFILE": "mutants",
-    # Bytecode is matched by size and second of the source: that of one mutant could be used for the next.
-    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",  # that of one mutant could be used for the next
     "OMP_NUM_THREADS": "1",  # threads of NumPy do not survive a fork
 }
 
@@ -116,11 +121,14 @@ def check(mutants: Iterable[Mutant]) -> int:
 
 
 def copy_repository(folder: Path) -> None:
+    """Copy what the tests need, with bytecode that Python uses as long as the source has the same hash."""
+    folder.mkdir()
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, folder / name)
+    compileall.compile_dir(folder, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
 
 
 def start_tests(folder: Path, tests: Iterable[str]) -> int:
@@ -130,16 +138,17 @@ def start_tests(folder: Path, tests: Iterable[str]) -> int:
         return process
     code = 70
     try:
+        os.setpgid(0, 0)
         signal.alarm(TIMEOUT)  # ends the process
         os.chdir(folder)
         output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.path.insert(0, str(folder))
-        # The plugins were imported before pytest could rewrite their asserts, which it would warn about. The options of
-        # setup.cfg are dropped: checking every shape takes longer than the tests.
-        options = ["-o", "addopts=", "--import-mode=importlib", "-x", "-q", "-p", "no:cacheprovider"]
-        options += ["-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        # Plain asserts need no compiling. The options of setup.cfg are dropped: checking every shape takes longer than
+        # the tests.
+        options = ["-o", "addopts=", "--import-mode=importlib", "--assert=plain", "-x", "-q"]
+        options += ["-p", "no:cacheprovider", "-p", "no:xdist"]
         code = importlib.import_module("pytest").main([*options, *(f"tests/{test}" for test in tests)])
     finally:  # the child must never return into the parent's code
         if error := sys.exc_info()[1]:
@@ -155,6 +164,14 @@ def plant(mutant: Mutant, folder: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
 
 
+def wait_for_tests() -> tuple[int, int]:
+    """The id of the next process that ends, and its status. Ends what its tests have left running."""
+    process, status = os.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
+    return process, status
+
+
 def verdict(status: int, folder: Path) -> str:
     """ "killed", or what happened instead."""
     code = os.waitstatus_to_exitcode(status)
@@ -163,8 +180,8 @@ def verdict(status: int, folder: Path) -> str:
     return "SURVIVED" if code == 0 else f"BROKEN: pytest ended with {code}\n{(folder / 'output').read_text()[-2000:]}"
 
 
-def judge(mutants: Iterable[Mutant], folders: Iterable[Path]) -> Iterator[tuple[Mutant, str]]:
-    """Each mutant and its verdict, in the order in which the tests end; one mutant at a time in each folder."""
+def judge(mutants: Iterable[Mutant], folders: Iterable[Path]) -> Iterator[tuple[Mutant, str, float]]:
+    """Each mutant, its verdict and its seconds, in the order in which the tests end; one at a time in each folder."""
     free, running = list(folders), {}
     waiting = list(reversed(list(mutants)))
     while waiting or running:
@@ -172,16 +189,27 @@ def judge(mutants: Iterable[Mutant], folders: Iterable[Path]) -> Iterator[tuple[
             mutant, folder = waiting.pop(), free.pop()
             if found := problems(mutant):
                 free.append(folder)
-                yield mutant, f"OUTDATED: {'; '.join(found)}"
+                yield mutant, f"OUTDATED: {'; '.join(found)}", 0.0
             else:
                 plant(mutant, folder)
-                running[start_tests(folder, mutant.tests)] = mutant, folder
+                running[start_tests(folder, mutant.tests)] = mutant, folder, time.monotonic()
             continue
-        process, status = os.wait()
-        mutant, folder = running.pop(process)
+        process, status = wait_for_tests()
+        mutant, folder, began = running.pop(process)
         shutil.copy(ROOT / "npllm" / mutant.file, folder / "npllm" / mutant.file)
         free.append(folder)
-        yield mutant, verdict(status, folder)
+        yield mutant, verdict(status, folder), time.monotonic() - began
+
+
+def pass_without_mutants(tests: Iterable[str], folders: Sequence[Path]) -> bool:
+    """Whether these tests pass as they are, each in one of the folders; prints the output of those that do not."""
+    by_module = [list(group) for _, group in groupby(sorted(tests), key=lambda test: test.partition("::")[0])]
+    shares = [[test for group in by_module[start :: len(folders)] for test in group] for start in range(len(folders))]
+    running = {start_tests(folder, share): folder for folder, share in zip(folders, shares, strict=True) if share}
+    statuses = {running[process]: status for process, status in (wait_for_tests() for _ in range(len(running)))}
+    for folder in (folder for folder, status in statuses.items() if status):
+        print(f"{(folder / 'output').read_text()}\nThe tests must pass without a mutant.")
+    return not any(statuses.values())
 
 
 def main() -> int:
@@ -203,18 +231,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary, str(number)) for number in range(PROCESSES)]
         for folder in folders:
-            folder.mkdir()
             copy_repository(folder)
-
-        start_tests(folders[0], sorted({test for mutant in chosen for test in mutant.tests}))
-        _, status = os.wait()
-        if status:
-            print(f"{(folders[0] / 'output').read_text()}\nThe tests must pass without a mutant.")
+        gc.freeze()  # pytest collects garbage several times, and need not look through all that was imported here
+        if not pass_without_mutants({test for mutant in chosen for test in mutant.tests}, folders):
             return 1
 
         verdicts = []
-        for mutant, result in judge(chosen, folders):
-            print(f"{mutant.file:32}{mutant.bug:64}{result}", flush=True)
+        for mutant, result, seconds in judge(chosen, folders):
+            print(f"{mutant.file:32}{mutant.bug:64}{seconds:5.1f} s  {result}", flush=True)
             verdicts.append(result)
 
     killed = verdicts.count("killed")
