@@ -22,6 +22,7 @@ from checkpoints import END, MERGES, SPECIAL, TOKENS, interleave
 from safetensors.numpy import load_file
 
 import npllm
+from npllm.families import gpt2
 
 FLOAT32 = 5e-3  # the largest difference of two log-probabilities, for tensors in float32
 GELU = 3e-2  # the same for models with GELU: llama.cpp looks it up in a table, rounded to float16 twice
@@ -125,12 +126,29 @@ def granite_keys(keys: Keys) -> dict[str, Any]:
     }
 
 
+def gpt2_keys(keys: Keys) -> dict[str, Any]:
+    """GPT-2's keys: LayerNorm's epsilon, and nothing about RoPE."""
+    not_there = dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"))
+    not_there["attention.head_count_kv"] = None
+    inner = keys["n_inner"] or 4 * keys["n_embd"]
+    return not_there | {"feed_forward_length": inner, "attention.layer_norm_epsilon": keys["layer_norm_epsilon"]}
+
+
+def gpt2_tensors(tensors: Tensors, keys: Keys) -> Tensors:
+    """GPT-2's matrices as [out, in]; transformers has them as [in, out]."""
+    turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    return {name: tensor.T if name.endswith(turned) else tensor for name, tensor in tensors.items()}
+
+
 ARCHITECTURES = {  # by config.json's model_type
     "llama": Architecture("llama", tensors=llama_tensors),
     "phi3": Architecture("phi3", phi3_keys, longrope_factors),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "granite": Architecture("granite", granite_keys, llama_tensors),
+    "olmo2": Architecture("olmo2"),
+    "smollm3": Architecture("smollm3", tensors=llama_tensors),
+    "gpt2": Architecture("gpt2", gpt2_keys, gpt2_tensors),
 }
 
 
@@ -204,6 +222,7 @@ def write_gguf(path: Path, folder: Path, kind: str = "F32", metadata: Mapping[st
     """
     gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[peers]'")
     keys = json.loads((folder / "config.json").read_text())
+    keys |= {common: keys[own] for common, own in gpt2.KEYS.items() if own in keys}
     architecture = ARCHITECTURES[keys["model_type"]]
     own = common_keys(keys) | architecture.keys(keys)
     values = {f"{architecture.name}.{key}": value for key, value in own.items()}

@@ -170,7 +170,7 @@ def open_files(path: Path) -> Files:
 def plan_folder(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, list[Part]]:
     """The parts of each weight in a folder."""
     family = family_of(config)
-    return plan(config, family, tensors, family.names, family.biases(config), where)
+    return plan(config, family, tensors, family.names, family.biases(config), where, transposed=family.transposed)
 
 
 def plan_gguf(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, list[Part]]:

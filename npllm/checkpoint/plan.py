@@ -38,6 +38,7 @@ def plan(
     biased: Collection[str],
     where: Path,
     interleaved: Collection[str] = (),
+    transposed: Collection[str] = (),
 ) -> dict[str, list[Part]]:
     """The parts of each weight: {"embed_tokens": [Part], "layers.0.qkv_proj": [Part, Part, Part], ...}.
 
@@ -51,6 +52,7 @@ def plan(
     biased : the weights that have a bias
     where : the file or folder, for messages
     interleaved : weights with q and k rows in which RoPE's pairs are neighbours
+    transposed : weights that are stored as [in, out]
 
     Raises
     ------
@@ -75,8 +77,8 @@ def plan(
         rows = rows if len(files) > 1 else [sum(rows)]
         matrices = [(count,) if columns is None else (count, columns) for count in rows]
         plans[place] = stacked(files, "weight", matrices, turned, config.head_dim)
-        if ours in family.transposed:
-            plans[place] = [transposed(part, tensors) for part in plans[place]]
+        if ours in transposed:
+            plans[place] = [in_by_out(part, tensors) for part in plans[place]]
         if ours in biased:
             plans[f"{place}_bias"] = stacked(files, "bias", [(count,) for count in rows], turned, config.head_dim)
     if config.tie_word_embeddings and "lm_head" in plans and is_copy(plans, tensors):
@@ -133,7 +135,7 @@ def turned_heads(config: Config, files: int) -> list[int]:
     return [heads, kv_heads, 0] if files == 3 else [heads + kv_heads]
 
 
-def transposed(part: Part, tensors: Mapping[str, Stored]) -> Part:
+def in_by_out(part: Part, tensors: Mapping[str, Stored]) -> Part:
     """The part as [in, out]; unchanged if `npllm convert` quantized it, which transposes it first."""
     quantized = part.name in tensors and tensors[part.name].dtype in OWN_FORMATS
     return part if quantized else part._replace(shape=part.shape[::-1], transposed=True)

@@ -57,6 +57,7 @@ class Job(NamedTuple):
     part: Part
     layout: GroupLayout | None  # None: a plain dtype
     outputs: list[Entry]
+    turned: bool = False  # it becomes the transposed tensor, as GPT-2's from a .gguf file
 
 
 class Written(NamedTuple):
@@ -130,13 +131,10 @@ def checked_place(destination: str | Path) -> Path:
 
 def planned(files: Files, path: Path, dtype: str) -> list[Job]:
     """The tensors to write, in the order of the pass."""
-    jobs = []
+    jobs, family, from_folder = [], family_of(files.config), path.is_dir()
     for ours, parts in files.plans.items():
-        names = (
-            [part.name for part in parts]
-            if path.is_dir()
-            else hugging_face_names(ours, len(parts), family_of(files.config).names)
-        )
+        names = [part.name for part in parts] if from_folder else hugging_face_names(ours, len(parts), family.names)
+        turned = ours.split(".")[-1] in family.transposed and not from_folder
         for part, name in zip(parts, names, strict=True):
             shape = part.shape[::-1] if part.transposed else part.shape
             layout = layout_for(shape, [files.tensors[part.name].dtype], dtype) if dtype in QUANTIZED else None
@@ -145,7 +143,8 @@ def planned(files: Files, path: Path, dtype: str) -> list[Job]:
                 outputs = [Entry(name + suffix, *dtype_and_shape) for suffix, dtype_and_shape in tensors.items()]
                 jobs.append(Job(part, layout, outputs))
             else:
-                jobs.append(Job(part, None, [Entry(name, NAMES_IN_FILES.get(dtype, "F32"), part.shape)]))
+                shape = part.shape[::-1] if turned else part.shape
+                jobs.append(Job(part, None, [Entry(name, NAMES_IN_FILES.get(dtype, "F32"), shape)], turned))
     return jobs
 
 
@@ -208,7 +207,7 @@ def described_gguf(files: Files, path: Path) -> tuple[dict[str, Any], dict[str, 
     ids = {f"{name}_id": special.get(name) for name in ("bos_token", "eos_token", "pad_token")}
     ends = sorted(tokenizer.end_ids.union(config.eos_token_id))
     keys = config_keys(path, metadata, files.tensors) | ids
-    keys |= {"architectures": [family_of(config).causal_lm], "hidden_act": "silu"}
+    keys = {"hidden_act": "silu"} | keys | {"architectures": [family_of(config).causal_lm]}
     if config.rope_scaling is not None and config.rope_scaling.kind == "factors":
         keys["rope_scaling"] = llama3_scaling(config)
     tokenizer_config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -247,7 +246,7 @@ def check_reading(files: Files, keys: Mapping[str, Any], jobs: list[Job], place:
         # by reading them, but they are not written yet.
         config = replace(config, tie_word_embeddings=False)
     tensors = {}
-    for part, layout, (first, *_) in jobs:
+    for part, layout, (first, *_), _ in jobs:
         stored = Stored(place, first.name, first.dtype, first.shape, 0)
         if layout is not None:
             shape = part.shape[::-1] if part.transposed else part.shape
@@ -332,10 +331,11 @@ def arrays(job: Job, tensors: Mapping[str, Stored], dtype: str) -> list[np.ndarr
         return [array for array in whole if array is not None]
     as_stored = part._replace(transposed=False)
     if dtype not in HALVES:
-        return [read_weight([as_stored], tensors, dtype)]
-    out: np.ndarray = np.empty(part.shape, dtype=HALVES[dtype])
-    read_half(out.reshape(part.shape[0], -1), as_stored, stored)
-    return [out]
+        out = read_weight([as_stored], tensors, dtype)
+    else:
+        out = np.empty(part.shape, dtype=HALVES[dtype])
+        read_half(out.reshape(part.shape[0], -1), as_stored, stored)
+    return [np.ascontiguousarray(out.T) if job.turned else out]
 
 
 def packed(split: Split, layout: GroupLayout) -> Split:

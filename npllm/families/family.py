@@ -79,7 +79,7 @@ class Family(NamedTuple):
     traced: Mapping[str, str]
     lm_head: Callable[..., Array] = heads.lm_head
     added: tuple[str, str] = ("attention.output", "feedforward.output")  # what the residual stream gets added
-    transposed: Collection[str] = ()  # weights that the files store as [in, out]
+    transposed: Collection[str] = ()  # weights that Hugging Face's files store as [in, out]
     full_scores: bool = False  # its attention changes the scores, so all [N, T, S] exist: it ignores `attention`
     not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
     gguf: Gguf | None = None

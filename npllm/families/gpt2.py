@@ -9,6 +9,7 @@ Source: Radford et al. 2019, "Language models are unsupervised multitask learner
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from array_api_compat import device
 
@@ -25,9 +26,10 @@ from ..shapes import GPT2BlockWeights, Weights
 from ..tap import Tap, under, untapped
 from . import common
 from .activations import ACTIVATIONS, FLOPS
-from .family import Family, Rows, Tapped, Work
+from .family import Family, Gguf, Rows, Tapped, Work
 from .keys import Keys
 from .llama import PARTS, attention_text, score_bias
+from .metadata import Metadata, end_ids, vocab_size
 from .work import attention_work, layer_norm_flops, linear_work
 
 
@@ -130,6 +132,18 @@ NAMES = {
     "c_fc": "h.*.mlp.c_fc | transformer.h.*.mlp.c_fc",
     "c_proj": "h.*.mlp.c_proj | transformer.h.*.mlp.c_proj",
 }
+GGUF_NAMES = {
+    "embed_tokens": "token_embd",
+    "embed_positions": "position_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+    "ln_1": "blk.*.attn_norm",
+    "qkv_proj": "blk.*.attn_qkv",
+    "o_proj": "blk.*.attn_output",
+    "ln_2": "blk.*.ffn_norm",
+    "c_fc": "blk.*.ffn_up",
+    "c_proj": "blk.*.ffn_down",
+}
 # config.json's names for the common keys; it may also use the common names.
 KEYS = {
     "hidden_size": "n_embd",
@@ -201,6 +215,25 @@ def shapes(config: Config) -> dict[str, Rows]:
 def biases(config: Config) -> set[str]:
     """The weights with a bias: all in the blocks, the final norm, and the head of a token classifier."""
     return {"norm", "ln_1", "qkv_proj", "o_proj", "ln_2", "c_fc", "c_proj"} | score_bias(config)
+
+
+def gguf_keys(m: Metadata) -> dict[str, Any]:
+    """The keys for architecture "gpt2"; llama.cpp's GELU is the one by tanh."""
+    if m.get("attention.head_count_kv", m.get("attention.head_count")) != m.get("attention.head_count"):
+        raise m.refusal("attention.head_count_kv", "that of all heads")
+    return {
+        "model_type": "gpt2",
+        "vocab_size": vocab_size(m),
+        "n_embd": m.get("embedding_length"),
+        "n_inner": m.get("feed_forward_length"),
+        "n_layer": m.get("block_count"),
+        "n_head": m.get("attention.head_count"),
+        "n_positions": m.get("context_length"),
+        "layer_norm_epsilon": m.required("attention.layer_norm_epsilon"),
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": "output.weight" not in m.tensors,
+        "eos_token_id": end_ids(m),
+    }
 
 
 def layer_norm_text(config: Config) -> str:
@@ -293,5 +326,6 @@ GPT2 = Family(
     norm_flops=norm_flops,
     traced=TRACED,
     transposed=["qkv_proj", "o_proj", "c_fc", "c_proj"],
+    gguf=Gguf("gpt2", gguf_keys, GGUF_NAMES, checked="llama.cpp"),
     not_needed=(".attn.bias", ".attn.masked_bias"),  # the causal mask, and the value it gave hidden scores
 )

@@ -234,5 +234,5 @@ LLAMA = Family(
     norm_flops=norm_flops,
     traced=TRACED,
     not_needed=NOT_NEEDED,
-    gguf=Gguf("llama", gguf_keys, GGUF_NAMES, interleaved=["qkv_proj"]),
+    gguf=Gguf("llama", gguf_keys, GGUF_NAMES, interleaved=["qkv_proj"], checked="llama.cpp"),
 )

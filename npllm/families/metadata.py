@@ -109,11 +109,8 @@ def common(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
     head_dim = m.count("attention.key_length", m.count("embedding_length") // m.count("attention.head_count"))
     if m.get("attention.value_length", head_dim) != head_dim:
         raise m.refusal("attention.value_length", f"that of the keys, {head_dim}")
-    if "token_embd.weight" not in m.tensors:
-        raise ModelFileError(f"{m.path}: expected a tensor token_embd.weight, found none; download the file again")
-    ends = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
     return {
-        "vocab_size": m.tensors["token_embd.weight"][0],
+        "vocab_size": vocab_size(m),
         "hidden_size": m.get("embedding_length"),
         "intermediate_size": m.get("feed_forward_length"),
         "num_hidden_layers": m.get("block_count"),
@@ -125,8 +122,23 @@ def common(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
         "rope_theta": m.number("rope.freq_base", 10000.0),
         "rope_scaling": rope_scaling(m),
         "tie_word_embeddings": "output.weight" not in names,
-        "eos_token_id": [m.values[key] for key in ends if key in m.values],
+        "eos_token_id": end_ids(m),
     }
+
+
+def vocab_size(metadata: Metadata) -> int:
+    """The number of rows of the embedding matrix."""
+    if "token_embd.weight" not in metadata.tensors:
+        raise ModelFileError(
+            f"{metadata.path}: expected a tensor token_embd.weight, found none; download the file again"
+        )
+    return metadata.tensors["token_embd.weight"][0]
+
+
+def end_ids(metadata: Metadata) -> list[Any]:
+    """The tokens that end a text: that of the text, and that of a turn."""
+    ends = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+    return [metadata.values[key] for key in ends if key in metadata.values]
 
 
 def decoder(metadata: Metadata, model_type: str) -> dict[str, Any]:

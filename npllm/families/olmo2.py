@@ -8,6 +8,7 @@ https://huggingface.co/docs/transformers/model_doc/olmo2
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from .. import model
@@ -21,8 +22,8 @@ from ..norm import rms_norm
 from ..rope import apply_rope
 from ..shapes import Weights
 from ..tap import Tap, under, untapped
-from . import common, llama
-from .family import Rows, Tapped, Work
+from . import common, llama, metadata
+from .family import Gguf, Rows, Tapped, Work
 from .keys import Keys
 from .llama import LLAMA
 from .work import attention_work, linear_work, rms_norm_flops
@@ -200,6 +201,13 @@ TRACED = {name: path for name, path in llama.TRACED.items() if name != "layers.*
     "layers.*.post_feedforward_layernorm": "model.layers.*.post_feedforward_layernorm",
 }
 
+GGUF_NAMES = {name: theirs for name, theirs in llama.GGUF_NAMES.items() if name != "input_layernorm"} | {
+    "q_norm": "blk.*.attn_q_norm",
+    "k_norm": "blk.*.attn_k_norm",
+    "post_attention_layernorm": "blk.*.post_attention_norm",
+    "post_feedforward_layernorm": "blk.*.post_ffw_norm",
+}
+
 OLMO2 = LLAMA._replace(
     title="OLMo 2",
     model_types=["olmo2"],
@@ -221,6 +229,6 @@ OLMO2 = LLAMA._replace(
     work=work,
     traced=TRACED,
     added=("post_attention_layernorm", "post_feedforward_layernorm"),
-    gguf=None,
+    gguf=Gguf("olmo2", partial(metadata.decoder, model_type="olmo2"), GGUF_NAMES, checked="llama.cpp"),
     classifiers=["sequence"],
 )

@@ -80,5 +80,5 @@ PHI3 = LLAMA._replace(
     harmless=["attention_bias", "mlp_bias", "resid_pdrop", "embd_pdrop", *WINDOWS],
     biases=score_bias,
     traced=TRACED | FUSED,
-    gguf=Gguf("phi3", gguf_keys, GGUF_NAMES),
+    gguf=Gguf("phi3", gguf_keys, GGUF_NAMES, checked="llama.cpp"),
 )

@@ -51,5 +51,5 @@ QWEN2 = LLAMA._replace(
     read_config=read_config,
     harmless=["attention_bias", "mlp_bias"],  # transformers' Qwen2 has fixed biases, whatever these say
     biases=biases,
-    gguf=Gguf("qwen2", partial(metadata.decoder, model_type="qwen2"), GGUF_NAMES),
+    gguf=Gguf("qwen2", partial(metadata.decoder, model_type="qwen2"), GGUF_NAMES, checked="llama.cpp"),
 )

@@ -172,5 +172,7 @@ QWEN3 = LLAMA._replace(
     parts=PARTS,
     work=work,
     traced=llama.TRACED | {f"layers.*.attention.{one}_normed": f"model.layers.*.self_attn.{one}_norm" for one in "qk"},
-    gguf=Gguf("qwen3", partial(metadata.decoder, model_type="qwen3"), llama.GGUF_NAMES | GGUF_NORMS),
+    gguf=Gguf(
+        "qwen3", partial(metadata.decoder, model_type="qwen3"), llama.GGUF_NAMES | GGUF_NORMS, checked="llama.cpp"
+    ),
 )

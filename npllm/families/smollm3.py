@@ -6,6 +6,7 @@ https://huggingface.co/docs/transformers/model_doc/smollm3
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .. import model
@@ -16,8 +17,8 @@ from ..cache import Cache
 from ..config import Config
 from ..shapes import BlockWeights, Weights
 from ..tap import Tap, untapped
-from . import common, llama
-from .family import Work
+from . import common, llama, metadata
+from .family import Gguf, Work
 from .keys import Keys
 from .llama import LLAMA
 
@@ -121,5 +122,11 @@ SMOLLM3 = LLAMA._replace(
     block=block,
     structure=structure,
     work=work,
-    gguf=None,
+    gguf=Gguf(  # the files do not say which layers have RoPE: all but every fourth
+        "smollm3",
+        partial(metadata.decoder, model_type="smollm3"),
+        llama.GGUF_NAMES,
+        interleaved=["qkv_proj"],
+        checked="llama.cpp",
+    ),
 )
