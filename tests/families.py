@@ -68,6 +68,23 @@ KEYS = {
         "residual_multiplier": 0.7,
         "logits_scaling": 0.4,
     },
+    "gemma": SMALL | {"attention_bias": True},
+    "gemma2": SMALL
+    | {
+        "sliding_window": 3,
+        "query_pre_attn_scalar": 5,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3_text": SMALL
+    | {
+        "sliding_window": 3,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 5,
+        "final_logit_softcapping": 3.0,
+        "rope_local_base_freq": 20.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    },
     "gpt2": {
         "vocab_size": 23,
         "n_embd": 16,

@@ -62,8 +62,28 @@ BASES = {
         "logits_scaling": 3.0,
     },
     "smollm3": {"use_sliding_window": True, "sliding_window": WINDOW},
+    "gemma": {"head_dim": 8, "hidden_act": "gelu_pytorch_tanh", "rope_theta": 500.0},
+    "gemma2": {
+        "head_dim": 8,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 200,
+        "attn_logit_softcapping": 1.0,
+        "final_logit_softcapping": 4.0,
+    },
+    "gemma3_text": {
+        "head_dim": 8,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": WINDOW,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 200,
+        "final_logit_softcapping": 4.0,
+        "rope_local_base_freq": 20.0,
+    },
 }
 BASES = {family: COMMON | keys for family, keys in BASES.items()}
+for family in ("gemma2", "gemma3_text"):
+    del BASES[family]["hidden_act"]  # theirs is hidden_activation
 BASES["gpt2"] = {
     "vocab_size": VOCABULARY,
     "n_embd": 32,
@@ -100,6 +120,8 @@ ROPES = [
     {"rope_type": "unknown", "factor": 2.0},
     {"full_attention": {"rope_type": "default", "rope_theta": 50.0}},
     {kind: {"rope_type": "default", "rope_theta": 50.0} for kind in ("full_attention", "sliding_attention")},
+    {"full_attention": {"rope_type": "linear", "factor": 3.0}, "sliding_attention": {"rope_theta": 9.0}},
+    {"sliding_attention": {"rope_type": "linear", "factor": 3.0}},
 ]
 ACTIVATIONS = ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "quick_gelu", "relu", "relu2", "unknown"]
 WIDTHS = {  # keys that set the size of weights
@@ -128,6 +150,13 @@ VALUES = WIDTHS | {
     "label2id": [{"a": 0}],
     "problem_type": ["regression", "multi_label_classification"],
     "hidden_act": ACTIVATIONS,
+    "hidden_activation": [None, *ACTIVATIONS],
+    "query_pre_attn_scalar": [64, 8],
+    "attn_logit_softcapping": [2.0, None],
+    "final_logit_softcapping": [2.0, None],
+    "use_bidirectional_attention": [True, False, None],
+    "sliding_window_pattern": [1, 3, 4],
+    "cache_implementation": ["hybrid"],
     "activation_function": ACTIVATIONS,
     "max_position_embeddings": [8, 40],
     "initializer_range": [0.5],
@@ -140,8 +169,9 @@ VALUES = WIDTHS | {
     "pretraining_tp": [2],
     "tie_word_embeddings": [True, False],
     "rope_parameters": ROPES,
-    "rope_scaling": [*ROPES[2:6], LLAMA3 | {"original_max_position_embeddings": 16}, ROPES[-1]],
+    "rope_scaling": [*ROPES[2:6], LLAMA3 | {"original_max_position_embeddings": 16}, ROPES[18]],
     "rope_theta": [50.0, 50],
+    "rope_local_base_freq": [50.0, 50],
     "partial_rotary_factor": [0.5, None],
     "attention_bias": [True],
     "mlp_bias": [True],
@@ -194,6 +224,9 @@ READ_ANYWAY = (  # fields of no class or only some; read by the base class or th
 )
 OF_ROPE = ("rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 ALIASES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")  # GPT-2 reads them too
+# Not fields of all of their config classes, but in the files.
+OF_GEMMA = dict.fromkeys(("gemma", "gemma2"), ("hidden_act", "hidden_activation", "cache_implementation"))
+OF_GEMMA["gemma3_text"] = (*OF_GEMMA["gemma"], "sliding_window_pattern", "rope_local_base_freq")
 OF_GPT2 = ("n_ctx", *ALIASES)
 OF_CLASSIFIERS = (
     *("pad_token_id", "id2label", "label2id", "num_labels", "problem_type", "is_causal"),
@@ -215,15 +248,19 @@ ARCHITECTURES = {
     "olmo3": "Olmo3ForCausalLM",
     "granite": "GraniteForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }
-CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "qwen2"), (SEQUENCE, TOKEN)) | {"olmo3": (SEQUENCE,)}
+CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "qwen2", "gemma", "gemma2"), (SEQUENCE, TOKEN))
+CLASSIFIERS |= dict.fromkeys(("olmo3", "gemma3_text"), (SEQUENCE,))
 LABELS = {"0": "a", "1": "b", "2": "c"}
 
 
 # What transformers itself cannot load or compute, so that nothing can be compared: (key, value, families).
-WITH_ROPE = "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3"
-BY_LAYER = "ministral qwen2 qwen3 smollm3"  # they accept nested RoPE in the config, but fail to compute it
+WITH_ROPE = "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3 gemma gemma2"
+BY_LAYER = "ministral qwen2 qwen3 smollm3 gemma2"  # they accept nested RoPE in the config, but fail to compute it
 ROPE_FAILS = [
     (ROPES[5], "phi3"),
     (ROPES[6], "phi3"),
@@ -237,25 +274,29 @@ ROPE_FAILS = [
     (ROPES[16], WITH_ROPE),
     (ROPES[17], BY_LAYER),
     (ROPES[18], BY_LAYER),
+    (ROPES[19], BY_LAYER),
+    (ROPES[20], BY_LAYER),
 ]
 FAILS = [
-    ("hidden_act", "unknown", f"{WITH_ROPE} olmo3"),
+    ("hidden_act", "unknown", "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3 olmo3 gemma"),
     ("activation_function", "unknown", "gpt2"),
     ("pad_token_id", ABSENT, "phi3 smollm3"),  # their pad tokens lie outside this small vocabulary
-    ("sliding_window", 0, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3"),
-    ("sliding_window", -1, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3"),
-    ("sliding_window", None, "ministral olmo3"),
+    ("sliding_window", 0, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3 gemma2 gemma3_text"),
+    ("sliding_window", -1, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3 gemma2 gemma3_text"),
+    ("sliding_window", None, "ministral olmo3 gemma2 gemma3_text"),
     ("head_dim", ABSENT, "ministral"),
-    ("head_dim", None, "ministral phi3 qwen2 qwen3 olmo2 granite smollm3 olmo3"),
+    ("head_dim", None, "ministral phi3 qwen2 qwen3 olmo2 granite smollm3 olmo3 gemma gemma2 gemma3_text"),
+    ("hidden_activation", "unknown", "gemma2 gemma3_text"),
+    ("hidden_activation", None, "gemma2 gemma3_text"),
     ("partial_rotary_factor", None, "phi3"),
     ("layer_types", FULL[1:], " ".join(BASES)),
     ("layer_types", ["chunked_attention"] * LAYERS, " ".join(BASES)),
-    ("layer_types", SLIDING, "llama olmo2 granite gpt2"),
-    ("layer_types", MIXED, "llama olmo2 granite gpt2"),
+    ("layer_types", SLIDING, "llama olmo2 granite gpt2 gemma"),
+    ("layer_types", MIXED, "llama olmo2 granite gpt2 gemma"),
     ("per_layer_config", {"1": {"rms_norm_eps": 0.1}}, " ".join(BASES)),
     ("output_attentions", True, " ".join(BASES)),
-    ("num_key_value_heads", ABSENT, "mistral ministral qwen2 qwen3"),  # more than the number of heads
-    ("num_key_value_heads", None, "mistral ministral"),
+    ("num_key_value_heads", ABSENT, "mistral ministral qwen2 qwen3 gemma"),  # more than the number of heads
+    ("num_key_value_heads", None, "mistral ministral gemma gemma2 gemma3_text"),
     ("num_hidden_layers", 2, "ministral"),  # its base config lists four layer_types
     ("no_rope_layers", [1], "smollm3"),
     ("max_position_embeddings", 8, "gpt2"),
@@ -288,7 +329,7 @@ def recorded():
 def keys_of(family):
     """The keys to sweep: the fields of the family's config class, and keys that are read without being fields."""
     fields = recorded()["families"][family]
-    others = OF_GPT2 if family == "gpt2" else OF_ROPE
+    others = OF_GPT2 if family == "gpt2" else OF_ROPE + OF_GEMMA.get(family, ())
     return [*fields, *(key for key in (*READ_ANYWAY, *others) if key not in fields)]
 
 

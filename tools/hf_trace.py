@@ -49,7 +49,7 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     def keep(name: str, value: torch.Tensor) -> None:
         seen[name] = np.ascontiguousarray(value[0].float().numpy())
 
-    def keep_output(names: Sequence[str], output: torch.Tensor, factor: float = 1.0) -> None:
+    def keep_output(names: Sequence[str], output: torch.Tensor, factor: float = 1.0, heads_first: bool = False) -> None:
         """Record a module's output times a factor: one value, or several side by side along the last axis."""
         output = output * factor
         widths = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
@@ -57,7 +57,7 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
         sizes = [widths.get(leaf, output.shape[-1] // len(names)) for leaf in leaves] if len(names) > 1 else [-1]
         parts = output.split(sizes, dim=-1) if len(names) > 1 else [output]
         for name, leaf, part in zip(names, leaves, parts, strict=True):
-            of_heads = ".attention." in name and leaf in HEADS
+            of_heads = ".attention." in name and leaf in HEADS and not heads_first
             keep(name, part.reshape(*part.shape[:2], -1, head_dim).transpose(1, 2) if of_heads else part)
 
     def keep_one(names: Sequence[str], outputs: tuple[torch.Tensor, ...], index: int) -> None:
@@ -67,14 +67,15 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     for path, names in modules(model).items():
         key, _, path = path.rpartition(" · ")
         path, _, index = path.removesuffix("]").partition("[")
-        module, factor = model.get_submodule(path.removeprefix(">")), getattr(config, key) if key else 1.0
+        heads_first = path.startswith("^")
+        module, factor = model.get_submodule(path.lstrip(">^")), getattr(config, key) if key else 1.0
         if path.startswith(">"):
             hook = module.register_forward_pre_hook(lambda _, args, names=names: keep(names[0], args[0]))
         elif index:
             hook = module.register_forward_hook(lambda *got, names=names, at=int(index): keep_one(names, got[-1], at))
         else:
             hook = module.register_forward_hook(
-                lambda _, args, output, names=names, factor=factor: keep_output(names, output, factor)
+                lambda _, args, output, names=names, how=(factor, heads_first): keep_output(names, output, *how)
             )
         handles.append(hook)
 
@@ -84,6 +85,8 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     def traced_attention(module, query, key, value, attention_mask, scaling, **options):
         mixed, weights = eager_attention(module, query, key, value, attention_mask, scaling=scaling, **options)
         scores = query @ key.repeat_interleave(heads // kv_heads, dim=1).mT * scaling
+        if (cap := options.get("softcap")) is not None:  # Gemma 2
+            scores = cap * torch.tanh(scores / cap)
         # The model's function does not return its scores: recompute them and check them against its weights.
         torch.testing.assert_close(torch.softmax(scores + attention_mask, dim=-1), weights)
         attention = f"layers.{module.layer_idx}.attention"
@@ -108,7 +111,7 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
 
 
 def modules(model: PreTrainedModel) -> dict[str, list[str]]:
-    """The modules whose outputs (or inputs, >) are tapped values, and the names of these values.
+    """The modules whose outputs (or inputs, >; ^: with the heads' axis first) are tapped values, and their names.
 
     npllm's own family says where transformers computes each value: `Family.traced`.
     """

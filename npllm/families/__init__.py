@@ -22,6 +22,9 @@ olmo2        norms after the layers; a norm on all queries and all keys
 olmo3        OLMo 2 with windows and RoPE by layer
 smollm3      no RoPE in every fourth layer
 granite      multipliers of embeddings, scores, layers and logits
+gemma        norms that multiply by 1 + w, GeGLU, scaled embeddings
+gemma2       norms before and after each layer, capped scores and logits
+gemma3       a norm on each head's queries and keys; RoPE of its own in layers with a window
 gpt2         absolute positions, LayerNorm, GELU
 """
 
@@ -32,6 +35,9 @@ from ..config import Config
 from ..errors import ModelFileError
 from .common import HARMLESS
 from .family import Family as Family
+from .gemma import GEMMA
+from .gemma2 import GEMMA2
+from .gemma3 import GEMMA3
 from .gpt2 import GPT2
 from .granite import GRANITE
 from .keys import Keys
@@ -48,7 +54,23 @@ from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .smollm3 import SMOLLM3
 
-ALL = (PHI3, PHI3SMALL, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, OLMO2, OLMO3, SMOLLM3, GRANITE, GPT2)
+ALL = (
+    PHI3,
+    PHI3SMALL,
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    QWEN2,
+    QWEN3,
+    OLMO2,
+    OLMO3,
+    SMOLLM3,
+    GRANITE,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    GPT2,
+)
 # The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama": of two
 # families with one architecture the first in ALL reads the metadata, and says which of them it is).
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}

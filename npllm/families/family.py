@@ -50,6 +50,7 @@ class Gguf(NamedTuple):
     names: Mapping[str, str]  # of the weights, as in Family.names
     interleaved: Collection[str] = ()  # weights with q and k rows in which RoPE's pairs are neighbours
     checked: str = ""  # "llama.cpp" if its results were compared with those of npllm
+    plus_one: Collection[str] = ()  # weights that are stored as 1 + w
 
 
 class Family(NamedTuple):
@@ -74,8 +75,8 @@ class Family(NamedTuple):
     # The cost of a block: (config, layer, its weights, T, S). All layers have the same parts; one may cost 0.
     work: Callable[[Any, int, Any, int, int], Sequence[Work]]
     norm_flops: Callable[[Config, int], int]  # of the final norm over T tokens
-    # A tapped value -> the module of transformers' model with that output (>MODULE: with that input; KEY · MODULE: with
-    # that output before it is multiplied by a key of the config).
+    # A tapped value -> the module of transformers' model with that output (>MODULE: with that input; ^MODULE: with the
+    # heads' axis first; KEY · MODULE: with that output before it is multiplied by a key of the config).
     traced: Mapping[str, str]
     lm_head: Callable[..., Array] = heads.lm_head
     added: tuple[str, str] = ("attention.output", "feedforward.output")  # what the residual stream gets added

@@ -21,8 +21,9 @@ built once per pass. For T new tokens after P cached ones (S = P + T), in the ch
 
 A bias costs one addition per output element, and is read. Each family lists the parts of its own block (`Family.work`):
 GPT-2's has LayerNorm, T (7D + 4), and GELU, 9 T F, but no RoPE. Its positions cost T D. Where each token passes
-through a few of a block's experts, at most those that T tokens can choose are read. Scores are computed for all
-T x S pairs, as `attention` does, including those that the mask hides.
+through a few of a block's experts, at most those that T tokens can choose are read. Some families scale the
+embeddings, or scale or cap the logits (`Family.outside_flops`). Scores are computed for all T x S pairs, as `attention`
+does, including those that the mask hides.
 
 Source: "Speeding Up Generation by Caching Keys and Values" (Figure 3-10); Kaplan et al. 2020, "Scaling laws for neural
 language models", section 2.1 (which counts only the matrix products).

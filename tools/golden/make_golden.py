@@ -128,8 +128,11 @@ def as_published(config: dict[str, Any]) -> dict[str, Any]:
     """config.json with the keys of transformers 4, as in nearly all published checkpoints."""
     old = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "layer_types")}
     rope = dict(config["rope_parameters"])
-    if "full_attention" in rope:  # OLMo 3: the older keys hold there, and all its files have this theta
+    if config["model_type"] == "olmo3":  # the older keys hold for full attention, and all its files have this theta
         rope = rope["full_attention"] | {"rope_theta": 500000.0}
+    elif "sliding_attention" in rope:  # Gemma 3
+        old["layer_types"], old["rope_local_base_freq"] = config["layer_types"], rope["sliding_attention"]["rope_theta"]
+        rope = dict(rope["full_attention"])
     old["torch_dtype"] = config["dtype"]
     old["rope_theta"] = rope.pop("rope_theta")
     if "partial_rotary_factor" in rope:
