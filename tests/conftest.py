@@ -58,8 +58,13 @@ def writable_lib(lib) -> Library:
 
 
 def pytest_collection_modifyitems(items):
-    """Skip tests that need the default model if it is not installed."""
+    """Skip tests that need the default model if it is not installed; mark those that are slow by their family."""
+    from families import slow  # not at the top: it imports npllm, and this file loads before jaxtyping's hook
+
     skip_where_missing(items)
+    for item in items:
+        if hasattr(item, "callspec") and slow(item.callspec.params):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """Tiny models of every family, with random weights, for tests/test_families.py."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -142,3 +144,20 @@ def weight_names(family):
 
 
 NAMES = sorted(FAMILIES)
+
+# The chapter's pass, its most common form, and the passes that are most unlike them.
+QUICK = {"phi3", "llama", "gpt2", "gemma3", "gpt_oss"}
+GOLDEN = Path(__file__).parent / "golden"
+FAMILY = {name: name for name in NAMES} | {
+    file.parent.name: json.loads(file.read_text(encoding="utf-8"))["model_type"]
+    for file in GOLDEN.glob("*/config.json")
+}
+
+
+def slow(parameters: dict) -> bool:
+    """Whether a test is slow, by its parameters: one names a family that is not in QUICK, or a golden model of one.
+
+    One pass of each golden model is quick.
+    """
+    found = {FAMILY[value] for value in parameters.values() if isinstance(value, str) and value in FAMILY}
+    return not found <= QUICK and parameters.get("chunk", "") is not None
