@@ -2,6 +2,7 @@
 
     python tools/bench/make_checkpoint.py --preset phi-3-mini FOLDER              # 7.6 GB, like the published one
     python tools/bench/make_checkpoint.py --preset phi-3-mini --layers 4 FOLDER   # 1.3 GB, for benchmarks
+    python tools/bench/make_checkpoint.py --preset phi-3-mini-128k FOLDER         # LongRoPE; also: phi-4-mini
 
 The model generates noise, with the speed and memory of the real one. Its tokenizer has one token per byte. Shards are
 written one at a time, so that the peak memory is less than two shards.
@@ -41,6 +42,43 @@ PRESETS = {
         "pad_token_id": 32000,
     },
 }
+
+
+def longrope(long: str, short: str) -> dict:
+    """The config key with these factors."""
+    factors = {"long_factor": long, "short_factor": short}
+    return {"type": "longrope"} | {name: [float(factor) for factor in text.split()] for name, text in factors.items()}
+
+
+PRESETS["phi-3-mini-128k"] = PRESETS["phi-3-mini"] | {
+    "max_position_embeddings": 131072,
+    "rope_scaling": longrope(
+        """1.03 1.05 1.05 1.08 1.23 1.23 1.3 1.45 1.6 1.65 1.9 2.86 3.69 5.42 5.49 5.49 9.09 11.58 15.66 15.77 15.79
+        18.36 21.99 23.08 30.01 32.35 32.59 35.56 39.95 53.84 56.2 57.95 59.29 59.77 59.92 61.19 61.96 62.5 63.37 63.48
+        63.48 63.66 63.85 64.08 64.76 64.8 64.81001 64.81001""",
+        """1.05 1.05 1.05 1.1 1.1 1.15 1.2 1.25 1.3 1.35 1.5 2 2 2 2 2 2 2 2 2 2 2 2 2 2 2 2 2 2 2 2 2 2.05 2.05 2.05
+        2.1 2.1 2.1 2.15 2.15 2.35 2.55 2.6 2.6 2.75 2.85 2.85 2.95""",
+    ),
+    "sliding_window": 262144,
+}
+PRESETS["phi-4-mini"] = PRESETS["phi-3-mini-128k"] | {
+    "vocab_size": 200064,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": longrope(
+        """1 1.118320672 1.250641126 1.398617824 1.564103225 1.74916897 1.956131817 2.187582649 2.446418898 2.735880826
+        3.059592084 3.421605075 3.826451687 4.279200023 4.785517845 5.351743533 5.984965424 6.693110555 7.485043894
+        8.370679318 9.36110372 10.4687158 11.70738129 13.09260651 14.64173252 16.37415215 18.31155283 20.47818807
+        22.90118105 25.61086418 28.64115884 32.03 32.1 32.13 32.23 32.6 32.61 32.64 32.66 32.7 32.71 32.93 32.97 33.28
+        33.49 33.5 44.16 47.77""",
+        "1 " * 48,
+    ),
+    "tie_word_embeddings": True,
+    "bos_token_id": 199999,
+    "eos_token_id": 199999,
+    "pad_token_id": 199999,
+}
 # The same architecture, small enough for a trial run of a second.
 PRESETS["tiny"] = PRESETS["phi-3-mini"] | {
     "vocab_size": 512,
@@ -71,7 +109,8 @@ def shapes(config: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"model.layers.{layer}.mlp.gate_up_proj.weight", (2 * inner, width)
         yield f"model.layers.{layer}.mlp.down_proj.weight", (width, inner)
     yield "model.norm.weight", (width,)
-    yield "lm_head.weight", (vocabulary, width)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (vocabulary, width)
 
 
 def shards(config: dict, dtype: np.dtype) -> list[list[tuple[str, tuple[int, ...]]]]:
@@ -140,7 +179,7 @@ def main() -> None:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (args.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
     (args.folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    ends = [32000, 32001, 32007] if args.preset == "phi-3-mini" else [config["eos_token_id"]]
+    ends = [32000, 32001, 32007] if args.preset.startswith("phi-3-mini") else [config["eos_token_id"]]
     (args.folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
     write_tokenizer(args.folder)
     print(f"{args.folder}: {total:,} bytes in {len(groups)} shards")
