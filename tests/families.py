@@ -40,6 +40,14 @@ KEYS = {
         "rope_embedding_base": 100.0,
         "tie_word_embeddings": False,
     },
+    "phimoe": SMALL
+    | {
+        "sliding_window": 3,
+        "num_local_experts": 5,
+        "router_jitter_noise": 0.3,
+        "attention_bias": True,
+        "lm_head_bias": True,
+    },
     "llama": SMALL | {"attention_bias": True, "mlp_bias": True},
     "mistral": SMALL | {"sliding_window": 3},
     "ministral": SMALL | {"sliding_window": 3, "layer_types": ["full_attention", "sliding_attention"] * 2},

@@ -140,11 +140,24 @@ def gpt2_tensors(tensors: Tensors, keys: Keys) -> Tensors:
     return {name: tensor.T if name.endswith(turned) else tensor for name, tensor in tensors.items()}
 
 
+def phimoe_keys(keys: Keys) -> dict[str, Any]:
+    """Phi-3.5-MoE's keys: those of Phi-3, with one factor on cos and sin computed from the contexts; its experts."""
+    experts = {"expert_count": keys["num_local_experts"], "expert_used_count": keys["num_experts_per_tok"]}
+    original = {"original_max_position_embeddings": keys["max_position_embeddings"]}
+    return phi3_keys(original | keys) | experts
+
+
+def phimoe_tensors(tensors: Tensors, keys: Keys) -> Tensors:
+    """LongRoPE's factors, and the experts' matrices in one tensor for each layer."""
+    return stacked_experts(longrope_factors(tensors, keys), keys)
+
+
 ARCHITECTURES = {  # by config.json's model_type
     "llama": Architecture("llama", tensors=llama_tensors),
     "phi3": Architecture("phi3", phi3_keys, longrope_factors),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
+    "phimoe": Architecture("phimoe", phimoe_keys, phimoe_tensors),
     "granite": Architecture("granite", granite_keys, llama_tensors),
     "olmo2": Architecture("olmo2"),
     "smollm3": Architecture("smollm3", tensors=llama_tensors),

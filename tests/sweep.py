@@ -51,6 +51,14 @@ BASES = {
         "head_dim": 8,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+    "phimoe": {
+        "num_local_experts": 4,
+        "router_jitter_noise": 0.3,
+        "sliding_window": WINDOW,
+        "attention_bias": True,
+        "lm_head_bias": True,
+    },
     "qwen2": WINDOWS,
     "qwen3": WINDOWS | {"head_dim": 8},
     "olmo2": {},
@@ -186,6 +194,19 @@ VALUES = WIDTHS | {
     "layer_types": [FULL, SLIDING, MIXED, None, FULL[1:], ["chunked_attention"] * LAYERS],
     "no_rope_layers": [[1, 0, 0, 1], [1] * LAYERS, [0] * (LAYERS + 1), [1]],
     "no_rope_layer_interval": [2, 1],
+    "num_local_experts": [1, 2, 6],
+    "num_experts": [1, 2, 6],
+    "num_experts_per_tok": [1, 3, 4],
+    "norm_topk_prob": [True],
+    "moe_intermediate_size": [24],
+    "decoder_sparse_step": [2],
+    "mlp_only_layers": [[1], []],
+    "clip_qkv": [0.5, 100.0],
+    "output_router_logits": [True],
+    "router_aux_loss_coef": [0.5],
+    "router_jitter_noise": [0.5],
+    "input_jitter_noise": [0.5],
+    "lm_head_bias": [False],
     "embedding_multiplier": [3.0, 1],
     "attention_multiplier": [0.5, 1],
     "residual_multiplier": [0.7, 1],
@@ -241,6 +262,8 @@ ARCHITECTURES = {
     "phi3": "Phi3ForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "phimoe": "PhimoeForCausalLM",
     "ministral": "MinistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -253,23 +276,24 @@ ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }
-CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "qwen2", "gemma", "gemma2"), (SEQUENCE, TOKEN))
-CLASSIFIERS |= dict.fromkeys(("olmo3", "gemma3_text"), (SEQUENCE,))
+CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "mixtral", "qwen2", "gemma", "gemma2"), (SEQUENCE, TOKEN))
+CLASSIFIERS |= dict.fromkeys(("phimoe", "olmo3", "gemma3_text"), (SEQUENCE,))
 LABELS = {"0": "a", "1": "b", "2": "c"}
 
 
 # What transformers itself cannot load or compute, so that nothing can be compared: (key, value, families).
-WITH_ROPE = "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3 gemma gemma2"
+WITH_ROPE = "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3 gemma gemma2 phimoe mixtral"
 BY_LAYER = "ministral qwen2 qwen3 smollm3 gemma2"  # they accept nested RoPE in the config, but fail to compute it
 ROPE_FAILS = [
-    (ROPES[5], "phi3"),
-    (ROPES[6], "phi3"),
+    (ROPES[5], "phi3 phimoe"),
+    (ROPES[6], "phi3 phimoe"),
     (ROPES[8], WITH_ROPE),
-    (ROPES[9], "phi3"),
-    (ROPES[10], "phi3"),
-    (ROPES[11], "phi3"),
-    (LLAMA3, "phi3 gpt2"),
-    (LLAMA3 | {"original_max_position_embeddings": 16}, "phi3 gpt2"),
+    (ROPES[9], "phi3 phimoe"),
+    (ROPES[10], "phi3 phimoe"),
+    (ROPES[11], "phi3 phimoe"),
+    (LLAMA3, "phi3 phimoe gpt2"),
+    (LLAMA3 | {"original_max_position_embeddings": 16}, "phi3 phimoe gpt2"),
+    (ROPES[14], "phimoe"),  # without short_mscale and long_mscale
     (ROPES[15], WITH_ROPE),
     (ROPES[16], WITH_ROPE),
     (ROPES[17], BY_LAYER),
@@ -278,14 +302,14 @@ ROPE_FAILS = [
     (ROPES[20], BY_LAYER),
 ]
 FAILS = [
-    ("hidden_act", "unknown", "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3 olmo3 gemma"),
+    ("hidden_act", "unknown", " ".join(one for one in BASES if one not in ("gpt2", "gemma2", "gemma3_text"))),
     ("activation_function", "unknown", "gpt2"),
     ("pad_token_id", ABSENT, "phi3 smollm3"),  # their pad tokens lie outside this small vocabulary
-    ("sliding_window", 0, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3 gemma2 gemma3_text"),
-    ("sliding_window", -1, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3 gemma2 gemma3_text"),
+    ("sliding_window", 0, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3 gemma2 gemma3_text phimoe"),
+    ("sliding_window", -1, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3 gemma2 gemma3_text phimoe"),
     ("sliding_window", None, "ministral olmo3 gemma2 gemma3_text"),
     ("head_dim", ABSENT, "ministral"),
-    ("head_dim", None, "ministral phi3 qwen2 qwen3 olmo2 granite smollm3 olmo3 gemma gemma2 gemma3_text"),
+    ("head_dim", None, "ministral phi3 qwen2 qwen3 olmo2 granite smollm3 olmo3 gemma gemma2 gemma3_text phimoe"),
     ("hidden_activation", "unknown", "gemma2 gemma3_text"),
     ("hidden_activation", None, "gemma2 gemma3_text"),
     ("partial_rotary_factor", None, "phi3"),
@@ -295,8 +319,8 @@ FAILS = [
     ("layer_types", MIXED, "llama olmo2 granite gpt2 gemma"),
     ("per_layer_config", {"1": {"rms_norm_eps": 0.1}}, " ".join(BASES)),
     ("output_attentions", True, " ".join(BASES)),
-    ("num_key_value_heads", ABSENT, "mistral ministral qwen2 qwen3 gemma"),  # more than the number of heads
-    ("num_key_value_heads", None, "mistral ministral gemma gemma2 gemma3_text"),
+    ("num_key_value_heads", ABSENT, "mistral ministral qwen2 qwen3 gemma phimoe"),  # more than the number of heads
+    ("num_key_value_heads", None, "mistral ministral gemma gemma2 gemma3_text phimoe"),
     ("num_hidden_layers", 2, "ministral"),  # its base config lists four layer_types
     ("no_rope_layers", [1], "smollm3"),
     ("max_position_embeddings", 8, "gpt2"),

@@ -258,7 +258,7 @@ def test_longrope(tmp_path, kind):
     factors = {f"rope_factors_{name}.weight": np.linspace(1, last, 8) for name, last in (("short", 2), ("long", 32))}
     config = config_of(tmp_path, arch="phi3", metadata=metadata, extra=factors)
     short, long = (tuple(float(f) for f in values.astype("f4")) for values in factors.values())
-    assert config.rope_scaling == RopeScaling("longrope", short, long, 16, 1.25)
+    assert config.rope_scaling == RopeScaling("longrope", short, long, 16, 1.25, 1.25)
     with pytest.raises(ModelFileError, match="short_factor: expected 8 positive numbers"):
         config_of(tmp_path, arch="phi3", metadata=metadata, extra={"rope_factors_long.weight": np.ones(8)})
 

@@ -17,7 +17,7 @@ from npllm import sampling
 from npllm.cache import empty_cache
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
-CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "mixtral", "granite", "olmo3"]
+CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "mixtral", "phimoe", "granite", "olmo3"]
 CLASSES += ["gemma", "gemma2", "gemma3_text"]
 
 EXPERTS = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "olmoe": "num_experts"}
@@ -125,6 +125,15 @@ def random_config_keys(model_type, rng):
     if model_type in EXPERTS:
         count = pick(1, 3, 5)
         keys |= {EXPERTS[model_type]: count, "num_experts_per_tok": int(rng.integers(1, count + 1))}
+    if model_type == "phimoe":
+        keys |= {"attention_bias": pick(True, False), "lm_head_bias": pick(True, False)}
+        keys |= {"sliding_window": pick(None, window), "num_local_experts": pick(2, 3, 5)}
+        keys["router_jitter_noise"] = 10 ** rng.uniform(-2, 0)
+        same = longrope(rng, head_dim // 2)["short_factor"]  # test_phimoe.py has other long factors
+        mscales = {"short_mscale": rng.uniform(0.5, 2), "long_mscale": rng.uniform(0.5, 2)}
+        long = {"rope_type": "longrope", "short_factor": same, "long_factor": same} | mscales
+        original = {"original_max_position_embeddings": pick(6, 12, 25)}
+        keys["rope_parameters"] = {"rope_theta": rope["rope_theta"]} | pick({"rope_type": "default"}, long | original)
     if model_type in ("qwen2", "qwen3"):
         first = int(rng.integers(0, 4))
         keys |= {"use_sliding_window": pick(True, False), "sliding_window": window, "max_window_layers": first}

@@ -13,6 +13,7 @@ nearest      of families that are not computed: which is most like them
 llama        Llama, and what its descendants share
 phi3         Phi-3, the chapter's model
 phi3small    Phi-3-small: block-sparse attention
+phimoe       Phi-3.5-MoE: experts, LayerNorm
 mistral      a sliding window
 experts      several networks in a block, of which each token passes through a few
 mixtral      Mistral with experts
@@ -50,12 +51,14 @@ from .olmo2 import OLMO2
 from .olmo3 import OLMO3
 from .phi3 import PHI3
 from .phi3small import PHI3SMALL
+from .phimoe import PHIMOE
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .smollm3 import SMOLLM3
 
 ALL = (
     PHI3,
+    PHIMOE,
     PHI3SMALL,
     LLAMA,
     MISTRAL,

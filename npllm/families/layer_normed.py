@@ -117,7 +117,7 @@ def moved(function: Callable[..., Any], *names: str) -> dict[str, Tapped]:
 
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
-PARTS = llama.PARTS | {
+PARTS = {
     **{name: llama.PARTS[name]._replace(function=layer_norm, figures="3-29") for name in NORMS},
     **moved(block, "residual_after_attention", "residual_after_feedforward"),
 }

@@ -244,14 +244,20 @@ NAMES = {
     "post_attention_layernorm": llama.NAMES["post_attention_layernorm"],
     "up_proj": "model.layers.*.mlp.up_proj",
 }
-PARTS = layer_normed.PARTS | {
-    "embedding": llama.PARTS["embedding"]._replace(description="each id's row, times a number", function=scaled_embed),
-    **moved(queries_keys_values, "attention.q", "attention.k", "attention.v"),
-    **moved(self_attention, "attention.output"),
-    **moved(feedforward, "feedforward.gate", "feedforward.up", "feedforward.output"),
-    "feedforward.activation": Tapped("GeGELU: gelu(gate) · (up + 1)", "T F", gegelu, "", "3-30"),
-    **moved(lm_head, "logits"),
-}
+PARTS = (
+    llama.PARTS
+    | layer_normed.PARTS
+    | {
+        "embedding": llama.PARTS["embedding"]._replace(
+            description="each id's row, times a number", function=scaled_embed
+        ),
+        **moved(queries_keys_values, "attention.q", "attention.k", "attention.v"),
+        **moved(self_attention, "attention.output"),
+        **moved(feedforward, "feedforward.gate", "feedforward.up", "feedforward.output"),
+        "feedforward.activation": Tapped("GeGELU: gelu(gate) · (up + 1)", "T F", gegelu, "", "3-30"),
+        **moved(lm_head, "logits"),
+    }
+)
 
 PHI3SMALL = LLAMA._replace(
     title="Phi-3-small",
