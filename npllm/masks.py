@@ -72,7 +72,7 @@ def block_local(
 ) -> Bool[Array, "... T S"]:
     """Phi-3-small's sparse mask: a token sees its own block, the `local_blocks` - 1 before it, and every stride-th.
 
-    In Phi-3-small head n has offset n, so that eight heads together see every block; here all heads share one offset.
+    In Phi-3-small head n has offset n, so that eight heads together see every block (families/block_sparse.py).
     """
     query_block, key_block = queries[..., :, None] // block, keys[..., None, :] // block
     near, each = query_block - key_block < local_blocks, (key_block + offset + 1) % stride == 0

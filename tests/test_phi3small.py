@@ -255,6 +255,7 @@ def test_a_changed_key_is_computed(tmp_path, changed):
     assert_close("logits in chunks", np.concatenate(rows), expected["logits"].astype(np.float32))
 
 
+@pytest.mark.slow
 def test_a_chunk_is_rotated_as_a_part_of_the_whole_text(tmp_path):
     write(tmp_path / "model", KEYS | {"rope_scaling": LONGROPE})
     lm = npllm.load(tmp_path / "model")
@@ -263,6 +264,7 @@ def test_a_chunk_is_rotated_as_a_part_of_the_whole_text(tmp_path):
     assert_close("logits", np.concatenate(parts), npllm.forward(np.array(IDS), lm)[0])
 
 
+@pytest.mark.slow
 def test_a_mask_of_the_caller_also_hides(tmp_path):
     write(tmp_path / "model", KEYS)
     lm, padded = npllm.load(tmp_path / "model"), [7, *IDS]
@@ -336,7 +338,7 @@ def test_ids_that_no_text_has_are_never_chosen(tmp_path):
     keys = KEYS | {"vocab_size": 100352, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
     write(tmp_path / "model", keys | {"num_key_value_heads": 1})
     logits = npllm.forward(np.array([3, 4]), npllm.load(tmp_path / "model"))[0]
-    unused = np.flatnonzero(np.isneginf(logits[1]))
+    unused = np.flatnonzero(logits[1] == np.finfo(np.float32).min)
     assert unused.tolist() == [i for first, end in UNUSED for i in range(first, end)]
     # The published tokenizer's pieces from 100,256 on: <|endoftext|>, <|system|>, <|user|>, <|assistant|>, <|end|>.
     assert {*range(100256, 100352)} - {*unused.tolist()} == {100257, 100261, 100262, 100263, 100266}

@@ -23,7 +23,7 @@ from ..arrays import Array, Bool, Float, Int, Weight, array_namespace
 from ..cache import Cache
 from ..config import Config
 from ..linear import linear
-from ..masks import causal
+from ..masks import decoder_mask
 from ..shapes import Weights
 from ..tap import Tap, untapped
 from . import common, layer_normed, llama
@@ -99,11 +99,10 @@ def transform(
 
     `visible` hides tokens besides those that the sparse layers hide. The blocks are counted by order in the cache.
     """
-    xp = array_namespace(ids)
     past, new, layers = (0 if cache is None else cache["length"]), ids.shape[-1], config.num_hidden_layers
     if visible is None:
-        visible = causal(xp.arange(past, past + new, device=device(ids)), xp.arange(past + new, device=device(ids)))
-    masks = list(visible) if isinstance(visible, Sequence) else [visible] * layers
+        visible = decoder_mask(past, new, None, ids)
+    masks: list[Any] = list(visible) if isinstance(visible, Sequence) else [visible] * layers
     sparse = sparse_mask(past, new, config, ids)
     for layer in filter(config.is_sparse, range(layers)):
         masks[layer] = sparse if masks[layer] is None else sparse & masks[layer][..., None, :, :]
@@ -121,12 +120,13 @@ UNUSED = ((100256, 100257), (100258, 100261), (100264, 100266), (100267, 100352)
 
 
 def lm_head(hidden: Float[Array, "... T D"], weights: Weights, config: Phi3SmallConfig) -> Float[Array, "... T V"]:
-    """The chapter's head, its logits divided by `mup_width_multiplier`, and those of unused ids -inf."""
+    """The chapter's head, its logits divided by `mup_width_multiplier`, and those of unused ids as low as can be."""
     xp = array_namespace(hidden)
     logits = heads.lm_head(hidden, weights, config) / config.mup_width_multiplier
+    lowest = xp.finfo(logits.dtype).min  # not -inf, which would look like an overflow
     ids = xp.arange(logits.shape[-1], device=device(hidden))
     for first, end in UNUSED:
-        logits = xp.where((ids >= first) & (ids < end), -math.inf, logits)
+        logits = xp.where((ids >= first) & (ids < end), lowest, logits)
     return logits
 
 
