@@ -126,6 +126,14 @@ def granite_keys(keys: Keys) -> dict[str, Any]:
     }
 
 
+def olmo3_keys(keys: Keys) -> dict[str, Any]:
+    """OLMo 3's keys: its windows."""
+    return {
+        "attention.sliding_window": keys["sliding_window"],
+        "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in keys["layer_types"]],
+    }
+
+
 def gpt2_keys(keys: Keys) -> dict[str, Any]:
     """GPT-2's keys: LayerNorm's epsilon, and nothing about RoPE."""
     not_there = dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"))
@@ -160,6 +168,7 @@ ARCHITECTURES = {  # by config.json's model_type
     "phimoe": Architecture("phimoe", phimoe_keys, phimoe_tensors),
     "granite": Architecture("granite", granite_keys, llama_tensors),
     "olmo2": Architecture("olmo2"),
+    "olmo3": Architecture("olmo2", olmo3_keys),
     "smollm3": Architecture("smollm3", tensors=llama_tensors),
     "gpt2": Architecture("gpt2", gpt2_keys, gpt2_tensors),
 }
@@ -168,6 +177,7 @@ ARCHITECTURES = {  # by config.json's model_type
 def common_keys(keys: Keys) -> dict[str, Any]:
     """The metadata that most architectures have."""
     rope = keys.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)  # OLMo 3: the layers with a window have no scaling
     values = {
         "block_count": keys["num_hidden_layers"],
         "context_length": keys["max_position_embeddings"],

@@ -243,6 +243,51 @@ def test_granite_without_rope_is_refused():
         granite_keys(**{"rope.scaling.finetuned": False})
 
 
+def olmo_keys(**metadata):
+    keys = {"embedding_length": 64, "attention.head_count": 4, "attention.layer_norm_rms_epsilon": 1e-5}
+    keys |= {"block_count": 3, "context_length": 64, "rope.freq_base": 5e5, **metadata}
+    values = {"general.architecture": "olmo2"} | {f"olmo2.{key}": value for key, value in keys.items()}
+    return gguf_keys(Metadata(Path("m.gguf"), values, {"token_embd.weight": (288, 64)}))
+
+
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0, "rope.scaling.original_context_length": 16}
+
+
+def test_an_olmo_file_with_a_window_is_olmo_3s():
+    assert olmo_keys()["model_type"] == "olmo2"
+    read = olmo_keys(**{"attention.sliding_window": 8} | YARN)
+    assert (read["model_type"], read["sliding_window"]) == ("olmo3", 8)
+    scaled = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "rope_theta": 5e5}
+    assert read["rope_parameters"] == {"full_attention": scaled, "sliding_attention": {"rope_theta": 5e5}}
+    pattern = {"attention.sliding_window_pattern": [True, False, True]}
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    assert olmo_keys(**{"attention.sliding_window": 8} | pattern)["layer_types"] == kinds
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2079441547393799])
+def test_yarns_factor_on_the_scores_counts_once_in_olmo_3(factor):
+    """llama.cpp's converter writes what follows from the factor 8; llama.cpp then multiplies by it once more."""
+    read = olmo_keys(**{"attention.sliding_window": 8, "rope.scaling.attn_factor": factor} | YARN)
+    assert "attention_factor" not in read["rope_parameters"]["full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.scaling.attn_factor", 1.5),
+        ("rope.scaling.attn_factor", "1"),
+        ("rope.scaling.attn_factor", 0.0),
+        ("attention.sliding_window_pattern", 4),
+        ("attention.sliding_window_pattern", [True, False]),
+        ("attention.sliding_window_pattern", [True, [], False]),
+        ("rope.freq_base_swa", 1e4),
+    ],
+)
+def test_what_olmo_3_does_not_compute_is_refused(key, value):
+    with pytest.raises(ModelFileError, match=key):
+        olmo_keys(**{"attention.sliding_window": 8, key: value} | YARN)
+
+
 def test_rope_factors_of_llama_3(tmp_path):
     factors = np.linspace(1, 32, 8)
     config = config_of(tmp_path, extra={"rope_freqs.weight": factors})

@@ -32,6 +32,8 @@ MULTIPLIERS = {
     "residual_multiplier": 0.6,
     "logits_scaling": 1.7,
 }
+BY_LAYER = {"full_attention": ROPE | YARN | {"rope_theta": 500000.0}}
+BY_LAYER |= {"sliding_attention": {"rope_type": "default", "rope_theta": 500000.0}}
 # Each: model_type, and config keys that show what is special about it. llama.cpp takes LongRoPE's long factors if its
 # context, here 256, is longer than the original one, whatever the text is. It ignores Phi-3's sliding window.
 CASES = {
@@ -51,6 +53,7 @@ CASES = {
     "qwen3": ("qwen3", {"head_dim": 32}),
     "granite": ("granite", MULTIPLIERS | {"attention_bias": True, "tie_word_embeddings": True}),
     "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {"num_hidden_layers": 5, "sliding_window": 8, "rope_parameters": BY_LAYER}),
     "smollm3": ("smollm3", {"num_hidden_layers": 5}),
     "gpt2": ("gpt2", {"intermediate_size": 256}),
 }
@@ -80,6 +83,8 @@ def test_a_gguf_file_has_the_model_of_the_folder(tmp_path, name):
         changed |= {"sliding_window": None, "layer_types": config.layer_types}
     if config.family == "smollm3":
         changed |= {"rotated": (True, True, True)}
+    if config.family == "olmo3":  # one theta for all layers
+        changed |= {"local_rope_theta": 100.0}
     assert config == replace(expected.config, rope_scaling=config.rope_scaling, **changed)
     np.testing.assert_allclose(numbers(config.rope_scaling), numbers(expected.config.rope_scaling), rtol=1e-6)
 

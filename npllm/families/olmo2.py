@@ -7,8 +7,8 @@ Source: OLMo Team 2024, "2 OLMo 2 Furious"; Liu et al. 2022, "Swin transformer V
 https://huggingface.co/docs/transformers/model_doc/olmo2
 """
 
+import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 from .. import model
@@ -24,8 +24,10 @@ from ..shapes import Weights
 from ..tap import Tap, under, untapped
 from . import common, llama, metadata
 from .family import Gguf, Rows, Tapped, Work
-from .keys import Keys
+from .keys import Keys, is_positive
 from .llama import LLAMA
+from .metadata import Metadata
+from .scaling import sharpening
 from .work import attention_work, linear_work, rms_norm_flops
 
 
@@ -132,6 +134,31 @@ def read_config(keys: Keys) -> Config:
     )
 
 
+def gguf_keys(m: Metadata) -> dict[str, Any]:
+    """The keys for architecture "olmo2", which OLMo 3's files also have: those with a sliding window.
+
+    llama.cpp's converter writes YaRN's factor on cos and sin as `attn_factor`, and llama.cpp then multiplies by it
+    twice. Here it counts once, as in the model.
+    """
+    window = m.get("attention.sliding_window", 0)
+    keys = metadata.decoder(m, "olmo3" if window else "olmo2")
+    if not window:
+        return keys
+    theta, scaled = keys.pop("rope_theta"), keys.pop("rope_scaling") or {}
+    factor: Any = scaled.get("factor")
+    given = m.number("rope.scaling.attn_factor", 1.0)
+    counted = sharpening(factor, 1.0) if scaled.get("rope_type") == "yarn" and is_positive(factor) else 1.0
+    if given != 1.0 and not (is_positive(given) and math.isclose(given, counted, rel_tol=1e-6)):
+        raise m.refusal("rope.scaling.attn_factor", " or ".join(f"{one:g}" for one in sorted({1.0, counted})))
+    pattern, layers = m.get("attention.sliding_window_pattern"), keys["num_hidden_layers"]
+    if pattern is not None:
+        if not isinstance(pattern, list) or len(pattern) != layers or not all(one in (True, False) for one in pattern):
+            raise m.refusal("attention.sliding_window_pattern", f"true or false for each of {layers} layers")
+        keys["layer_types"] = ["sliding_attention" if local else "full_attention" for local in pattern]
+    ropes = {"full_attention": scaled | {"rope_theta": theta}, "sliding_attention": {"rope_theta": theta}}
+    return keys | {"sliding_window": window, "rope_parameters": ropes}
+
+
 def shapes(config: Config) -> dict[str, Rows]:
     """The rows of each tensor that a weight may be split into, and its columns."""
     N, K, H, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.hidden_size
@@ -229,6 +256,6 @@ OLMO2 = LLAMA._replace(
     work=work,
     traced=TRACED,
     added=("post_attention_layernorm", "post_feedforward_layernorm"),
-    gguf=Gguf("olmo2", partial(metadata.decoder, model_type="olmo2"), GGUF_NAMES, checked="llama.cpp"),
+    gguf=Gguf("olmo2", gguf_keys, GGUF_NAMES, checked="llama.cpp"),
     classifiers=["sequence"],
 )

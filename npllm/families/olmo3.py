@@ -132,5 +132,4 @@ OLMO3 = OLMO2._replace(
     read_config=read_config,
     transform=transform,
     structure=structure,
-    gguf=None,
 )
