@@ -54,6 +54,7 @@ TYPE_CHECKING = False  # typing's own takes time to import
 if TYPE_CHECKING:
     from typing import Any
 
+    from .apps.fill import fill
     from .apps.pipeline import pipeline
     from .checkpoint.load import load
     from .inspect.patch import patch
@@ -66,6 +67,7 @@ __all__ = [
     "Generation",
     "Step",
     "__version__",
+    "fill",
     "forward",
     "generate",
     "lm_head",
@@ -80,6 +82,7 @@ __all__ = [
 # The modules of the public names. They are imported on first use, so that `from npllm.rope import apply_rope` needs no
 # tokenizer and no template engine.
 HOMES = {
+    "apps.fill": ("fill",),
     "apps.pipeline": ("pipeline",),
     "checkpoint.load": ("load",),
     "inspect.patch": ("patch",),

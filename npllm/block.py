@@ -90,6 +90,7 @@ def original_block(
     layer: int = 0,
     *,
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    activation: Callable[[Array], Array] = relu,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
     """The original, post-norm block: norm(x + attention(x)), then norm(x + feedforward(x)), with LayerNorm and ReLU.
@@ -102,6 +103,6 @@ def original_block(
     )
     x = tap("residual_after_attention", x)
     x = tap("post_attention_layernorm", layer_norm(x, weights.ln_1, weights.ln_1_bias, eps))
-    x = x + plain_feedforward(x, weights, relu, tap=under(tap, "feedforward"))
+    x = x + plain_feedforward(x, weights, activation, tap=under(tap, "feedforward"))
     x = tap("residual_after_feedforward", x)
     return tap("post_feedforward_layernorm", layer_norm(x, weights.ln_2, weights.ln_2_bias, eps))

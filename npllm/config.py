@@ -42,6 +42,7 @@ class Config:
     pad_token_id: int | None = None
     architectures: tuple[str, ...] = ()  # "Phi3ForCausalLM", ...: selects the head
     id2label: tuple[str, ...] = ()  # the labels of a classifier
+    bidirectional: bool = False  # every token sees all others: BERT, which fills gaps and cannot continue a text
     problem_type: str | None = None  # "multi_label_classification": each label is an independent yes or no
 
     def window(self, layer: int) -> int | None:

@@ -11,7 +11,7 @@ from .arrays import Array, Float, Int, array_namespace
 from .config import Config
 from .errors import UsageError
 from .linear import linear
-from .shapes import Weights
+from .shapes import Weights, WeightsLike
 
 
 def lm_head(hidden: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T V"]:
@@ -40,6 +40,6 @@ def sequence_classification_head(
     return linear(vector, weights.score, weights.score_bias)
 
 
-def token_classification_head(hidden: Float[Array, "... T D"], weights: Weights) -> Float[Array, "... T labels"]:
+def token_classification_head(hidden: Float[Array, "... T D"], weights: WeightsLike) -> Float[Array, "... T labels"]:
     """A score (logit) for each label at every token, as in finding names. A token sees only itself and those before."""
     return linear(hidden, weights.score, weights.score_bias)

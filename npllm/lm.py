@@ -16,7 +16,7 @@ from . import heads, model
 from .arrays import Array, Float, Int, array_namespace
 from .cache import Cache
 from .config import Config
-from .shapes import Weights
+from .shapes import WeightsLike
 from .tap import Tap, untapped
 from .text.arguments import check_hidden, check_lists, check_model, check_pass
 from .tokenizer import Tokenizer
@@ -28,7 +28,7 @@ class LM(NamedTuple):
     """A language model as `npllm.load` returns it: everything that generation needs."""
 
     config: Config
-    weights: Weights
+    weights: WeightsLike
     tokenizer: Tokenizer | None  # None if the checkpoint has none
     generation_config: Mapping[str, Any]  # generation_config.json, parsed
     transform: Callable[..., tuple[Float[Array, "... T D"], Cache | None]] = model.transform  # its family's pass

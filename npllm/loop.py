@@ -25,7 +25,7 @@ from .flash import flash_attention
 from .lm import LM, as_array
 from .options import capacity_for, check_options, check_prompt
 from .sampling import choose
-from .text.arguments import check_cache, check_model, held_length, one_reader, token_ids
+from .text.arguments import check_cache, check_model, check_writes, held_length, one_reader, token_ids
 from .text.end_ids import end_ids
 from .text.stream import StoppingStream
 
@@ -111,7 +111,7 @@ def steps(
     NotEnoughMemoryError : the KV cache does not fit
     ModelFileError : the logits are not finite
     """
-    check_model(lm)
+    check_writes(lm)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     sampling = check_options(**sampling, repetition_penalty=repetition_penalty)
     how = {"max_new_tokens": max_new_tokens, "stop": stop, "seed": seed, "use_cache": use_cache, "tokens": tokens}

@@ -74,3 +74,6 @@ class Weights(NamedTuple):
     embed_positions: Weight | None = None  # absolute positions, one row each; GPT-2's wpe
     norm_bias: Float[Array, " D"] | None = None  # with LayerNorm
     lm_head_bias: Float[Array, " V"] | None = None
+
+
+WeightsLike: TypeAlias = Any  # `Weights`, or the tuple of a family that has other weights outside its blocks

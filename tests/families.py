@@ -10,7 +10,6 @@ from npllm.checkpoint.plan import expert_count
 from npllm.families import FAMILIES, family_of, read_config
 from npllm.families.experts import ExpertWeights
 from npllm.lm import LM
-from npllm.shapes import Weights
 
 SMALL = {
     "vocab_size": 23,
@@ -104,6 +103,17 @@ KEYS = {
         "n_positions": 64,
         "activation_function": "gelu",
     },
+    "bert": {
+        "vocab_size": 23,
+        "hidden_size": 16,
+        "intermediate_size": 12,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 3,
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 0.1,  # else a norm undoes a change of scale
+    },
 }
 
 
@@ -138,7 +148,7 @@ def random_lm(name: str, seed: int = 0, **keys) -> LM:
     outside["embed_tokens"] *= np.float32(math.sqrt(config.hidden_size))
     if config.tie_word_embeddings:
         outside["lm_head"] = outside["embed_tokens"]
-    weights = Weights(**{name: outside.get(name) for name in Weights._fields} | {"layers": layers})
+    weights = family.weights(**{name: outside.get(name) for name in family.weights._fields} | {"layers": layers})
     return LM(config, weights, None, {}, family.transform, family.lm_head)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 RECORD = Path(__file__).with_name("config_keys.json")
 CAUSAL, SEQUENCE, TOKEN = "CausalLM", "SequenceClassification", "TokenClassification"
+LANGUAGE = {"bert": "MaskedLM"}  # the head of a language model, if not CAUSAL
 
 
 class Absent:
@@ -104,6 +105,17 @@ BASES["gpt2"] = {
     "pad_token_id": 0,
 }
 
+BASES["bert"] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "layer_norm_eps": 1e-3,
+    "pad_token_id": 0,
+}
+
 FULL, SLIDING = ["full_attention"] * LAYERS, ["sliding_attention"] * LAYERS
 MIXED = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -154,6 +166,7 @@ VALUES = WIDTHS | {
     "dtype": ["float16", "bfloat16"],
     "chunk_size_feed_forward": [4],
     "is_encoder_decoder": [True],
+    "gradient_checkpointing": [True],
     "id2label": [{"0": "a"}, {"0": "a", "1": "b", "2": "c"}],
     "label2id": [{"a": 0}],
     "problem_type": ["regression", "multi_label_classification"],
@@ -170,6 +183,11 @@ VALUES = WIDTHS | {
     "initializer_range": [0.5],
     "rms_norm_eps": [0.1],
     "layer_norm_epsilon": [0.1],
+    "layer_norm_eps": [0.1],
+    "type_vocab_size": [3],
+    "position_embedding_type": ["absolute", "relative_key"],
+    "hidden_dropout_prob": [0.5],
+    "attention_probs_dropout_prob": [0.5],
     "use_cache": [False],
     "pad_token_id": [5, None],
     "bos_token_id": [5],
@@ -235,7 +253,7 @@ VALUES = WIDTHS | {
     "hidden_dropout": [0.5],
     "token_classification_bias": [False],
     "pruned_heads": [{"0": [1]}],
-    "is_decoder": [False],
+    "is_decoder": [False, True],
     "n_ctx": [8],
     "temperature": [0.5],
 }
@@ -249,6 +267,7 @@ ALIASES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_posit
 OF_GEMMA = dict.fromkeys(("gemma", "gemma2"), ("hidden_act", "hidden_activation", "cache_implementation"))
 OF_GEMMA["gemma3_text"] = (*OF_GEMMA["gemma"], "sliding_window_pattern", "rope_local_base_freq")
 OF_GPT2 = ("n_ctx", *ALIASES)
+OF_BERT = ("position_embedding_type", "gradient_checkpointing", "num_key_value_heads")
 OF_CLASSIFIERS = (
     *("pad_token_id", "id2label", "label2id", "num_labels", "problem_type", "is_causal"),
     *("classifier_dropout", "hidden_dropout", "token_classification_bias"),
@@ -275,9 +294,10 @@ ARCHITECTURES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "bert": "BertForMaskedLM",
 }
 CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "mixtral", "qwen2", "gemma", "gemma2"), (SEQUENCE, TOKEN))
-CLASSIFIERS |= dict.fromkeys(("phimoe", "olmo3", "gemma3_text"), (SEQUENCE,))
+CLASSIFIERS |= dict.fromkeys(("phimoe", "olmo3", "gemma3_text"), (SEQUENCE,)) | {"bert": (SEQUENCE, TOKEN)}
 LABELS = {"0": "a", "1": "b", "2": "c"}
 
 
@@ -303,6 +323,8 @@ ROPE_FAILS = [
 ]
 FAILS = [
     ("hidden_act", "unknown", " ".join(one for one in BASES if one not in ("gpt2", "gemma2", "gemma3_text"))),
+    ("chunk_size_feed_forward", 4, "bert"),  # no divisor of the text's length
+    ("add_cross_attention", True, "bert"),
     ("activation_function", "unknown", "gpt2"),
     ("pad_token_id", ABSENT, "phi3 smollm3"),  # their pad tokens lie outside this small vocabulary
     ("sliding_window", 0, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3 gemma2 gemma3_text phimoe"),
@@ -314,7 +336,7 @@ FAILS = [
     ("hidden_activation", None, "gemma2 gemma3_text"),
     ("partial_rotary_factor", None, "phi3"),
     ("layer_types", FULL[1:], " ".join(BASES)),
-    ("layer_types", ["chunked_attention"] * LAYERS, " ".join(BASES)),
+    ("layer_types", ["chunked_attention"] * LAYERS, " ".join(BASES.keys() - {"bert"})),
     ("layer_types", SLIDING, "llama olmo2 granite gpt2 gemma"),
     ("layer_types", MIXED, "llama olmo2 granite gpt2 gemma"),
     ("per_layer_config", {"1": {"rms_norm_eps": 0.1}}, " ".join(BASES)),
@@ -323,7 +345,7 @@ FAILS = [
     ("num_key_value_heads", None, "mistral ministral gemma gemma2 gemma3_text phimoe"),
     ("num_hidden_layers", 2, "ministral"),  # its base config lists four layer_types
     ("no_rope_layers", [1], "smollm3"),
-    ("max_position_embeddings", 8, "gpt2"),
+    ("max_position_embeddings", 8, "gpt2 bert"),
     *((key, value, whose) for key in ("rope_parameters", "rope_scaling") for value, whose in ROPE_FAILS),
 ]
 
@@ -353,13 +375,18 @@ def recorded():
 def keys_of(family):
     """The keys to sweep: the fields of the family's config class, and keys that are read without being fields."""
     fields = recorded()["families"][family]
-    others = OF_GPT2 if family == "gpt2" else OF_ROPE + OF_GEMMA.get(family, ())
+    others = {"gpt2": OF_GPT2, "bert": OF_BERT}.get(family, OF_ROPE + OF_GEMMA.get(family, ()))
     return [*fields, *(key for key in (*READ_ANYWAY, *others) if key not in fields)]
 
 
 def base(family, head=CAUSAL):
     """The config.json keys that a sweep starts from."""
-    return BASES[family] | ({} if head == CAUSAL else {"id2label": LABELS})
+    return BASES[family] | ({"id2label": LABELS} if head in (SEQUENCE, TOKEN) else {})
+
+
+def language(family):
+    """The head of a language model of this family."""
+    return LANGUAGE.get(family, CAUSAL)
 
 
 def same(a, b):
@@ -431,15 +458,16 @@ def expected_logits(folder, text=TEXT, head=CAUSAL):
 def npllm_logits(folder, text=TEXT, head=CAUSAL):
     """npllm's output for the same text."""
     import npllm
-    from npllm.heads import sequence_classification_head, token_classification_head
+    from npllm.families import family_of
+    from npllm.heads import token_classification_head
 
     lm = npllm.load(folder)
-    if head == CAUSAL:
+    if head not in (SEQUENCE, TOKEN):
         return npllm.forward(np.asarray(text), lm)[0]
     hidden = npllm.transform(np.asarray(text), lm)[0]
     if head == TOKEN:
         return token_classification_head(hidden, lm.weights)
-    return sequence_classification_head(hidden, lm.weights, np.asarray(text), lm.config.pad_token_id)
+    return family_of(lm.config).sequence_head(hidden, lm.weights, np.asarray(text), lm.config.pad_token_id)
 
 
 if __name__ == "__main__":

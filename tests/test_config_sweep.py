@@ -14,7 +14,7 @@ from npllm.families.keys import Keys
 
 COMPARED = [name for name, family in FAMILIES.items() if "transformers" in family.checked]
 CASES = [
-    (family, sweep.CAUSAL, key, value)
+    (family, sweep.language(family), key, value)
     for family in COMPARED
     for key in sweep.keys_of(family)
     for value in sweep.values_of(family, key)
@@ -88,7 +88,7 @@ def test_a_changed_key_is_computed_or_refused(transformers, tmp_path, case, reco
 @pytest.mark.parametrize("family", COMPARED)
 def test_the_checkpoint_that_the_sweep_starts_from_is_computed(transformers, tmp_path, family):
     """If the base were refused, every variant would be too, and the sweep would prove nothing."""
-    for head in (sweep.CAUSAL, *sweep.CLASSIFIERS.get(family, ())):
+    for head in (sweep.language(family), *sweep.CLASSIFIERS.get(family, ())):
         keys = sweep.base(family, head)
         sweep.write_model(tmp_path / head, family, keys, head)
         assert outcome(tmp_path / head, family, head, keys, "config.json") == "equal"

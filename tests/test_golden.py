@@ -21,7 +21,10 @@ from npllm.masks import causal
 GOLDEN = Path(__file__).parent / "golden"
 DEFAULT = GOLDEN / "default-model"
 CLASSIFIERS = {"phi3-sequence-classification", "phi3-token-classification"}
-TINY = sorted({file.parent.name for file in GOLDEN.glob("*/expected.safetensors")} - {DEFAULT.name} - CLASSIFIERS)
+BERT = {folder.name for folder in GOLDEN.glob("bert*")}  # see test_bert.py
+TINY = sorted(
+    {file.parent.name for file in GOLDEN.glob("*/expected.safetensors")} - {DEFAULT.name} - CLASSIFIERS - BERT
+)
 KINDS = ("raw", "chat")
 
 

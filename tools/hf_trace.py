@@ -7,8 +7,8 @@ To port a model to npllm, or npllm's math elsewhere, compare the two traces valu
     npllm compare theirs.safetensors ours.safetensors
 
 The values are the model's own: hooks read the inputs and outputs of its modules, and its attention function is wrapped.
-Works for Phi3, Llama, Mistral and Qwen2 ForCausalLM, models built from the same modules, and GPT2LMHeadModel. Needs
-torch and transformers.
+Works for Phi3, Llama, Mistral and Qwen2 ForCausalLM, models built from the same modules, GPT2LMHeadModel and
+BertForMaskedLM. Needs torch and transformers.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.numpy import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from npllm.families import FAMILIES
 
@@ -30,12 +30,12 @@ EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 HEADS = ("q", "k", "v", "q_normed", "k_normed")  # values of attention that are split into heads
 
 
-def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
+def trace(model: PreTrainedModel, ids: Sequence[int], **inputs: torch.Tensor) -> dict[str, np.ndarray]:
     """All values of one uncached forward pass over `ids`: name -> float32 array, without the batch axis.
 
     In addition to npllm's names there is `layers.{i}.attention.visible` [T, S]: 1 where a query may attend to a key.
     Scores are taken before the mask; compare them only where `visible` is 1. The model is left with eager attention,
-    the only implementation that has scores as an array.
+    the only implementation that has scores as an array. `inputs` are passed to the model, such as token_type_ids.
     """
     model.set_attn_implementation("eager")
     config = model.config
@@ -83,6 +83,8 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
     eager_attention = modeling.eager_attention_forward
 
     def traced_attention(module, query, key, value, attention_mask, scaling, **options):
+        if attention_mask is None:  # BERT: nothing is hidden
+            attention_mask = query.new_zeros(1, 1, query.shape[-2], key.shape[-2])
         mixed, weights = eager_attention(module, query, key, value, attention_mask, scaling=scaling, **options)
         scores = query @ key.repeat_interleave(heads // kv_heads, dim=1).mT * scaling
         if (cap := options.get("softcap")) is not None:  # Gemma 2
@@ -101,11 +103,11 @@ def trace(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, np.ndarray]:
 
     try:
         with torch.no_grad(), mock.patch.object(modeling, "eager_attention_forward", traced_attention):
-            output = model(torch.tensor([list(ids)]), use_cache=False)
+            output = model(torch.tensor([list(ids)]), use_cache=False, **inputs)
     finally:
         for handle in handles:
             handle.remove()
-    if hasattr(model, "lm_head"):
+    if model.get_output_embeddings() is not None:
         keep("logits", output.logits)
     return seen
 
@@ -149,7 +151,8 @@ def main() -> None:
         ids = [int(token) for token in args.ids.split(",")]
     else:
         ids = AutoTokenizer.from_pretrained(args.model)(args.prompt).input_ids
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, **EAGER)
+    model_class = getattr(transformers, FAMILIES[AutoConfig.from_pretrained(args.model).model_type].causal_lm)
+    model = model_class.from_pretrained(args.model, dtype=torch.float32, **EAGER)
     values = trace(model, ids)
     save_file(values, args.output, metadata(list(values), ids, args.model))
     print(f"{args.output}: {len(values)} values of {len(ids)} tokens")

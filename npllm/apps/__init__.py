@@ -4,6 +4,8 @@ constraints  tokens that generation_config.json rules out, and lengths
 pipeline     the chapter's `pipeline`: prompts in, texts out
 chat         a conversation over one KV cache
 speculation  draft tokens cheaply, verify them in one pass
+encoder      a whole text in one pass
+fill         the tokens in the place of [MASK]
 classify     the labels of a text, or of each of its tokens
 evaluate     perplexity, and the divergence from a reference
 ablate       the next token without one layer's network

@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..lm import LM, forward
 from ..options import check_prompt
 from ..sampling import softmax
-from ..text.arguments import check_model
+from ..text.arguments import check_model, whole_number
 
 
 class Ablation(NamedTuple):
@@ -28,11 +28,12 @@ class Ablation(NamedTuple):
 
 
 @np.errstate(all="ignore")
-def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Ablation:
+def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward", position: int = -1) -> Ablation:
     """The next token and its probability: from the whole model, and with each layer's feedforward network left out.
 
     A tap replaces what the network adds to the residual stream with zeros; the rest of the block is unchanged.
-    part="attention" leaves out the attention layers instead, for comparison.
+    part="attention" leaves out the attention layers instead, for comparison. `position` is the token whose logits are
+    read: by default the last; for BERT, the mask.
 
     >>> import npllm
     >>> from npllm.apps.ablate import without_layers
@@ -47,6 +48,7 @@ def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Abl
         raise UsageError(f"part: expected feedforward or attention, got {part!r}")
     check_model(lm)
     ids = check_prompt(ids, lm.config)
+    position = whole_number("position", position, -len(ids), len(ids) - 1)
     xp = array_namespace(lm.weights.norm)
     on_device = xp.asarray(ids, device=device(lm.weights.norm))
 
@@ -57,8 +59,8 @@ def without_layers(lm: LM, ids: Sequence[int], part: str = "feedforward") -> Abl
             return xp.zeros_like(value) if name == left_out else value
 
         logits, _ = forward(on_device, lm, tap=tap)
-        check_finite(logits[-1, :], "the logits" + f" without {left_out}" * bool(left_out))
-        return softmax(logits[-1, :])
+        check_finite(logits[position, :], "the logits" + f" without {left_out}" * bool(left_out))
+        return softmax(logits[position, :])
 
     whole = distribution()
     token = int(xp.argmax(whole))

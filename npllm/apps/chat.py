@@ -15,7 +15,7 @@ from ..errors import ModelFileError, UsageError
 from ..lm import LM
 from ..loop import Step, steps
 from ..options import check_options, check_prompt
-from ..text.arguments import check_model, checked
+from ..text.arguments import check_writes, checked
 
 
 class Chat:
@@ -36,7 +36,7 @@ class Chat:
     """
 
     def __init__(self, lm: LM, system: str | None = None, cache_dtype: str = "float32") -> None:
-        check_model(lm)
+        check_writes(lm)
         checked("system", system, str | None, lambda _: True, "a text or None")
         if lm.tokenizer is None:
             raise ModelFileError("the model has no tokenizer.json: expected one, because a chat needs it")

@@ -10,24 +10,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from array_api_compat import device
 
-from ..arrays import Array, Float, Int, array_namespace
-from ..devices.device import free_bytes, to_host
+from ..devices.device import to_host
 from ..devices.finite import check_finite
-from ..devices.memory import check_memory
 from ..errors import UsageError
-from ..heads import sequence_classification_head, token_classification_head
-from ..lm import LM, transform
-from ..loop import as_ids
-from ..options import check_prompt
+from ..families import family_of
+from ..heads import token_classification_head
+from ..lm import LM
 from ..sampling import softmax
 from ..text.arguments import check_model
+from .encoder import encode, hidden_states
 
 
 @np.errstate(all="ignore")
-def classify(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
+def classify(lm: LM, prompt: str | Sequence[int], *, pair: str | None = None) -> list[dict[str, Any]]:
     """The score of each label for the text (or token ids), best first: [{"label": "POSITIVE", "score": 0.98}, ...].
+
+    pair : a second text, which follows the first as the tokenizer joins pairs
 
     The scores are probabilities that sum to 1. For multi-label models and models with a single label, each score is an
     independent probability. For a regression they are the raw outputs.
@@ -39,8 +38,8 @@ def classify(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]:
     NotEnoughMemoryError : the attention scores do not fit
     """
     check_head(lm, "ForSequenceClassification", "a text")
-    ids, hidden = hidden_states(lm, as_ids(lm, prompt))
-    logits = to_host(sequence_classification_head(hidden, lm.weights, ids, lm.config.pad_token_id))
+    ids, hidden = hidden_states(lm, *encode(lm, prompt, pair))
+    logits = to_host(family_of(lm.config).sequence_head(hidden, lm.weights, ids, lm.config.pad_token_id))
     check_finite(logits, "the logits of the labels")
     scores = softmax(logits)
     if lm.config.problem_type == "multi_label_classification" or len(scores) == 1:
@@ -58,8 +57,8 @@ def classify_tokens(lm: LM, prompt: str | Sequence[int]) -> list[dict[str, Any]]
     "word" is None if the model has no tokenizer. Errors as in `classify`.
     """
     check_head(lm, "ForTokenClassification", "each token")
-    prompt_ids = as_ids(lm, prompt)
-    _, hidden = hidden_states(lm, prompt_ids)
+    prompt_ids, token_types = encode(lm, prompt)
+    _, hidden = hidden_states(lm, prompt_ids, token_types)
     logits = to_host(token_classification_head(hidden, lm.weights))
     check_finite(logits, "the logits of the labels")
     scores = softmax(logits)
@@ -76,13 +75,3 @@ def check_head(lm: LM, ending: str, what: str) -> None:
     if not any(name.endswith(ending) for name in lm.config.architectures):
         got = ", ".join(lm.config.architectures) or "a language model"
         raise UsageError(f"model: expected one that classifies {what} (...{ending}), got {got}")
-
-
-def hidden_states(lm: LM, prompt_ids: list[int]) -> tuple[Int[Array, " T"], Float[Array, "T D"]]:
-    """The ids on the model's device, and their hidden states."""
-    check_prompt(prompt_ids, lm.config, new=0, what="text")
-    like = lm.weights.norm
-    check_memory({"attention scores": 3 * 4 * lm.config.num_attention_heads * len(prompt_ids) ** 2}, free_bytes(like))
-    xp = array_namespace(like)
-    ids = xp.asarray(prompt_ids, dtype=xp.int64, device=device(like))
-    return ids, transform(ids, lm)[0]

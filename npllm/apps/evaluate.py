@@ -30,7 +30,7 @@ from ..devices.finite import not_finite
 from ..devices.memory import check_memory
 from ..errors import UsageError
 from ..lm import LM, lm_head, transform
-from ..text.arguments import check_ids, check_model, whole_number
+from ..text.arguments import check_ids, check_writes, whole_number
 
 ROWS = 32  # tokens scored at once; each takes several buffers of V float64 elements
 
@@ -73,7 +73,7 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
 
 def checked_windows(lm: LM, ids: Sequence[int], window: int, stride: int) -> list[Window]:
     """The windows, once arguments and memory are checked; errors as in `evaluate`."""
-    check_model(lm)
+    check_writes(lm)
     context, ids = lm.config.max_position_embeddings, check_ids(ids, lm.config.vocab_size)
     if len(ids) < 2:
         raise UsageError(

@@ -42,7 +42,7 @@ from ..inspect.record import record
 from ..lm import LM
 from ..loop import next_logits, next_token
 from ..sampling import draw, softmax
-from ..text.arguments import check_model, checked, whole_number
+from ..text.arguments import check_writes, checked, whole_number
 from .chat import common_prefix, make_room
 
 NGRAMS = (3, 2)  # how many of the last tokens are looked up; a single token predicts too little
@@ -91,7 +91,7 @@ def draft_model(small: LM, count: int = 4, counts: dict[str, int] | None = None)
     """
     count = check_count("draft_tokens", count)
     check_counts(counts)
-    check_model(small, "draft model")
+    check_writes(small, "draft model")
     cache = empty_cache(small.config, 0, like=small.weights.norm)
     held: list[int] = []  # the tokens whose keys and values are in the cache
 

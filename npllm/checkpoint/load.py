@@ -11,12 +11,12 @@ import numpy as np
 from ..config import Config
 from ..cuda.gpu import on_gpu
 from ..devices.device import Device, pick
-from ..errors import NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
+from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
 from ..families import family_of, read_config
 from ..families.experts import ExpertWeights
 from ..families.family import Gguf
 from ..lm import LM
-from ..shapes import Weights
+from ..shapes import WeightsLike
 from ..storage.json_file import read_json
 from ..storage.stored import Stored
 from ..text.arguments import boolean, checked
@@ -151,7 +151,7 @@ def open_files(path: Path) -> Files:
         config = read_config(keys, where=str(path / "config.json"))
         generation = path / "generation_config.json"
         generation_config = read_json(generation) if generation.exists() else {}
-        tensors = joined(keys, read_folder(path), str(path / "config.json"))
+        tensors = joined(keys, renamed(config, read_folder(path), path), str(path / "config.json"))
         tensors = cut_experts(config, tensors, family_of(config).names)
         plans = plan_folder(config, tensors, path)
         tokenizer = tokenizer_from_folder(path) if (path / "tokenizer.json").exists() else None
@@ -165,6 +165,15 @@ def open_files(path: Path) -> Files:
     if tokenizer is not None:
         tokenizer.rows = config.vocab_size
     return Files(keys, config, generation_config, tensors, plans, tokenizer)
+
+
+def renamed(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, Stored]:
+    """The tensors by the names that newer files have."""
+    new = {name: family_of(config).renamed(name) for name in tensors}
+    twice = [name for name, other in new.items() if name != other and other in tensors]
+    if twice:
+        raise ModelFileError(f"{where}: expected {twice[0]} or {new[twice[0]]}, got both; get the files again")
+    return {new[name]: stored for name, stored in tensors.items()}
 
 
 def plan_folder(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, list[Part]]:
@@ -186,9 +195,10 @@ def gguf_of(config: Config) -> Gguf:
     return gguf
 
 
-def assembled(config: Config, arrays: Mapping[str, Any]) -> Weights:
+def assembled(config: Config, arrays: Mapping[str, Any]) -> WeightsLike:
     """The weights by name, as the tuples that a pass takes."""
-    block_weights: Any = family_of(config).block_weights
+    family = family_of(config)
+    block_weights: Any = family.block_weights
 
     def below(prefix: str, fields: Sequence[str]) -> dict[str, Any]:
         return {field: arrays.get(f"{prefix}.{field}") for field in fields}
@@ -206,5 +216,6 @@ def assembled(config: Config, arrays: Mapping[str, Any]) -> Weights:
         for layer in range(config.num_hidden_layers)
     )
     head = arrays.get("lm_head", None if "score" in arrays else arrays["embed_tokens"])
-    more = {name: arrays.get(name) for name in ("score", "score_bias", "embed_positions", "norm_bias", "lm_head_bias")}
-    return Weights(arrays["embed_tokens"], layers, arrays["norm"], head, **more)
+    whole: Any = family.weights
+    found = {name: arrays[name] for name in whole._fields if name in arrays}
+    return whole(**found | {"layers": layers, "lm_head": head})

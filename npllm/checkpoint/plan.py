@@ -124,9 +124,14 @@ def stacked(
     """The tensors of one weight, stacked along the rows."""
     firsts = np.cumsum([0, *(shape[0] for shape in shapes)]).tolist()
     return [
-        Part(f"{name}.{kind}", shape, first, heads, head_dim)
+        Part(tensor(name, kind), shape, first, heads, head_dim)
         for name, shape, first, heads in zip(files, shapes, firsts, turned, strict=False)
     ]
+
+
+def tensor(name: str, kind: str = "weight") -> str:
+    """The name of a tensor; a name that ends with its kind is whole, such as that of a bias without a matrix."""
+    return name if name.endswith((".weight", ".bias")) else f"{name}.{kind}"
 
 
 def turned_heads(config: Config, files: int) -> list[int]:
@@ -146,7 +151,7 @@ def spelling_of(spellings: str, tensors: Mapping[str, Stored]) -> list[str]:
     candidates = [spelling.split() for spelling in spellings.split(" | ")]
 
     def found(names: list[str]) -> tuple[bool, int]:
-        count = sum(f"{name.replace('*', '0').replace('#', '0')}.weight" in tensors for name in names)
+        count = sum(tensor(name.replace("*", "0").replace("#", "0")) in tensors for name in names)
         return count == len(names), count
 
     return max(candidates, key=found)

@@ -6,6 +6,7 @@ options   the flags that several commands share, and loading what they name
 report    all output: results to stdout, everything else to stderr
 generate  continue a prompt
 chat      talk with a model
+fill      the tokens in the place of [MASK]
 tokenize  the tokens of a text
 show      the model's structure
 trace     every value of one forward pass, written to a file

@@ -90,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
                 lm, loaded = load(args, how), (how.model, how.device, how.dtype)
             assert lm is not None
             ids = as_ids(lm, prompt) if ids is None else ids
-            sides[i] = from_run(lm, how, ids, args.only)
+            if lm.config.bidirectional and how.chunk is None:  # it has no cache
+                runs[i] = how._replace(use_cache=False)
+            sides[i] = from_run(lm, runs[i], ids, args.only)
     a, b = sides
     assert a is not None
     assert b is not None

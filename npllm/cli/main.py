@@ -21,6 +21,7 @@ from .signals import INTERRUPTED, as_exception
 COMMANDS = (
     "generate",
     "chat",
+    "fill",
     "tokenize",
     "show",
     "trace",
@@ -39,6 +40,7 @@ way.
 commands, each with its own --help:
   generate    continue a prompt
   chat        talk with a model
+  fill        fill [MASK] in a text, with a masked language model such as BERT
   tokenize    show the tokens of a text
   show        show the model's structure
   trace       write every value of one forward pass to a file

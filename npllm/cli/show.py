@@ -12,7 +12,6 @@ from ..devices.memory import format_bytes
 from ..families import family_of
 from ..families.work import arrays_in, named
 from ..lm import LM
-from ..shapes import Weights
 from . import options, report
 
 DESCRIPTION = """\
@@ -46,13 +45,8 @@ def structure(lm: LM) -> list[str]:
     config, weights = lm.config, lm.weights
     family = family_of(config)
     blocks = [block_rows(block, family.structure(config, layer)) for layer, block in enumerate(weights.layers)]
-    table = f"Embedding({config.max_position_embeddings}, {config.hidden_size})"
-    rows = [
-        row("(model):"),
-        row(f"  (embed_tokens): Embedding({config.vocab_size}, {config.hidden_size})", weights.embed_tokens),
-        *([] if weights.embed_positions is None else [row(f"  (embed_positions): {table}", weights.embed_positions)]),
-        row("  (layers):"),
-    ]
+    before, after = lines_outside(weights, family.norm_text(config))
+    rows = [row("(model):"), *block_rows(weights, before), row("  (layers):")]
     first = 0
     for rows_of_block, group in groupby(blocks):
         equal = len(list(group))
@@ -60,7 +54,7 @@ def structure(lm: LM) -> list[str]:
         rows.append(row(f"    {which}: {equal} x Block"))
         rows += [(f"      {text}", count, dtype, size) for text, count, dtype, size in rows_of_block]
         first += equal
-    rows += [row(f"  (norm): {family.norm_text(config)}", weights.norm, weights.norm_bias), head_row(weights)]
+    rows += [*block_rows(weights, after), head_row(weights)]
     width = max(len(text) for text, *_ in rows)
     lines = [
         f"{text:{width}}  {count:13,}  {dtype:8} {format_bytes(size):>8}" if count else text
@@ -74,21 +68,37 @@ def structure(lm: LM) -> list[str]:
         "",
         f"{config.family}: {count:,} parameters, {format_bytes(size)} as {dtype}",
         f"context: {context:,} tokens",
-        f"KV cache: {per_token:,} bytes per token, {format_bytes(per_token * context)} for the whole context",
+        "KV cache: none, every token sees all others"
+        if config.bidirectional
+        else f"KV cache: {per_token:,} bytes per token, {format_bytes(per_token * context)} for the whole context",
         *([f"labels: {', '.join(config.id2label)}"] if config.id2label else []),
     ]
 
 
-def head_row(weights: Weights) -> Row:
+def lines_outside(weights: Any, norm: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The lines before the blocks and after them, except the head's: a text and its weight."""
+    names = [name for name in weights._fields if getattr(weights, name) is not None and not name.endswith("_bias")]
+    names = [name for name in names if name not in ("lm_head", "score")]
+
+    def line(name: str) -> tuple[str, str]:
+        shape = getattr(weights, name).shape
+        table = f"Embedding({shape[0]}, {shape[-1]})" if name.startswith("embed_") else "Linear"
+        return f"  ({name}): {norm if len(shape) == 1 else table}", name
+
+    where = names.index("layers")
+    before = [name for name in names if name.startswith("embed_") or name in names[:where]]
+    return [line(name) for name in before], [line(name) for name in names[where + 1 :] if name not in before]
+
+
+def head_row(weights: Any) -> Row:
     """The row of the head."""
     if weights.lm_head is None:
         return row(f"(score): {linear(weights.score, weights.score_bias)}", weights.score, weights.score_bias)
-    head = f"(lm_head): {linear(weights.lm_head, weights.lm_head_bias)}"
-    return (
-        row(f"{head}, tied: it is embed_tokens", weights.lm_head_bias)
-        if weights.lm_head is weights.embed_tokens
-        else row(head, weights.lm_head, weights.lm_head_bias)
-    )
+    bias = getattr(weights, "lm_head_bias", None)
+    head = f"(lm_head): {linear(weights.lm_head, bias)}"
+    if weights.lm_head is weights.embed_tokens:
+        return row(f"{head}, tied: it is embed_tokens", bias)
+    return row(head, weights.lm_head, bias)
 
 
 def block_rows(weights: Any, structure: Sequence[tuple[str, str]]) -> list[Row]:

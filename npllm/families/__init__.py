@@ -27,6 +27,8 @@ gemma        norms that multiply by 1 + w, GeGLU, scaled embeddings
 gemma2       norms before and after each layer, capped scores and logits
 gemma3       a norm on each head's queries and keys; RoPE of its own in layers with a window
 gpt2         absolute positions, LayerNorm, GELU
+bert         attention both ways, to fill gaps
+bert_heads   its heads
 """
 
 from collections.abc import Mapping
@@ -34,6 +36,7 @@ from typing import Any
 
 from ..config import Config
 from ..errors import ModelFileError
+from .bert import BERT
 from .common import HARMLESS
 from .family import Family as Family
 from .gemma import GEMMA
@@ -73,6 +76,7 @@ ALL = (
     GEMMA2,
     GEMMA3,
     GPT2,
+    BERT,
 )
 # The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama": of two
 # families with one architecture the first in ALL reads the metadata, and says which of them it is).

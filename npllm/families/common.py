@@ -26,7 +26,7 @@ HARMLESS = frozenset(
         *("attention_dropout", "hidden_dropout", "classifier_dropout", "experts_implementation"),
         *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript", "use_bfloat16"),
         *("bos_token_id", "sep_token_id", "decoder_start_token_id", "label2id", "finetuning_task", "prefix"),
-        *("chunk_size_feed_forward", "is_decoder", "is_encoder_decoder", "tie_encoder_decoder"),
+        *("chunk_size_feed_forward", "is_encoder_decoder", "tie_encoder_decoder"),
         *("cross_attention_hidden_size", "pruned_heads", "task_specific_params", "tie_last_hidden_states"),
         *("temperature", "top_k", "top_p", "typical_p", "do_sample", "num_beams", "num_beam_groups", "early_stopping"),
         *("max_length", "min_length", "length_penalty", "repetition_penalty", "diversity_penalty", "bad_words_ids"),
@@ -40,6 +40,7 @@ HARMLESS = frozenset(
 # `is_causal: false` is bidirectional attention; in transformers null is too, in some implementations of attention.
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "is_causal": (True,),
+    "is_decoder": (True, False, None),  # an encoder's key, which no decoder reads
     "per_layer_config": (None, {}),
     "attention_chunk_size": (None,),
     "kv_sharing_modes": (None,),

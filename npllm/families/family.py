@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from .. import heads
 from ..arrays import Array
 from ..config import Config
+from ..shapes import Weights
 from .keys import Keys
 from .metadata import Metadata
 
@@ -40,6 +41,7 @@ class Work(NamedTuple):
     weights: Sequence[str] = ()  # fields of the block's weights that it reads; "experts.down_proj": one of an expert
     experts: int | None = None  # the number of experts whose weights it reads
     cached: bool = False  # whether it reads the cached keys, or the cached values
+    rows: Sequence[str] = ()  # outside the blocks: tables of which it reads a row for each token
 
 
 class Gguf(NamedTuple):
@@ -63,7 +65,7 @@ class Family(NamedTuple):
     harmless: Collection[str]  # keys of config.json that do not affect the computation, besides common.HARMLESS
     names: Mapping[str, str]  # our name of a weight -> its names in Hugging Face's files, see checkpoint/plan.py
     shapes: Callable[[Any], Mapping[str, Rows]]  # our name of a weight -> its shape
-    biases: Callable[[Config], Collection[str]]  # the weights that have a bias
+    biases: Callable[[Any], Collection[str]]  # the weights that have a bias
     block_weights: type  # the NamedTuple of a block's weights
     transform: Callable[..., Any]  # the forward pass
     block: Callable[..., Any]
@@ -80,11 +82,18 @@ class Family(NamedTuple):
     traced: Mapping[str, str]
     lm_head: Callable[..., Array] = heads.lm_head
     added: tuple[str, str] = ("attention.output", "feedforward.output")  # what the residual stream gets added
+    # The residual stream as the network reads it, and as the next block does.
+    stream: tuple[str, str] = ("residual_after_attention", "residual_after_feedforward")
+    weights: type = Weights  # the NamedTuple of the whole model's weights
+    sequence_head: Callable[..., Array] = heads.sequence_classification_head
+    renamed: Callable[[str], str] = str  # a tensor's name in older files -> its name in `names`
     transposed: Collection[str] = ()  # weights that Hugging Face's files store as [in, out]
     full_scores: bool = False  # its attention changes the scores, so all [N, T, S] exist: it ignores `attention`
     not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
     gguf: Gguf | None = None
     # The operations on a token's embedding, and on its logits besides the product.
     outside_flops: Callable[[Any], tuple[int, int]] = lambda _: (0, 0)
+    # The whole cost outside the blocks, if there is more to it: (config, weights, T, scored tokens) -> before, after.
+    outside_work: Callable[[Any, Any, int, int], tuple[Sequence[Work], Sequence[Work]]] | None = None
     classifiers: Sequence[str] = ("sequence", "token")  # what it can classify in transformers, besides its LM head
     checked: Sequence[str] = ("transformers",)  # what its results were compared with

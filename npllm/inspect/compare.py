@@ -123,7 +123,7 @@ def compare(
 
     The "scores" are recorded before the mask, so masked elements do not matter: only visible pairs are compared. If a
     trace has the mask, as "visible" [T, S] from tools/hf_trace.py, it is used (if both have one, a pair must be visible
-    in both). Otherwise the mask is causal.
+    in both). Otherwise the mask is causal, unless the attention weights show that tokens see later ones.
 
     Raises
     ------
@@ -155,7 +155,10 @@ def seen_scores(name: str, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarr
         if mask.shape != (new, length):
             raise UsageError(f"{visible}: expected the shape {[new, length]}, got {list(mask.shape)}")
     if not known:
-        return np.tri(new, length, length - new, dtype=np.bool_)
+        past = np.tri(new, length, length - new, dtype=np.bool_)
+        weights = name.removesuffix("scores") + "weights"
+        ahead = any(np.any(trace[weights][..., ~past]) for trace in (a, b) if weights in trace)
+        return np.ones_like(past) if ahead else past
     return known[0] if len(known) == 1 else known[0] & known[1]
 
 

@@ -35,9 +35,10 @@ from ..arrays import Array, Bool
 from ..cache import kv_cache_bytes
 from ..config import Config
 from ..families import family_of
+from ..families.family import Work
 from ..families.work import read_by
 from ..flash import visible_tiles
-from ..shapes import Weights
+from ..shapes import Weights, WeightsLike
 
 
 class Cost(NamedTuple):
@@ -49,7 +50,7 @@ class Cost(NamedTuple):
     cache_bytes: int  # read from the KV cache
 
 
-def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int | None = None) -> list[Cost]:
+def costs(config: Config, weights: WeightsLike, new: int, past: int = 0, scored: int | None = None) -> list[Cost]:
     """The cost of a pass over `new` tokens after `past` cached ones, part by part, in order of execution.
 
     Parameters
@@ -67,22 +68,32 @@ def costs(config: Config, weights: Weights, new: int, past: int = 0, scored: int
     def size(*arrays: Any) -> int:
         return sum(array.nbytes for array in arrays if array is not None)
 
-    of_embedding, of_logits = family.outside_flops(config)
-    parts = [Cost("embedding", T * of_embedding, row_bytes(weights.embed_tokens), 0)]
-    if weights.embed_positions is not None:
-        parts.append(Cost("position embedding", T * config.hidden_size, row_bytes(weights.embed_positions), 0))
+    def of(one: Work) -> Cost:
+        read = size(*(getattr(weights, name, None) for name in one.weights))
+        return Cost(one.part, one.flops, read + sum(row_bytes(getattr(weights, name)) for name in one.rows), 0)
+
+    before, after = (family.outside_work or outside_work)(config, weights, T, scored)
+    parts = [of(one) for one in before]
     for same in zip(
         *(family.work(config, layer, block, T, S) for layer, block in enumerate(weights.layers)), strict=True
     ):
         read = sum(size(*read_by(one, block)) for one, block in zip(same, weights.layers, strict=True))
         flops = sum(one.flops for one in same)
         parts.append(Cost(same[0].part, flops, read, cached if same[0].cached else 0))
-    norm, biased = family.norm_flops(config, T), weights.lm_head_bias is not None
+    return [*parts, *(of(one) for one in after)]
+
+
+def outside_work(config: Config, weights: Weights, T: int, scored: int) -> tuple[list[Work], list[Work]]:
+    """The cost before the blocks and after them, in most families."""
+    family, biased = family_of(config), weights.lm_head_bias is not None
+    of_embedding, of_logits = family.outside_flops(config)
+    before = [Work("embedding", T * of_embedding, rows=["embed_tokens"])]
+    if weights.embed_positions is not None:
+        before.append(Work("position embedding", T * config.hidden_size, rows=["embed_positions"]))
     head = scored * (config.vocab_size * (2 * config.hidden_size + biased) + of_logits)
-    return [
-        *parts,
-        Cost("norm", norm, size(weights.norm, weights.norm_bias), 0),
-        Cost("lm_head", head, size(weights.lm_head, weights.lm_head_bias), 0),
+    return before, [
+        Work("norm", family.norm_flops(config, T), ["norm", "norm_bias"]),
+        Work("lm_head", head, ["lm_head", "lm_head_bias"]),
     ]
 
 

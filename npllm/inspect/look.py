@@ -18,7 +18,7 @@ from .lens import likeliest, logit_lens, shares
 from .tokens import token_bytes
 from .trace import trace
 
-RECORDED = "*embedding,layers.*.residual_after_feedforward"
+FIRST = ("embedding_layernorm", "residual_after_embedding", "embedding")  # the residual stream before the blocks
 
 
 class Look(NamedTuple):
@@ -58,8 +58,10 @@ def look(lm: LM, ids: Sequence[int], attention: str = "*") -> Look:
             not_finite[name] = count
         return value
 
-    added = ",".join(f"layers.*.{name}" for name in family_of(lm.config).added)
-    values = trace(lm, ids, f"{RECORDED},{added},layers.{attention}.attention.weights", note)
+    family = family_of(lm.config)
+    first = ",".join(name for name in FIRST if name in family.parts)
+    added = ",".join(f"layers.*.{name}" for name in (family.stream[1], *family.added))
+    values = trace(lm, ids, f"{first},{added},layers.{attention}.attention.weights", note)
     data = token_bytes(lm.tokenizer, ids) if lm.tokenizer is not None else list[bytes | None]([None] * len(ids))
     return Look(lm, list(ids), data, shapes, not_finite, values)
 
@@ -67,11 +69,15 @@ def look(lm: LM, ids: Sequence[int], attention: str = "*") -> Look:
 def given(seen: Look) -> tuple[Float[np.ndarray, " T"], np.ndarray]:
     """The probability of each token given the preceding ones, and its rank, starting at 1.
 
-    The first token has no predecessor: NaN and 0.
+    The first token has no predecessor: NaN and 0. In BERT, which predicts the token at the same position: given all
+    tokens, itself included.
     """
-    before, follows = seen.logits[:-1], np.asarray(seen.ids[1:], dtype=np.int64)[:, None]
+    first = 0 if seen.lm.config.bidirectional else 1
+    before = seen.logits[: len(seen.ids) - first]
+    follows = np.asarray(seen.ids[first:], dtype=np.int64)[:, None]
     ranks = 1 + np.count_nonzero(before > np.take_along_axis(before, follows, axis=-1), axis=-1)
-    return np.append(np.float32(np.nan), shares(before, follows)[:, 0]), np.append(0, ranks)
+    unknown = np.full(first, np.nan, dtype=np.float32)
+    return np.concatenate([unknown, shares(before, follows)[:, 0]]), np.concatenate([[0] * first, ranks]).astype(int)
 
 
 class Lens(NamedTuple):
@@ -86,10 +92,12 @@ def lens(seen: Look, positions: Sequence[int], k: int) -> Lens:
     """The model's predictions at these positions if it stopped before the first block, after it, and so on."""
     like = seen.lm.weights.norm
     xp = array_namespace(like)
-    blocks = [f"layers.{layer}.residual_after_feedforward" for layer in range(seen.lm.config.num_hidden_layers)]
+    after = family_of(seen.lm.config).stream[1]
+    blocks = [f"layers.{layer}.{after}" for layer in range(seen.lm.config.num_hidden_layers)]
     chosen = list(positions)
-    follows = np.asarray([*seen.ids[1:], 0])[chosen, None]
-    ends = np.asarray(chosen) == len(seen.ids) - 1
+    both = seen.lm.config.bidirectional
+    follows = np.asarray(seen.ids if both else [*seen.ids[1:], 0])[chosen, None]
+    ends = np.asarray(chosen) == (-1 if both else len(seen.ids) - 1)
     ids, probabilities, of_next = [], [], []
     for name in (first_residual(seen), *blocks):
         residual = xp.asarray(seen.values[name][chosen], device=device(like))
@@ -104,7 +112,7 @@ def lens(seen: Look, positions: Sequence[int], k: int) -> Lens:
 
 def first_residual(seen: Look) -> str:
     """The name of the residual stream before the first block."""
-    return "residual_after_embedding" if "residual_after_embedding" in seen.values else "embedding"
+    return next(name for name in FIRST if name in seen.values)
 
 
 class Norms(NamedTuple):
@@ -125,5 +133,6 @@ def norms(seen: Look) -> Norms:
     def of_layers(leaf: str) -> np.ndarray:
         return np.stack([lengths(f"layers.{i}.{leaf}") for i in range(seen.lm.config.num_hidden_layers)])
 
-    attention, feedforward = (of_layers(name) for name in family_of(seen.lm.config).added)
-    return Norms(lengths(first_residual(seen)), attention, feedforward, of_layers("residual_after_feedforward"))
+    family = family_of(seen.lm.config)
+    attention, feedforward, residual = (of_layers(name) for name in (*family.added, family.stream[1]))
+    return Norms(lengths(first_residual(seen)), attention, feedforward, residual)

@@ -56,6 +56,8 @@ LETTERS = {
 
 def check_page(lm: LM, ids: Sequence[int]) -> None:
     """Refuse a text that is too long for a page, before computing anything."""
+    if lm.config.bidirectional:
+        raise UsageError("--html: expected a model whose tokens see only earlier ones; leave it out, or take --json")
     maps = lm.config.num_hidden_layers * lm.config.num_attention_heads
     most = math.isqrt(2 * LARGEST // maps)
     if len(ids) > most:

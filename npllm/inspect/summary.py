@@ -77,10 +77,12 @@ def summary(seen: Look, layer: int, head: int, token: int, top_k: int) -> dict[s
         "layer": layer,
         "head": head,
         "attention": seen.values[f"layers.{layer}.attention.weights"][head].tolist(),
-        "kv_cache": {"bytes_per_token": one, "bytes": all_tokens},
+        "kv_cache": None if config.bidirectional else {"bytes_per_token": one, "bytes": all_tokens},
         "cost": {
             "text": cost_table(costs(config, seen.lm.weights, len(seen.ids), scored=1)),
-            "next_token": cost_table(costs(config, seen.lm.weights, 1, past=len(seen.ids))),
+            "next_token": None
+            if config.bidirectional
+            else cost_table(costs(config, seen.lm.weights, 1, past=len(seen.ids))),
         },
     }
 

@@ -57,12 +57,19 @@ def report(data: dict[str, Any], lm: LM, width: int, *, colour: bool = False, as
         f" F = {model['intermediate_size']}, V = {model['vocab_size']:,}"
     )
     here = f"token {data['token']} {label(data['tokens'][data['token']])}"
+    continues = data["kv_cache"] is not None  # else it predicts the token at the same position
     sections = [
         [[(sizes, "")], *warnings(data)],
         [[("Tokens", TITLE)], *tokens(data)],
         [[("Shapes along the pass", TITLE)], *shapes(data, lm)],
-        [[(f"Next token, after {here}", TITLE)], *next_tokens(data, shades[-1])],
-        [[(f"Logit lens: what each block would predict after {here}", TITLE)], *lens(data)],
+        [
+            [(f"Next token, after {here}" if continues else f"In the place of {here}", TITLE)],
+            *next_tokens(data, shades[-1]),
+        ],
+        [
+            [(f"Logit lens: what each block would predict {'after' if continues else 'for'} {here}", TITLE)],
+            *lens(data),
+        ],
         [
             [
                 (
@@ -73,7 +80,7 @@ def report(data: dict[str, Any], lm: LM, width: int, *, colour: bool = False, as
             *attention(data, width, shades, colour),
         ],
         [[(f"Norms of vectors, at {here}", TITLE)], *norms(data)],
-        [[("KV cache", TITLE)], *cache(data)],
+        *([[[("KV cache", TITLE)], *cache(data)]] if continues else []),
         [[("Cost", TITLE)], *cost(data)],
     ]
     return [line for section in sections for line in [*section, []]][:-1]
@@ -263,6 +270,9 @@ def cost(data: dict[str, Any]) -> list[Line]:
         read = part["weight_bytes"] + part["cache_bytes"]
         return [amount(part["flops"]) if part["flops"] else "-", format_bytes(read) if read else "-"]
 
-    both = zip(data["cost"]["text"], data["cost"]["next_token"], strict=True)
-    rows = [[text["part"], *cells(text), *cells(one)] for text, one in both]
-    return table(["part", "FLOPs of the text", "reads", "FLOPs of one more token", "reads"], rows, "lrrrr")
+    passes = [parts for parts in (data["cost"]["text"], data["cost"]["next_token"]) if parts is not None]
+    rows = [
+        [parts[0]["part"], *(cell for part in parts for cell in cells(part))] for parts in zip(*passes, strict=True)
+    ]
+    head = ["part", "FLOPs of the text", "reads", "FLOPs of one more token", "reads"][: 1 + 2 * len(passes)]
+    return table(head, rows, "lrrrr"[: len(head)])

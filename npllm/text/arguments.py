@@ -118,6 +118,16 @@ def check_model(lm: Any, name: str = "lm") -> None:
         raise UsageError(f"{name}: expected a model, as npllm.load returns it, got {type(lm).__name__}")
 
 
+def check_writes(lm: Any, name: str = "lm") -> None:
+    """Raise UsageError for anything but a model that predicts the next token."""
+    check_model(lm, name)
+    if lm.config.bidirectional:
+        other = "fills gaps: npllm fill" if lm.weights.lm_head is not None else "classifies: npllm.apps.classify"
+        raise UsageError(
+            f"{name}: expected a model that predicts the next token, got {lm.config.family}, which {other}"
+        )
+
+
 def check_cache(cache: Any, config: Config, like: Array, batch: tuple[int, ...] = ()) -> int:
     """The capacity of a KV cache. Raises UsageError unless it is one for this model, this device and this batch."""
     expected = "a KV cache of this model, as npllm.cache.empty_cache makes it"
@@ -188,7 +198,8 @@ def check_pass(ids: Array, config: Config, like: Array, cache: Any, options: Map
             raise UsageError(f"{name}: expected a function, got {shown(options[name])}")
     if options.get("total_length") is not None:
         whole_number("total_length", options["total_length"])
-    check_axes("positions", options.get("positions"), "integral", (new,))
+    for name in ("positions", "token_types"):
+        check_axes(name, options.get(name), "integral", (new,))
     visible, layers = options.get("visible"), config.num_hidden_layers
     masks = visible if isinstance(visible, list | tuple) else [visible] * layers
     if len(masks) != layers:

@@ -15,6 +15,9 @@ Each tiny random model has a folder, saved by transformers itself:
 Two models are classifiers, see `make_classifier`: expected.json has their texts, expected.safetensors the values of one
 pass over the first text, and the scores of all texts in one batch, padded on either side.
 
+The models named bert... have a WordPiece tokenizer, and expected.json has the answers of the pipelines "fill-mask" or
+"text-classification"; see `make_bert`.
+
 default-model/ holds the same for npllm's default model, computed by LlamaForCausalLM in float32 from weights and a
 vocabulary read by the `gguf` package, for 20 prompts, raw and in the chat format. Of the tapped values only a sample is
 stored, see `sample`.
@@ -30,7 +33,7 @@ import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +50,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertTokenizer,
     GenerationConfig,
     GPT2Config,
     LlamaConfig,
@@ -56,6 +65,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    pipeline,
 )
 from transformers.utils.logging import disable_progress_bar
 
@@ -263,7 +273,7 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
             noise = 0.5 * noise
         elif "wpe" in name:
             noise = 2.0 * noise  # a tied head would otherwise repeat the last token
-        elif "norm" in name or ".ln_" in name:
+        elif "norm" in name.lower() or ".ln_" in name:
             noise = 1 + 0.3 * noise
         else:
             inputs = parameter.shape[0 if ".c_" in name else -1]  # GPT-2's matrices are [in, out]
@@ -347,6 +357,92 @@ def make_classifier(name: str, folder: Path) -> None:
         values[f"scores_{side}"] = scores.numpy()
     save_file(values, folder / "expected.safetensors")
     write_json(folder / "expected.json", {"texts": texts})
+
+
+def make_bert(name: str, folder: Path) -> None:
+    """Write a tiny BERT: every value of a pass over a pair of texts, and the answers of its pipeline."""
+    case = BERT[name]
+    classifies = {"id2label": LABELS} if "Classification" in case["model"].__name__ else {}
+    model = case["model"](BertConfig(**TINY_BERT | case.get("config", {}) | classifies))
+    randomize(model, seed=3)
+    model.to(case.get("dtype", torch.float32)).save_pretrained(folder, max_shard_size=case.get("max_shard_size", "1GB"))
+    case.get("change_files", lambda folder: None)(folder)
+    tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(PIECES)})
+    tokenizer.save_pretrained(folder)
+
+    loader = BertForMaskedLM if case["model"] is BertForPreTraining else case["model"]
+    model = loader.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pair = tokenizer(*PAIR, return_tensors="pt")
+    values = trace(model, pair.input_ids[0].tolist(), token_type_ids=pair.token_type_ids)
+    expected = {"ids": pair.input_ids[0].tolist(), "token_types": pair.token_type_ids[0].tolist()}
+    if loader is BertForMaskedLM:
+        fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
+        expected["fills"] = [{"text": text, "answers": fill(text, top_k=4)} for text in MASKED_TEXTS]
+    else:
+        with torch.no_grad():
+            values["scores"] = model(**pair).logits[0].numpy()
+        if loader is BertForSequenceClassification:
+            classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
+            answers = classify([{"text": PAIR[0]}, {"text": PAIR[0], "text_pair": PAIR[1]}])
+            expected["answers"] = answers
+    save_file(values, folder / "expected.safetensors")
+    write_json(folder / "expected.json", expected)
+
+
+def as_published_by_google(folder: Path) -> None:
+    """Files like those of bert-base-uncased: norms with gamma and beta, copies of tied tensors, a buffer."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors |= {
+        "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].clone(),
+        "cls.predictions.decoder.bias": tensors["cls.predictions.bias"].clone(),
+        "bert.embeddings.position_ids": torch.arange(TINY_BERT["max_position_embeddings"])[None],
+    }
+    new = {".LayerNorm.weight": ".LayerNorm.gamma", ".LayerNorm.bias": ".LayerNorm.beta"}
+    for ending, old in new.items():
+        tensors = {re.sub(re.escape(ending) + "$", old, name): value for name, value in tensors.items()}
+    save_torch_file(tensors, file, {"format": "pt"})
+    keys = json.loads((folder / "config.json").read_text())
+    old_keys = {
+        "position_embedding_type": "absolute",
+        "gradient_checkpointing": False,
+        "torch_dtype": keys.pop("dtype"),
+    }
+    write_json(folder / "config.json", keys | old_keys)
+
+
+WORDS = ["paris", "is", "the", "capital", "of", "france", "berlin", "germany", "a", "city", "lies", "on", "seine"]
+WORDS += ["it", "in"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", ",", *WORDS, *LETTERS, *("##" + c for c in LETTERS)]
+PIECES = list(dict.fromkeys(PIECES))
+PAIR = ("Paris is a [MASK] on the Seine.", "Is Berlin?")
+MASKED_TEXTS = [
+    "Paris is the [MASK] of France",
+    "The [MASK] of Germany, it is [MASK]?",
+    "Où est [MASK] Zürich [SEP] 7",
+]
+TINY_BERT = {
+    "vocab_size": len(PIECES),
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+    "layer_norm_eps": 0.01,
+}
+BERT: dict[str, dict[str, Any]] = {
+    "bert": {"model": BertForMaskedLM, "config": {"num_hidden_layers": 3}, "max_shard_size": "16KB"},
+    "bert-published-bfloat16": {
+        "model": BertForPreTraining,
+        "config": {"hidden_act": "gelu_new", "type_vocab_size": 3},
+        "dtype": torch.bfloat16,
+        "change_files": as_published_by_google,
+    },
+    "bert-sequence-classification": {"model": BertForSequenceClassification},
+    "bert-token-classification": {"model": BertForTokenClassification},
+}
 
 
 def padded(texts: list[list[int]], side: str) -> tuple[list[list[int]], list[list[int]]]:
@@ -479,7 +575,9 @@ def compare(committed: Path, fresh: Path) -> None:
             elif not name.endswith(".scores"):  # the weights cover the unmasked scores
                 assert_close(f"{file}: {name}", new[name], value)
     old, new = (json.loads((folder / "expected.json").read_text(encoding="utf-8")) for folder in (committed, fresh))
-    if "texts" in old:
+    if "token_types" in old:
+        assert [*flat(old)] == [*flat(new)], "expected.json: other ids or answers"
+    elif "texts" in old:
         assert old == new, "expected.json: other texts"
     elif "raw" not in old:
         compare_runs("expected.json", old, new)
@@ -492,8 +590,17 @@ def compare(committed: Path, fresh: Path) -> None:
                 compare_runs(f"expected.json: {kind} {a['prompt']!r}", a, b)
 
 
+def flat(value: Any) -> Iterator[Any]:
+    """The values in nested lists and objects; numbers that are not whole are rounded."""
+    if isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from flat(item)
+    else:
+        yield round(value, 4) if isinstance(value, float) else value
+
+
 def main() -> int:
-    names = [*CASES, *CLASSIFIERS, "default-model"]
+    names = [*CASES, *CLASSIFIERS, *BERT, "default-model"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these folders: {', '.join(names)}")
     parser.add_argument("--check", action="store_true", help="compare with the recorded files instead of writing")
@@ -509,6 +616,8 @@ def main() -> int:
                 make_tiny(name, fresh)
             elif name in CLASSIFIERS:
                 make_classifier(name, fresh)
+            elif name in BERT:
+                make_bert(name, fresh)
             else:
                 make_default_model(fresh)
             if not args.check:
