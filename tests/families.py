@@ -53,6 +53,9 @@ KEYS = {
     "mixtral": SMALL | {"sliding_window": 3, "num_local_experts": 5, "num_experts_per_tok": 2},
     "qwen2": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
     "qwen3": SMALL | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "attention_bias": True},
+    "qwen3_moe": SMALL
+    | {"use_sliding_window": True, "sliding_window": 3, "num_experts": 5, "num_experts_per_tok": 2}
+    | {"moe_intermediate_size": 12, "norm_topk_prob": True, "attention_bias": True},
     "olmo2": SMALL | {"attention_bias": True},
     "olmo3": {key: value for key, value in SMALL.items() if key != "rope_theta"}
     | {
@@ -68,6 +71,7 @@ KEYS = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
         },
     },
+    "olmoe": SMALL | {"num_experts": 5, "num_experts_per_tok": 3, "attention_bias": True},
     "smollm3": SMALL | {"use_sliding_window": True, "sliding_window": 3, "no_rope_layer_interval": 2},
     "granite": SMALL
     | {

@@ -109,6 +109,20 @@ def phi3_keys(keys: Keys) -> dict[str, Any]:
     return values
 
 
+def expert_keys(keys: Keys) -> dict[str, Any]:
+    """How many experts there are and run, and the width of one if a file has several."""
+    return {
+        "expert_count": keys.get("num_local_experts", keys.get("num_experts")),
+        "expert_used_count": keys["num_experts_per_tok"],
+        "expert_feed_forward_length": keys.get("moe_intermediate_size"),
+    }
+
+
+def mixtral_tensors(tensors: Tensors, keys: Keys) -> Tensors:
+    """Llama's tensors, with the experts together."""
+    return stacked_experts(llama_tensors(tensors, keys), keys)
+
+
 def longrope_factors(tensors: Tensors, keys: Keys) -> Tensors:
     """The tensors, and LongRoPE's factors as two more."""
     rope = keys["rope_parameters"]
@@ -163,6 +177,9 @@ def phimoe_tensors(tensors: Tensors, keys: Keys) -> Tensors:
 ARCHITECTURES = {  # by config.json's model_type
     "llama": Architecture("llama", tensors=llama_tensors),
     "phi3": Architecture("phi3", phi3_keys, longrope_factors),
+    "mixtral": Architecture("llama", expert_keys, mixtral_tensors),
+    "olmoe": Architecture("olmoe", expert_keys, stacked_experts),
+    "qwen3_moe": Architecture("qwen3moe", expert_keys, stacked_experts),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "phimoe": Architecture("phimoe", phimoe_keys, phimoe_tensors),

@@ -52,7 +52,7 @@ BASES = {
         "head_dim": 8,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     },
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW, "head_dim": 8},
     "phimoe": {
         "num_local_experts": 4,
         "router_jitter_noise": 0.3,
@@ -62,8 +62,11 @@ BASES = {
     },
     "qwen2": WINDOWS,
     "qwen3": WINDOWS | {"head_dim": 8},
+    "qwen3_moe": {"use_sliding_window": True, "sliding_window": WINDOW, "head_dim": 8, "moe_intermediate_size": 40}
+    | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "olmo2": {},
     "olmo3": {"sliding_window": WINDOW, "rope_theta": 500000.0},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "granite": {
         "embedding_multiplier": 2.0,
         "attention_multiplier": 0.3,
@@ -286,6 +289,8 @@ ARCHITECTURES = {
     "ministral": "MinistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "granite": "GraniteForCausalLM",
@@ -296,13 +301,15 @@ ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
     "bert": "BertForMaskedLM",
 }
-CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "mixtral", "qwen2", "gemma", "gemma2"), (SEQUENCE, TOKEN))
-CLASSIFIERS |= dict.fromkeys(("phimoe", "olmo3", "gemma3_text"), (SEQUENCE,)) | {"bert": (SEQUENCE, TOKEN)}
+CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "mixtral", "qwen2", "qwen3_moe"), (SEQUENCE, TOKEN))
+CLASSIFIERS |= dict.fromkeys(("gemma", "gemma2", "bert"), (SEQUENCE, TOKEN))
+CLASSIFIERS |= dict.fromkeys(("phimoe", "olmo3", "gemma3_text"), (SEQUENCE,))
 LABELS = {"0": "a", "1": "b", "2": "c"}
 
 
 # What transformers itself cannot load or compute, so that nothing can be compared: (key, value, families).
-WITH_ROPE = "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3 gemma gemma2 phimoe mixtral"
+WITH_ROPE = "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3 gemma gemma2 phimoe mixtral qwen3_moe olmoe"
+WINDOWED = "phi3 phimoe mistral mixtral ministral qwen2 qwen3 qwen3_moe smollm3 olmo3 gemma2 gemma3_text"
 BY_LAYER = "ministral qwen2 qwen3 smollm3 gemma2"  # they accept nested RoPE in the config, but fail to compute it
 ROPE_FAILS = [
     (ROPES[5], "phi3 phimoe"),
@@ -327,22 +334,40 @@ FAILS = [
     ("add_cross_attention", True, "bert"),
     ("activation_function", "unknown", "gpt2"),
     ("pad_token_id", ABSENT, "phi3 smollm3"),  # their pad tokens lie outside this small vocabulary
-    ("sliding_window", 0, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3 gemma2 gemma3_text phimoe"),
-    ("sliding_window", -1, "phi3 mistral ministral qwen2 qwen3 smollm3 olmo3 gemma2 gemma3_text phimoe"),
+    (
+        "sliding_window",
+        0,
+        WINDOWED,
+    ),
+    (
+        "sliding_window",
+        -1,
+        WINDOWED,
+    ),
     ("sliding_window", None, "ministral olmo3 gemma2 gemma3_text"),
     ("head_dim", ABSENT, "ministral"),
-    ("head_dim", None, "ministral phi3 qwen2 qwen3 olmo2 granite smollm3 olmo3 gemma gemma2 gemma3_text phimoe"),
+    (
+        "head_dim",
+        None,
+        " ".join(BASES.keys() - {"llama", "mistral", "mixtral", "gpt2", "bert"}),
+    ),
     ("hidden_activation", "unknown", "gemma2 gemma3_text"),
     ("hidden_activation", None, "gemma2 gemma3_text"),
     ("partial_rotary_factor", None, "phi3"),
     ("layer_types", FULL[1:], " ".join(BASES)),
     ("layer_types", ["chunked_attention"] * LAYERS, " ".join(BASES.keys() - {"bert"})),
-    ("layer_types", SLIDING, "llama olmo2 granite gpt2 gemma"),
-    ("layer_types", MIXED, "llama olmo2 granite gpt2 gemma"),
+    ("layer_types", SLIDING, "llama olmo2 granite gpt2 gemma olmoe"),
+    ("layer_types", MIXED, "llama olmo2 granite gpt2 gemma olmoe"),
     ("per_layer_config", {"1": {"rms_norm_eps": 0.1}}, " ".join(BASES)),
     ("output_attentions", True, " ".join(BASES)),
-    ("num_key_value_heads", ABSENT, "mistral ministral qwen2 qwen3 gemma phimoe"),  # more than the number of heads
-    ("num_key_value_heads", None, "mistral ministral gemma gemma2 gemma3_text phimoe"),
+    (
+        "num_key_value_heads",
+        ABSENT,
+        "mistral ministral qwen2 qwen3 gemma phimoe mixtral",
+    ),  # more than the number of heads
+    ("num_key_value_heads", None, "mistral ministral gemma gemma2 gemma3_text phimoe mixtral qwen3_moe"),
+    ("num_experts_per_tok", ABSENT, "qwen3_moe olmoe"),  # more than there are
+    ("head_dim", 16, "olmoe"),
     ("num_hidden_layers", 2, "ministral"),  # its base config lists four layer_types
     ("no_rope_layers", [1], "smollm3"),
     ("max_position_embeddings", 8, "gpt2 bert"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import families
+import llamacpp
 import numpy as np
 import pytest
 from libraries import Library
@@ -13,6 +14,7 @@ from tolerance import assert_close
 import npllm
 from npllm.cache import empty_cache
 from npllm.checkpoint.plan import cut_experts, later_layers
+from npllm.checkpoint.write import convert
 from npllm.cli.show import structure
 from npllm.devices.device import to_host
 from npllm.errors import ModelFileError
@@ -22,6 +24,7 @@ from npllm.feedforward import feedforward
 from npllm.inspect.cost import costs
 from npllm.storage.stored import Stored
 
+GOLDEN = Path(__file__).parent / "golden"
 IDS = np.random.default_rng(1).integers(0, 23, 9)
 
 
@@ -49,10 +52,15 @@ def loop(x, chosen, shares, experts):
     return y
 
 
-@pytest.mark.parametrize("sizes", [{}, {"tokens": 1}, {"active": 1}, {"experts": 1, "active": 1}, {"active": 5}])
-def test_it_is_the_loop(lib: Library, sizes):
-    layer = random_layer(**sizes)
+def test_it_is_the_loop(lib: Library):
+    layer = random_layer(tokens=3, experts=3)
     assert_close("mixture", to_host(mixture(*lib.tree(layer))), loop(*layer))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"tokens": 1}, {"active": 1}, {"experts": 1, "active": 1}, {"active": 5}])
+def test_it_is_the_loop_for_any_number_of_experts(sizes):
+    layer = random_layer(**sizes)
+    assert_close("mixture", mixture(*layer), loop(*layer))
 
 
 def test_a_batch_is_its_sequences_one_by_one():
@@ -175,6 +183,45 @@ def test_experts_of_blocks_that_are_not_used_are_not_unknown():
     cut, names = cut_experts(config, tensors, {"a": "blk.*.ffn_up_exps.#"}), {"a": "blk.*.ffn_up_exps.#"}
     assert len(cut) == 4 * 5 + 1
     assert later_layers(config, cut, names) == ["blk.4.ffn_up_exps.weight"]
+
+
+@pytest.mark.slow
+def test_a_gguf_file_of_experts_converts_to_the_same_model(tmp_path):
+    path = tmp_path / "m.gguf"
+    texts = [*map(chr, range(33, 112)), "ab"]
+    metadata = {"model": "gpt2", "pre": "smollm", "tokens": texts, "token_type": [1] * 80, "merges": ["a b"]}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    llamacpp.write_gguf(path, GOLDEN / "qwen3_moe", metadata=metadata)
+    convert(path, tmp_path / "m", "float32")
+    expected, got = npllm.load(path), npllm.load(tmp_path / "m")
+    np.testing.assert_array_equal(npllm.forward(IDS, got)[0], npllm.forward(IDS, expected)[0])
+
+
+DEFAULTS = {
+    "mixtral": {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True, "sliding_window": None}
+    | {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "num_key_value_heads": 8},
+    "qwen3_moe": {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False, "sliding_window": None}
+    | {"rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": 4, "intermediate_size": 768},
+    "olmoe": {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "sliding_window": None}
+    | {"rope_theta": 1e4, "rms_norm_eps": 1e-5, "num_key_value_heads": 16, "intermediate_size": 12},
+}
+SIZES = {name: families.SMALL[name] for name in ("vocab_size", "intermediate_size", "max_position_embeddings")}
+SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 16, "hidden_size": 32}
+
+
+@pytest.mark.parametrize(("name", "expected"), DEFAULTS.items())
+def test_each_family_has_its_defaults(name, expected):
+    config = read_config({"model_type": name} | SIZES)
+    assert {key: getattr(config, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("qwen3_moe", "decoder_sparse_step", 2), ("qwen3_moe", "mlp_only_layers", [1]), ("olmoe", "clip_qkv", 8.0)],
+)
+def test_what_is_not_computed_is_refused(name, key, value):
+    with pytest.raises(ModelFileError, match=f"{key}: expected "):
+        read_config({"model_type": name} | SIZES | {key: value})
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ EXACT = ["F32", "F16", "BF16"]
 
 
 def flat(weights):
-    return [*weights._replace(layers=None), *(field for block in weights.layers for field in block)]
+    return [part for value in weights for part in (flat(value) if isinstance(value, tuple) else [value])]
 
 
 def assert_same(weights, expected):

@@ -18,7 +18,7 @@ from npllm.cache import empty_cache
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
 CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "mixtral", "phimoe", "granite", "olmo3"]
-CLASSES += ["gemma", "gemma2", "gemma3_text"]
+CLASSES += ["gemma", "gemma2", "gemma3_text", "qwen3_moe", "olmoe"]
 
 EXPERTS = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "olmoe": "num_experts"}
 
@@ -110,7 +110,7 @@ def random_config_keys(model_type, rng):
         local = {"rope_type": "default", "rope_theta": 10 ** rng.uniform(1, 3)}
         rope.pop("truncate", None)  # transformers ignores it here, and npllm refuses it
         keys["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
-    if model_type in ("qwen3", "olmo2", "olmo3"):
+    if model_type in ("qwen3", "olmo2", "olmo3", "qwen3_moe", "olmoe"):
         keys["attention_bias"] = pick(True, False)
     if model_type == "smollm3":
         keys |= {"no_rope_layers": [pick(0, 1) for _ in range(3)], "use_sliding_window": pick(True, False)}
@@ -125,6 +125,12 @@ def random_config_keys(model_type, rng):
     if model_type in EXPERTS:
         count = pick(1, 3, 5)
         keys |= {EXPERTS[model_type]: count, "num_experts_per_tok": int(rng.integers(1, count + 1))}
+        keys["norm_topk_prob"] = pick(True, False)
+        if model_type == "qwen3_moe":
+            keys |= {"moe_intermediate_size": int(rng.integers(1, 60)), "use_sliding_window": pick(True, False)}
+            keys["sliding_window"] = window
+        if model_type == "olmoe":  # its norms are as wide as the model
+            keys["hidden_size"] = heads * head_dim
     if model_type == "phimoe":
         keys |= {"attention_bias": pick(True, False), "lm_head_bias": pick(True, False)}
         keys |= {"sliding_window": pick(None, window), "num_local_experts": pick(2, 3, 5)}

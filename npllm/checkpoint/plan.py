@@ -104,17 +104,14 @@ def cut_experts(config: Config, tensors: Mapping[str, Stored], names: Mapping[st
         re.compile(re.escape(name).replace(r"\*", r"(\d{1,9})").replace(r"\.\#", "()") + r"\.(weight|bias)")
         for name in sorted({name for spellings in names.values() for name in spellings.split() if "#" in name})
     ]
-    for name, stored in tensors.items():
-        for match in filter(None, (pattern.fullmatch(name) for pattern in patterns)):
-            axes = 3 if match[3] == "weight" else 2
-            if (
-                stored.shape[:1] == (experts,)
-                and len(stored.shape) == axes
-                and int(match[1]) < config.num_hidden_layers
-            ):
-                del cut[name]
-                before, after = name[: match.start(2)], name[match.start(2) :]
-                cut |= {f"{before}.{expert}{after}": one_of(stored, expert) for expert in range(experts)}
+    matches = [match for name in tensors for pattern in patterns if (match := pattern.fullmatch(name))]
+    for match in matches:
+        name, stored, axes = match[0], tensors[match[0]], {"weight": 3, "bias": 2}[match[3]]
+        if stored.shape[:1] != (experts,) or len(stored.shape) != axes or config.num_hidden_layers <= int(match[1]):
+            continue  # `plan` refuses it, or does not need it
+        before, after = name[: match.start(2)], name[match.start(2) :]
+        cut |= {f"{before}.{expert}{after}": one_of(stored, expert) for expert in range(experts)}
+        del cut[name]
     return cut
 
 

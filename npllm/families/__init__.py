@@ -19,8 +19,10 @@ experts      several networks in a block, of which each token passes through a f
 mixtral      Mistral with experts
 qwen2        biases on queries, keys and values
 qwen3        a norm on each head's queries and keys
+qwen3_moe    Qwen3 with experts
 olmo2        norms after the layers; a norm on all queries and all keys
 olmo3        OLMo 2 with windows and RoPE by layer
+olmoe        experts, and the same norm on all queries and all keys
 smollm3      no RoPE in every fourth layer
 granite      multipliers of embeddings, scores, layers and logits
 gemma        norms that multiply by 1 + w, GeGLU, scaled embeddings
@@ -52,11 +54,13 @@ from .mixtral import MIXTRAL
 from .nearest import bare, nearest
 from .olmo2 import OLMO2
 from .olmo3 import OLMO3
+from .olmoe import OLMOE
 from .phi3 import PHI3
 from .phi3small import PHI3SMALL
 from .phimoe import PHIMOE
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
+from .qwen3_moe import QWEN3_MOE
 from .smollm3 import SMOLLM3
 
 ALL = (
@@ -68,8 +72,10 @@ ALL = (
     MIXTRAL,
     QWEN2,
     QWEN3,
+    QWEN3_MOE,
     OLMO2,
     OLMO3,
+    OLMOE,
     SMOLLM3,
     GRANITE,
     GEMMA,

@@ -63,6 +63,7 @@ def read_experts(keys: Keys, layers: int, names: Sequence[str], experts: int, ch
     of_each = keys.integer("num_experts_per_tok", chosen)
     if of_each > count:
         raise keys.refusal("num_experts_per_tok", f"at most the number of experts, {count}", got=of_each)
+    keys.mark_read(*names)
     return {"num_experts": count, "num_experts_per_tok": of_each}
 
 

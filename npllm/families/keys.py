@@ -20,6 +20,7 @@ LARGEST = {
     "head_dim": 2**12,
     "max_position_embeddings": 2**27,
     "num_labels": 2**16,
+    "moe_intermediate_size": 2**20,
     "num_experts": 2**12,
     "num_local_experts": 2**12,
 }

@@ -111,10 +111,9 @@ def final_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> 
 
 def gguf_keys(m: Metadata) -> dict[str, Any]:
     """The keys for architecture "llama", which Mistral's files also have, with a sliding window, and Mixtral's."""
-    window, experts = m.get("attention.sliding_window", 0), m.get("expert_count", 0)
-    if experts:
-        chosen = {"num_local_experts": experts, "num_experts_per_tok": m.count("expert_used_count")}
-        return metadata.decoder(m, "mixtral") | {"sliding_window": window or None} | chosen
+    window = m.get("attention.sliding_window", 0)
+    if m.get("expert_count", 0):
+        return metadata.decoder(m, "mixtral") | {"sliding_window": window or None} | metadata.experts(m)
     keys = metadata.decoder(m, "mistral" if window else "llama")
     return keys | ({"sliding_window": window} if window else {})
 

@@ -152,6 +152,14 @@ def decoder(metadata: Metadata, model_type: str) -> dict[str, Any]:
     return {"model_type": model_type} | keys | biases
 
 
+def experts(metadata: Metadata) -> dict[str, Any]:
+    """The number of experts in a block, and of those that run for each token."""
+    return {
+        "num_local_experts": metadata.get("expert_count"),
+        "num_experts_per_tok": metadata.count("expert_used_count"),
+    }
+
+
 def whole_heads_rotate(metadata: Metadata, head_dim: int) -> None:
     """Refuse a file that rotates only a part of each head."""
     if metadata.count("rope.dimension_count", head_dim) != head_dim:

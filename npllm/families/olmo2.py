@@ -20,7 +20,7 @@ from ..feedforward import feedforward
 from ..linear import linear
 from ..norm import rms_norm
 from ..rope import apply_rope
-from ..shapes import Weights
+from ..shapes import BlockLike, Weights
 from ..tap import Tap, under, untapped
 from . import common, llama, metadata
 from .family import Gguf, Rows, Tapped, Work
@@ -50,7 +50,7 @@ class Olmo2BlockWeights(NamedTuple):
 
 def self_attention(
     x: Float[Array, "... T D"],
-    weights: Olmo2BlockWeights,
+    weights: BlockLike,
     config: Config,
     cos: Float[Array, "... T R"],
     sin: Float[Array, "... T R"],

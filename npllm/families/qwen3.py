@@ -130,15 +130,23 @@ def shapes(config: Config) -> dict[str, Rows]:
 
 def structure(config: Config, layer: int) -> list[tuple[str, str]]:
     """The lines of a block for `npllm show`."""
+    return structure_with_norms(config, llama.structure(config, layer))
+
+
+def structure_with_norms(config: Config, rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The lines of a block without QK-norm, and those of the two norms."""
     norm = f"RMSNorm({config.head_dim}, eps={config.rms_norm_eps:g})"
-    rows = llama.structure(config, layer)
     at = 1 + [name for _, name in rows].index("qkv_proj")
     return [*rows[:at], (f"  (q_norm): {norm}", "q_norm"), (f"  (k_norm): {norm}", "k_norm"), *rows[at:]]
 
 
 def work(config: Config, layer: int, weights: Qwen3BlockWeights, T: int, S: int) -> list[Work]:
     """What the parts of a block cost."""
-    parts = llama.work(config, layer, weights, T, S)
+    return work_with_norms(config, llama.work(config, layer, weights, T, S), T)
+
+
+def work_with_norms(config: Config, parts: list[Work], T: int) -> list[Work]:
+    """The parts of a block without QK-norm, and the two norms."""
     at = 1 + [part.part for part in parts].index("qkv_proj")
     q_norm = Work("q_norm", rms_norm_flops(T * config.num_attention_heads, config.head_dim), ["q_norm"])
     k_norm = Work("k_norm", rms_norm_flops(T * config.num_key_value_heads, config.head_dim), ["k_norm"])

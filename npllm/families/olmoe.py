@@ -1,0 +1,123 @@
+"""OLMoE: Llama with experts, and with OLMo 2's norm on all queries and on all keys of a token.
+
+Unlike in OLMo 2, the norms come before the layers. The shares of a token's eight experts do not sum to 1: they are
+their probabilities among all 64.
+
+Source: Muennighoff et al. 2024, "OLMoE"; https://huggingface.co/docs/transformers/model_doc/olmoe
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from .. import model
+from ..arrays import Array, Float, Int, Weight
+from ..cache import Cache
+from ..shapes import Weights
+from . import common, experts, llama, metadata, mixtral, olmo2, qwen3
+from .experts import ExpertsConfig, ExpertWeights, sparse_block
+from .family import Gguf, Rows, Work
+from .keys import Keys
+from .metadata import Metadata
+from .qwen3_moe import QWEN3_MOE
+from .work import rms_norm_flops
+
+
+class OlmoeBlockWeights(NamedTuple):
+    """The weights of one block: Llama's and two norms, with a router and experts in place of one network."""
+
+    input_layernorm: Float[Array, " D"]
+    qkv_proj: Weight  # [(N + 2K)·H, D]
+    q_norm: Float[Array, " N*H"]
+    k_norm: Float[Array, " K*H"]
+    o_proj: Weight  # [D, N·H]
+    post_attention_layernorm: Float[Array, " D"]
+    router: Weight  # [E, D]
+    experts: tuple[ExpertWeights, ...]  # E of them
+    qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None
+    o_proj_bias: Float[Array, " D"] | None = None
+
+
+block = partial(sparse_block, self_attention=olmo2.self_attention)
+
+
+def transform(
+    ids: Int[Array, "... T"],
+    weights: Weights,
+    config: ExpertsConfig,
+    cache: Cache | None = None,
+    *,
+    block: Callable[..., Float[Array, "... T D"]] = block,
+    **options: Any,
+) -> tuple[Float[Array, "... T D"], Cache | None]:
+    """The chapter's pass with this block. Parameters as in `npllm.model.transform`."""
+    return model.transform(ids, weights, config, cache, block=block, **options)
+
+
+# A limit on queries, keys and values, which the published models do not have.
+ALLOWED = llama.ALLOWED | {"clip_qkv": (None,)}
+
+
+def read_config(keys: Keys) -> ExpertsConfig:
+    """OLMoE's config.json."""
+    keys.allow_only(ALLOWED)
+    sizes = common.sizes(keys)
+    common.refuse_window(keys, sizes["max_position_embeddings"])
+    layers = sizes["num_hidden_layers"]
+    return ExpertsConfig(
+        family="olmoe",
+        **sizes,
+        **common.rope(keys, sizes["head_dim"]),
+        **common.head(keys, pad_token_id=1),
+        **experts.read_experts(keys, layers, ["num_experts", "num_local_experts"], experts=64, chosen=8),
+        norm_topk_prob=keys.boolean("norm_topk_prob"),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-5),
+        layer_types=common.all_full(layers),
+        attention_bias=keys.boolean("attention_bias"),
+    )
+
+
+def shapes(config: ExpertsConfig) -> dict[str, Rows]:
+    """The rows of each tensor that a weight may be split into, and its columns."""
+    N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    return mixtral.shapes(config) | {"q_norm": ([N * H], None), "k_norm": ([K * H], None)}
+
+
+def structure(config: ExpertsConfig, layer: int) -> list[tuple[str, str]]:
+    """The lines of a block for `npllm show`."""
+    rows = mixtral.structure(config, layer)
+    norms = [row for row in olmo2.structure(config, layer) if row[1] in ("q_norm", "k_norm")]
+    at = 1 + [name for _, name in rows].index("qkv_proj")
+    return [*rows[:at], *norms, *rows[at:]]
+
+
+def work(config: ExpertsConfig, layer: int, weights: OlmoeBlockWeights, T: int, S: int) -> list[Work]:
+    """What the parts of a block cost."""
+    N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    parts = mixtral.work(config, layer, weights, T, S)
+    at = 1 + [part.part for part in parts].index("qkv_proj")
+    norms = [
+        Work(f"{one}_norm", rms_norm_flops(T, heads * H), [f"{one}_norm"]) for one, heads in {"q": N, "k": K}.items()
+    ]
+    return [*parts[:at], *norms, *parts[at:]]
+
+
+def gguf_keys(m: Metadata) -> dict[str, Any]:
+    """The keys for architecture "olmoe". As in llama.cpp, the shares of a token's experts need not sum to 1."""
+    return metadata.decoder(m, "olmoe") | metadata.experts(m) | {"norm_topk_prob": False}
+
+
+OLMOE = QWEN3_MOE._replace(
+    title="OLMoE",
+    model_types=["olmoe"],
+    causal_lm="OlmoeForCausalLM",
+    read_config=read_config,
+    harmless=["mlp_bias", "use_sliding_window", "max_window_layers", *experts.HARMLESS],
+    shapes=shapes,
+    block_weights=OlmoeBlockWeights,
+    transform=transform,
+    structure=structure,
+    parts=experts.PARTS | {name: part for name, part in olmo2.PARTS.items() if name.startswith("attention.")},
+    work=work,
+    gguf=Gguf("olmoe", gguf_keys, mixtral.GGUF_NAMES | qwen3.GGUF_NORMS),
+)
