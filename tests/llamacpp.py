@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 import npllm
 from npllm.families import gpt2
+from npllm.feedforward import gelu
 
 FLOAT32 = 5e-3  # the largest difference of two log-probabilities, for tensors in float32
 GELU = 3e-2  # the same for models with GELU: llama.cpp looks it up in a table, rounded to float16 twice
@@ -82,7 +83,10 @@ def llama3_factors(keys: Keys) -> Tensors:
 
 def norms_plus_1(tensors: Tensors, keys: Keys) -> Tensors:
     """Gemma's norms: transformers multiplies by 1 + w, and the files have 1 + w."""
-    return {name: tensor + 1 if name.endswith("norm.weight") else tensor for name, tensor in tensors.items()}
+    return {
+        name: tensor.astype(np.float32) + 1 if name.endswith("norm.weight") else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def stacked_experts(tensors: Tensors, keys: Keys) -> Tensors:
@@ -174,6 +178,27 @@ def phimoe_tensors(tensors: Tensors, keys: Keys) -> Tensors:
     return stacked_experts(longrope_factors(tensors, keys), keys)
 
 
+def gemma2_keys(keys: Keys) -> dict[str, Any]:
+    """Gemma 2's window and caps. The file does not have the scale of the scores."""
+    return {
+        "attention.sliding_window": keys["sliding_window"],
+        "attn_logit_softcapping": keys["attn_logit_softcapping"],
+        "final_logit_softcapping": keys["final_logit_softcapping"],
+    }
+
+
+def gemma3_keys(keys: Keys) -> dict[str, Any]:
+    """Gemma 3's window, cap of the logits, and RoPE of the layers without a window and with one."""
+    full, sliding = (keys["rope_parameters"][f"{kind}_attention"] for kind in ("full", "sliding"))
+    period = 1 + keys["layer_types"].index("full_attention")
+    return common_keys(keys | {"rope_parameters": full}) | {
+        "attention.sliding_window": keys["sliding_window"],
+        "attention.sliding_window_pattern": None if period == 6 else period,  # 6 is the default
+        "final_logit_softcapping": keys["final_logit_softcapping"],
+        "rope.freq_base_swa": sliding["rope_theta"],
+    }
+
+
 ARCHITECTURES = {  # by config.json's model_type
     "llama": Architecture("llama", tensors=llama_tensors),
     "phi3": Architecture("phi3", phi3_keys, longrope_factors),
@@ -183,6 +208,9 @@ ARCHITECTURES = {  # by config.json's model_type
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "phimoe": Architecture("phimoe", phimoe_keys, phimoe_tensors),
+    "gemma": Architecture("gemma", tensors=norms_plus_1),
+    "gemma2": Architecture("gemma2", gemma2_keys, norms_plus_1),
+    "gemma3_text": Architecture("gemma3", gemma3_keys, norms_plus_1),
     "granite": Architecture("granite", granite_keys, llama_tensors),
     "olmo2": Architecture("olmo2"),
     "olmo3": Architecture("olmo2", olmo3_keys),
@@ -285,6 +313,13 @@ def write_gguf(path: Path, folder: Path, kind: str = "F32", metadata: Mapping[st
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def gelu_of_llama_cpp(x: np.ndarray) -> np.ndarray:
+    """GELU as llama.cpp computes it on a CPU: it looks it up in a table of float16, for x from -10 to 10."""
+    with np.errstate(over="ignore"):
+        rounded = gelu(x.astype(np.float16).astype(np.float32)).astype(np.float16).astype(np.float32)
+    return np.where(x <= -10, np.float32(0), np.where(x >= 10, x, rounded))
 
 
 def add_key(writer: Any, key: str, value: Any) -> None:

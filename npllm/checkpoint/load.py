@@ -159,7 +159,7 @@ def open_files(path: Path) -> Files:
         metadata, tensors = read_gguf_model(path)
         keys, generation_config = metadata, {}
         config = read_gguf_config(path, metadata, tensors)
-        tensors = cut_experts(config, tensors, gguf_of(config).names)
+        tensors = gguf_tensors(config, tensors)
         plans = plan_gguf(config, tensors, path)
         tokenizer = tokenizer_from_gguf(metadata)
     if tokenizer is not None:
@@ -186,6 +186,25 @@ def plan_gguf(config: Config, tensors: Mapping[str, Stored], where: Path) -> dic
     """The parts of each weight in a .gguf file."""
     names, interleaved = gguf_of(config).names, gguf_of(config).interleaved
     return plan(config, family_of(config), tensors, names, biases_found(names, tensors), where, interleaved)
+
+
+def gguf_tensors(config: Config, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors of a .gguf file as `plan_gguf` takes them: a tensor for each expert; weights stored as 1 + w marked.
+
+    llama.cpp's converter adds the 1 to Gemma's norms, so that they are norms like any other.
+    """
+    gguf = gguf_of(config)
+    found = cut_experts(config, tensors, gguf.names)
+    layers = range(config.num_hidden_layers)
+    for name in {f"{gguf.names[ours].replace('*', str(layer))}.weight" for ours in gguf.plus_one for layer in layers}:
+        if name in found and found[name].dtype == "F32":
+            found[name] = found[name]._replace(dtype="F32 + 1")
+        elif name in found:
+            stored = found[name]
+            raise ModelFileError(
+                f"{stored.path}: {name}: expected F32, got {stored.dtype}, in which npllm reads no norm"
+            )
+    return found
 
 
 def gguf_of(config: Config) -> Gguf:

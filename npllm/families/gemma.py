@@ -170,9 +170,7 @@ def read_config(keys: Keys) -> GemmaConfig:
 
 def gguf_keys(m: Metadata) -> dict[str, Any]:
     """The keys for architecture "gemma"; "gemma2" and "gemma3" add to them."""
-    keys = metadata.common(m, m.tensors)
-    metadata.whole_heads_rotate(m, keys["head_dim"])
-    return {"model_type": "gemma"} | keys | {"attention_bias": "blk.0.attn_q.bias" in m.tensors}
+    return metadata.decoder(m, "gemma") | dict.fromkeys(("hidden_act", "hidden_activation"), "gelu_pytorch_tanh")
 
 
 def norm_flops(config: Config, T: int) -> int:
@@ -254,5 +252,6 @@ GEMMA = LLAMA._replace(
         gguf_keys,
         llama.GGUF_NAMES,
         plus_one=["norm", "input_layernorm", "post_attention_layernorm"],
+        checked="llama.cpp",
     ),
 )

@@ -276,5 +276,5 @@ GEMMA2 = GEMMA._replace(
     outside_flops=outside_flops,
     added=("post_attention_layernorm", "post_feedforward_layernorm"),
     full_scores=True,
-    gguf=Gguf("gemma2", gguf_keys, GGUF_NAMES, plus_one=["norm", "input_layernorm", *SANDWICH]),
+    gguf=Gguf("gemma2", gguf_keys, GGUF_NAMES, plus_one=["norm", "input_layernorm", *SANDWICH], checked="llama.cpp"),
 )

@@ -215,5 +215,6 @@ GEMMA3 = GEMMA2._replace(
         gguf_keys,
         gemma2.GGUF_NAMES | {"q_norm": "blk.*.attn_q_norm", "k_norm": "blk.*.attn_k_norm"},
         plus_one=["norm", "input_layernorm", *OF_HEADS, *SANDWICH],
+        checked="llama.cpp",
     ),
 )

@@ -72,6 +72,7 @@ class PlainFormat(NamedTuple):
 
     dtype: Any
     numbers: int = 1
+    added: float = 0.0  # what the file adds to each element
 
     @property
     def bytes(self) -> int:
@@ -80,13 +81,15 @@ class PlainFormat(NamedTuple):
 
     def widen(self, raw: np.ndarray) -> np.ndarray:
         """The elements in float32, [elements, 1], from uint8 [elements, bytes]."""
-        return raw.view(self.dtype).astype(np.float32)
+        values = raw.view(self.dtype).astype(np.float32)
+        return values - np.float32(self.added) if self.added else values
 
 
 FORMATS: dict[str, PlainFormat | BlockFormat] = {
     "F32": PlainFormat(np.float32),
     "F16": PlainFormat(np.float16),
     "BF16": PlainFormat(ml_dtypes.bfloat16),
+    "F32 + 1": PlainFormat(np.float32, added=1.0),  # Gemma's norms in .gguf files
     **BLOCK_FORMATS,
     **OWN_FORMATS,
     "mxfp4": PAIRED,  # in two tensors
