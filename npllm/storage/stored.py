@@ -89,11 +89,11 @@ FORMATS: dict[str, PlainFormat | BlockFormat] = {
     "F32": PlainFormat(np.float32),
     "F16": PlainFormat(np.float16),
     "BF16": PlainFormat(ml_dtypes.bfloat16),
-    "F32 + 1": PlainFormat(np.float32, added=1.0),  # Gemma's norms in .gguf files
     **BLOCK_FORMATS,
     **OWN_FORMATS,
     "mxfp4": PAIRED,  # in two tensors
     "E8M0": PlainFormat(E8M0),  # its scales
+    "F32 + 1": PlainFormat(np.float32, added=1.0),  # Gemma's norms in .gguf files
 }
 
 
