@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 from bridge import tool
 from checkpoints import END, MERGES, SPECIAL, TOKENS, interleave
 from safetensors.numpy import load_file
+from stored_weights import SCALES, blocks_of
 
 import npllm
 from npllm.families import gpt2
@@ -71,11 +73,11 @@ def llama_tensors(tensors: Tensors, keys: Keys) -> Tensors:
 
 def llama3_factors(keys: Keys) -> Tensors:
     """The divisors of Llama 3's scaling, as transformers computes them."""
+    if keys["rope_parameters"]["rope_type"] != "llama3":
+        return {}
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    if keys["rope_parameters"]["rope_type"] != "llama3":
-        return {}
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(**keys), "cpu")
     plain = keys["rope_parameters"]["rope_theta"] ** -(np.arange(len(scaled)) / len(scaled))
     return {"rope_freqs.weight": plain / scaled.numpy()}
@@ -154,8 +156,8 @@ def olmo3_keys(keys: Keys) -> dict[str, Any]:
 
 def gpt2_keys(keys: Keys) -> dict[str, Any]:
     """GPT-2's keys: LayerNorm's epsilon, and nothing about RoPE."""
-    not_there = dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"))
-    not_there["attention.head_count_kv"] = None
+    not_there = dict.fromkeys(("attention.key_length", "attention.value_length", "attention.head_count_kv"))
+    not_there |= {"rope.dimension_count": None, "rope.freq_base": None}
     inner = keys["n_inner"] or 4 * keys["n_embd"]
     return not_there | {"feed_forward_length": inner, "attention.layer_norm_epsilon": keys["layer_norm_epsilon"]}
 
@@ -307,8 +309,7 @@ def write_gguf(path: Path, folder: Path, kind: str = "F32", metadata: Mapping[st
         if kind == "F32" or tensor.ndim == 1:
             writer.add_tensor(theirs, array)
         else:
-            number = gguf.GGMLQuantizationType[kind]
-            writer.add_tensor(theirs, gguf.quants.quantize(array, number), raw_dtype=number)
+            writer.add_tensor(theirs, quantized(array, kind), raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -320,6 +321,70 @@ def gelu_of_llama_cpp(x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         rounded = gelu(x.astype(np.float16).astype(np.float32)).astype(np.float16).astype(np.float32)
     return np.where(x <= -10, np.float32(0), np.where(x >= 10, x, rounded))
+
+
+def quantized(array: np.ndarray, kind: str) -> np.ndarray:
+    """A matrix as the bytes of a GGUF type; of a type that the gguf package cannot write, random blocks of its size."""
+    import gguf
+
+    number = gguf.GGMLQuantizationType[kind]
+    try:
+        return gguf.quants.quantize(array, number)
+    except NotImplementedError:
+        elements, size = gguf.GGML_QUANT_SIZES[number]
+    raw = blocks_of(kind, seed=array.size, rows=len(array), blocks=array.shape[1] // elements)
+    factor, blocks = np.float16(array.std() / gguf.dequantize(raw, number).std()), raw.reshape(-1, size)
+    for place in SCALES[kind]:
+        scale = blocks[:, place : place + 2].copy().view(np.float16)
+        blocks[:, place : place + 2] = (factor * scale).view(np.uint8)
+    return raw
+
+
+def rounds_activations(lm: npllm.LM, kind: str) -> npllm.LM:
+    """The same model with matrices that round what they multiply, as llama.cpp does for matrices of this GGUF type."""
+
+    def rounding(weight: Any) -> Any:
+        return Rounding(weight, kind) if weight is not None and len(weight.shape) == 2 else weight
+
+    layers = tuple(type(block)(*map(rounding, block)) for block in lm.weights.layers)
+    return lm._replace(weights=lm.weights._replace(layers=layers, lm_head=rounding(lm.weights.lm_head)))
+
+
+class Rounding:
+    """A matrix that rounds what it multiplies: to the 16 bits of its own type, or to 8-bit codes with a scale."""
+
+    def __init__(self, weight: Any, kind: str) -> None:
+        self.weight, self.kind, self.shape, self.dtype, self.nbytes = weight, kind, weight.shape, weight.dtype, 0
+
+    def matmul(self, x: np.ndarray) -> np.ndarray:
+        """The product with the rounded x."""
+        if self.kind in ("F16", "BF16"):
+            x = x.astype({"F16": np.float16, "BF16": ml_dtypes.bfloat16}[self.kind]).astype(np.float32)
+        elif self.kind.endswith("_K") or self.kind == "IQ4_XS":
+            x = to_q8_k(x)
+        else:
+            x = to_q8_0(x)
+        return self.weight.matmul(x)
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Some rows of the matrix."""
+        return self.weight.rows(ids)
+
+
+def to_q8_0(x: np.ndarray) -> np.ndarray:
+    """x rounded to codes from -127 to 127, with a float16 scale for each 32."""
+    groups = x.reshape(len(x), -1, 32)
+    largest = abs(groups).max(axis=-1, keepdims=True)
+    codes = np.rint(groups * (np.float32(127) / np.maximum(largest, 1e-30)))
+    return (codes * (largest / 127).astype(np.float16).astype(np.float32)).reshape(x.shape)
+
+
+def to_q8_k(x: np.ndarray) -> np.ndarray:
+    """x rounded to codes, with a float32 scale for each 256. The element of the largest magnitude becomes -127."""
+    groups = x.reshape(len(x), -1, 256)
+    largest = np.take_along_axis(groups, abs(groups).argmax(axis=-1)[..., None], axis=-1)
+    inverse = np.float32(-127) / largest
+    return (np.minimum(np.rint(inverse * groups), 127) / inverse).reshape(x.shape)
 
 
 def add_key(writer: Any, key: str, value: Any) -> None:

@@ -14,7 +14,7 @@ WORKERS = [Workers(1), Workers(3)]
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # The offsets of the float16 scales in a block of each format.
 SCALES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
-SCALES |= {"Q6_K": [208], "MXFP4": []}
+SCALES |= {"Q2_K": [80, 82], "Q3_K": [108], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0], "MXFP4": []}
 
 
 def matrix(height, width, seed=0):

@@ -1,5 +1,7 @@
 """Matrices read in 16, 8 and 4 bits have the values in the file."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from checkpoints import GGUF_DTYPES, dense, write_folder, write_gguf_file
@@ -38,13 +40,30 @@ def test_blocks_of_a_file_keep_their_numbers(tmp_path, dtype, interleaved_heads)
     np.testing.assert_array_equal(dense(weight), expected)
 
 
-def test_parts_of_different_formats_share_a_storage_that_holds_both(tmp_path):
+@pytest.mark.parametrize("dtype", BLOCK_FORMATS)
+def test_the_docs_say_what_a_format_takes(dtype):
+    page = Path(__file__).parent.parent / "docs" / "performance.md"
+    in_file = 8 * BLOCK_FORMATS[dtype].bytes / BLOCK_FORMATS[dtype].numbers
+    in_memory = 8 * narrow.layout_of_file([dtype]).nbytes((64, 4096)) / (64 * 4096)
+    assert f"| {dtype} | {in_file:g} | {in_memory:g} |" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("formats", "bits"),
+    [(("Q4_K", "Q6_K"), 8), (("Q2_K", "Q4_1"), 4), (("Q3_K", "Q5_K"), 8), (("IQ4_XS", "Q5_K"), 8)],
+)
+def test_parts_of_different_formats_share_a_storage_that_holds_both(tmp_path, formats, bits):
     """As in Q4_K_M files, where the value projections are Q6_K and queries and keys are Q4_K."""
-    raw = {"q": ("Q4_K", blocks_of("Q4_K", rows=4)), "v": ("Q6_K", blocks_of("Q6_K", rows=2))}
+    counts = [768 // BLOCK_FORMATS[kind].numbers for kind in formats]
+    raw = {
+        name: (kind, blocks_of(kind, rows=rows, blocks=count))
+        for name, kind, rows, count in zip("qv", formats, (4, 2), counts, strict=True)
+    }
     tensors = {name: (GGUF_DTYPES[kind], (len(rows), 768), rows.tobytes()) for name, (kind, rows) in raw.items()}
     write_gguf_file(tmp_path / "x.gguf", {}, tensors)
     stored = read_gguf(tmp_path / "x.gguf")[1]
-    layout = narrow.layout_for((6, 768), ["Q4_K", "Q6_K"], "auto")
+    layout = narrow.layout_for((6, 768), formats, "auto")
+    assert layout.bits == bits
     parts = [Part("q", (4, 768), 0, 0, 0), Part("v", (2, 768), 4, 0, 0)]
     weight = narrow.read_narrow((6, 768), parts, stored, layout, WORKERS[0])
     expected = np.concatenate([*read_rows(stored["q"]), *read_rows(stored["v"])])

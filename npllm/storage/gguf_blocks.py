@@ -1,7 +1,8 @@
 """The block formats of GGUF: blocks of 32 or 256 elements, split into codes, scales and minima.
 
 The "K" formats have blocks of 256 elements in groups of 32 or 16, and the scales of the groups are themselves integers
-times a scale of the block. 4-bit codes stay packed where the file packs them as nibbles.py does.
+times a scale of the block. Codes of 2 to 4 bits are packed as nibbles.py does, as 4-bit codes are in most files. The
+"IQ4" formats have 4-bit numbers of a table of integers, which become 8-bit codes.
 
 Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h for the layouts.
 """
@@ -10,7 +11,11 @@ import numpy as np
 
 from .blocks import BlockFormat, Split
 from .mxfp4 import MXFP4
-from .nibbles import unpack
+from .nibbles import pack, unpack
+
+# What the 4-bit numbers of the IQ4 formats stand for: closer to each other around 0, as weights are.
+IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8)
+SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]  # of four 2-bit numbers in a byte
 
 
 def halves(raw: np.ndarray) -> np.ndarray:
@@ -84,10 +89,47 @@ def q5_k(raw: np.ndarray) -> Split:
 def q6_k(raw: np.ndarray) -> Split:
     """The lower four bits of 256 codes, the upper two, the scales of 16 groups, and their unit; from -32 to 31."""
     lower = unpack(raw[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
-    shifts = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
-    upper = (raw[:, 128:192].reshape(-1, 2, 1, 32) >> shifts & 3) << 4
+    upper = (raw[:, 128:192].reshape(-1, 2, 1, 32) >> SHIFTS & 3) << 4
     codes = (lower | upper).reshape(-1, 16, 16).view(np.int8) - np.int8(32)
     return Split(codes, halves(raw[:, 208:]) * raw[:, 192:208].view(np.int8), None)
+
+
+def codes_of_16_groups(raw: np.ndarray) -> np.ndarray:
+    """The 2-bit codes of 16 groups, [blocks, 16, 16], from 64 bytes: each 32 bytes hold eight groups."""
+    return (raw.reshape(-1, 2, 1, 32) >> SHIFTS & 3).reshape(-1, 16, 16)
+
+
+def q2_k(raw: np.ndarray) -> Split:
+    """The scales and minima of 16 groups, of 4 bits each, 256 2-bit codes, and the units of scales and minima."""
+    scale, minimum = halves(raw[:, 80:82]) * (raw[:, :16] & 15), halves(raw[:, 82:]) * (raw[:, :16] >> 4)
+    return Split(pack(codes_of_16_groups(raw[:, 16:80])), scale, -minimum)
+
+
+def q3_k(raw: np.ndarray) -> Split:
+    """The third bits of 256 codes (group pair i has bit i of 32 bytes), the lower two, 16 scales of 6 bits, their unit.
+
+    Codes stand for -4 to 3. The lower four bits of the scales are the halves of 8 bytes, the upper two are in 4 more.
+    """
+    third = (raw[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 2
+    lower = np.concatenate([raw[:, 96:104] & 15, raw[:, 96:104] >> 4], axis=-1)
+    upper = (raw[:, None, 104:108] >> SHIFTS & 3) << 4
+    scale = (lower | upper.reshape(-1, 16)).view(np.int8) - np.int8(32)
+    return Split(
+        pack(codes_of_16_groups(raw[:, 32:96]) | third.reshape(-1, 16, 16)), halves(raw[:, 108:]) * scale, None
+    )
+
+
+def iq4_nl(raw: np.ndarray) -> Split:
+    """A scale and 32 4-bit numbers of the table."""
+    return Split(IQ4_VALUES[unpack(raw[:, None, 2:])], halves(raw[:, :2]), None)
+
+
+def iq4_xs(raw: np.ndarray) -> Split:
+    """The unit of 8 scales, their upper two bits, their lower four, and 256 4-bit numbers of the table."""
+    lower = np.stack([raw[:, 4:8] & 15, raw[:, 4:8] >> 4], axis=-1).reshape(-1, 8)
+    upper = (raw[:, 2:4, None] >> SHIFTS[:, 0] & 3).reshape(-1, 8) << 4
+    scale = (lower | upper).view(np.int8) - np.int8(32)
+    return Split(IQ4_VALUES[unpack(raw[:, 8:].reshape(-1, 8, 16))], halves(raw[:, :2]) * scale, None)
 
 
 BLOCK_FORMATS = {
@@ -96,8 +138,12 @@ BLOCK_FORMATS = {
     "Q4_1": BlockFormat(32, 20, group=32, bits=4, smallest=0, has_minimum=True, split=q4_1),
     "Q5_0": BlockFormat(32, 22, group=32, bits=8, smallest=-16, has_minimum=False, split=q5_0),
     "Q5_1": BlockFormat(32, 24, group=32, bits=8, smallest=0, has_minimum=True, split=q5_1),
+    "Q2_K": BlockFormat(256, 84, group=16, bits=4, smallest=0, has_minimum=True, split=q2_k),
+    "Q3_K": BlockFormat(256, 110, group=16, bits=4, smallest=-4, has_minimum=False, split=q3_k),
     "Q4_K": BlockFormat(256, 144, group=32, bits=4, smallest=0, has_minimum=True, split=q4_k),
     "Q5_K": BlockFormat(256, 176, group=32, bits=8, smallest=0, has_minimum=True, split=q5_k),
     "Q6_K": BlockFormat(256, 210, group=16, bits=8, smallest=-32, has_minimum=False, split=q6_k),
+    "IQ4_NL": BlockFormat(32, 18, group=32, bits=8, smallest=-127, has_minimum=False, split=iq4_nl),
+    "IQ4_XS": BlockFormat(256, 136, group=32, bits=8, smallest=-127, has_minimum=False, split=iq4_xs),
     "MXFP4": MXFP4,
 }

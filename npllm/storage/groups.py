@@ -201,7 +201,7 @@ def fill_groups(groups: Groups, first: int, codes: np.ndarray, scale: np.ndarray
 
 def regroup(split: Split, kind: BlockFormat, rows: int, layout: GroupLayout) -> Split:
     """A file's blocks as the rows of a matrix in this layout, with its group size, codes and minima."""
-    if layout.bits == 4 and split.codes.shape[-1] < kind.group:  # packed in the file, packed in memory
+    if layout.bits == 4 and split.codes.shape[-1] < kind.group == layout.group:  # packed here, packed in memory
         codes, times = split.codes, 1
     else:
         codes, times = kind.codes(split), kind.group // layout.group  # a group of 32 as two of 16 with the same scale

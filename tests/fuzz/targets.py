@@ -8,6 +8,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -352,7 +353,8 @@ def run_template(data: bytes, folder: Path) -> None:
 # offset or null], ...]}; the kind of a list is [kind of the elements, count or null]
 
 FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
-BITS_EACH = {0: 32, 1: 16, 2: 4.5, 3: 5, 6: 5.5, 7: 6, 8: 8.5, 12: 4.5, 13: 5.5, 14: 6.5625, 30: 16}
+BITS_EACH = {0: 32, 1: 16, 2: 4.5, 3: 5, 6: 5.5, 7: 6, 8: 8.5, 10: 2.625, 11: 3.4375, 12: 4.5, 13: 5.5}
+BITS_EACH |= {14: 6.5625, 20: 4.5, 23: 4.25, 30: 16}
 
 
 def gguf_seeds(folder: Path) -> list[bytes]:
@@ -373,6 +375,11 @@ def gguf_seeds(folder: Path) -> list[bytes]:
     quantized = [[name, 8 if len(shape) > 1 else 0, shape, None] for name, _, shape, _ in tensors]
     scaled = [*tensors, ["rope_freqs.weight", 0, [8], None]]
     seeds = [(metadata, tensors), (sentencepiece, quantized), (metadata, scaled)]
+    wide = config_keys("llama", **TINY | {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 16})
+    shapes = {gguf_name(name): [*array.shape] for name, array in random_weights(wide).items()}
+    kinds = cycle((10, 11, 12, 13, 14, 20, 23))  # Q2_K to IQ4_XS, with blocks of 256 elements
+    blocks = [[name, next(kinds) if len(shape) > 1 else 0, shape, None] for name, shape in shapes.items()]
+    seeds.append((gguf_metadata("llama", wide), blocks))
     seeds.append(({"general.architecture": "llama"}, []))
     return [json.dumps({"version": 3, "metadata": described(m), "tensors": t}).encode() for m, t in seeds]
 
