@@ -118,5 +118,5 @@ MIXTRAL = LLAMA._replace(
     parts=experts.PARTS,
     work=work,
     traced=experts.TRACED,
-    gguf=Gguf("llama", llama.gguf_keys, GGUF_NAMES, interleaved=["qkv_proj"]),
+    gguf=Gguf("llama", llama.gguf_keys, GGUF_NAMES, interleaved=["qkv_proj"], checked="llama.cpp"),
 )

@@ -119,5 +119,5 @@ OLMOE = QWEN3_MOE._replace(
     structure=structure,
     parts=experts.PARTS | {name: part for name, part in olmo2.PARTS.items() if name.startswith("attention.")},
     work=work,
-    gguf=Gguf("olmoe", gguf_keys, mixtral.GGUF_NAMES | qwen3.GGUF_NORMS),
+    gguf=Gguf("olmoe", gguf_keys, mixtral.GGUF_NAMES | qwen3.GGUF_NORMS, checked="llama.cpp"),
 )

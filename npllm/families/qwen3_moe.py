@@ -122,5 +122,5 @@ QWEN3_MOE = MIXTRAL._replace(
     parts=experts.PARTS | {name: qwen3.PARTS[name] for name in OF_ATTENTION},
     work=work,
     traced=experts.TRACED | TRACED,
-    gguf=Gguf("qwen3moe", gguf_keys, mixtral.GGUF_NAMES | qwen3.GGUF_NORMS),
+    gguf=Gguf("qwen3moe", gguf_keys, mixtral.GGUF_NAMES | qwen3.GGUF_NORMS, checked="llama.cpp"),
 )
