@@ -329,6 +329,7 @@ def refuses(path, *parts):
         ("general.architecture", "mamba", "expected one of "),
         ("general.architecture", "phi2", "got 'phi2'; the nearest is phi3; phi2 has attention and network side by"),
         ("general.architecture", "smol-lm3", "npllm reads smollm3 from a folder with config.json and safetensors"),
+        ("general.architecture", "nomic-bert", "such a file has no head, and turns texts into vectors; npllm fill"),
         ("general.architecture", None, "got None"),
         ("llama.expert_shared_count", 1, "npllm does not compute it"),
         ("llama.expert_count", 8, "llama.expert_used_count: expected a whole number"),

@@ -232,6 +232,7 @@ ENTRIES = [
     ("a size that is a text", fake.sibling(size="7"), "without a size and a digest"),
     ("a size beyond the disk", fake.sibling(size=10**18), "the download needs"),
     ("no config.json", fake.sibling(rfilename="config.yaml"), "expected a config.json, found none"),
+    ("an adapter", fake.sibling(rfilename="adapter_config.json"), "expected a whole model, got an adapter (LoRA)"),
     ("another digest", fake.sibling(blobId="8" * 40), "expected a file with the digest 8888888888"),
     ("another size", fake.sibling(size=5), "expected a file with the digest"),
 ]

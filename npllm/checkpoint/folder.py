@@ -7,6 +7,9 @@ from ..storage.json_file import read_json
 from ..storage.safetensors_file import read_header
 from ..storage.stored import Stored
 
+ADAPTER = "adapter_config.json"
+# Of a model of sentence-transformers, these heads are complete; ...ForCausalLM is only the name of what it came from.
+HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 LONGEST_NAME = 255  # bytes, on the systems that npllm runs on
 
@@ -40,6 +43,23 @@ def read_folder(folder: Path) -> dict[str, Stored]:
             f" ({len(lost)} such tensors); get the index and the files from the same place"
         )
     return {name: shards[file][name] for name, file in weight_map.items()}
+
+
+def check_kind(folder: Path) -> None:
+    """Refuse a folder that is no whole language model or classifier: a LoRA adapter, or of sentence-transformers."""
+    if (folder / ADAPTER).is_file():
+        base = str(read_json(folder / ADAPTER).get("base_model_name_or_path"))[:200]
+        raise ModelFileError(
+            f"{folder}: expected a whole model, got an adapter (LoRA) for {base}; load that one, or merge both with"
+            " peft's merge_and_unload and give the folder where save_pretrained writes the result"
+        )
+    if (folder / "modules.json").is_file():
+        names = read_json(folder / "config.json").get("architectures")
+        if not any(str(name).endswith(HEADS) for name in (names if isinstance(names, list) else ())):
+            raise ModelFileError(
+                f"{folder}: expected a language model or a classifier, got one of sentence-transformers (modules.json),"
+                " which turns texts into vectors; take the language model that it was trained from"
+            )
 
 
 def checked_name(file: str, index: Path) -> str:

@@ -110,6 +110,11 @@ def download(name: str, revision: str, cache_dir: str | Path | None, offline: bo
                 f"{what}: no such folder, no complete copy in the local cache{part}, and {constants.ENDPOINT}"
                 f" {error}; download it while online, or give a folder with --model"
             ) from error
+        if "adapter_config.json" in listed.files:
+            raise UnavailableError(
+                f"{what}: expected a whole model, got an adapter (LoRA); load the model that its adapter_config.json"
+                " names as base_model_name_or_path"
+            )
         if "config.json" not in listed.files:
             raise UnavailableError(f"{what}: expected a config.json, found none; choose a model in Hugging Face layout")
         snapshot = hub_cache.complete(model, name, listed, weights)

@@ -22,7 +22,7 @@ from ..storage.stored import Stored
 from ..text.arguments import boolean, checked
 from ..text.stderr import note
 from ..tokenizer import Tokenizer
-from .folder import read_folder
+from .folder import check_kind, read_folder
 from .folder_tokenizer import tokenizer_from_folder
 from .gguf_config import read_gguf_config
 from .gguf_parts import read_gguf_model
@@ -147,6 +147,7 @@ def open_files(path: Path) -> Files:
     """A model's files, with the weights located and checked but not read."""
     tokenizer: Tokenizer | None
     if path.is_dir():
+        check_kind(path)
         keys = read_json(path / "config.json")
         config = read_config(keys, where=str(path / "config.json"))
         generation = path / "generation_config.json"

@@ -9,6 +9,7 @@ activations  activation functions by name
 work         the cost of a block's parts
 block_sparse  attention to near blocks and some earlier ones
 layer_normed  the pass of models of today with LayerNorm
+other_heads  heads that are not computed
 nearest      of families that are not computed: which is most like them
 llama        Llama, and what its descendants share
 phi3         Phi-3, the chapter's model
@@ -55,6 +56,7 @@ from .nearest import bare, nearest
 from .olmo2 import OLMO2
 from .olmo3 import OLMO3
 from .olmoe import OLMOE
+from .other_heads import check_head
 from .phi3 import PHI3
 from .phi3small import PHI3SMALL
 from .phimoe import PHIMOE
@@ -108,6 +110,7 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
         name = str(reader.get("model_type"))
         remedy = nearest(name, FAMILIES) or "npllm computes no other"
         raise reader.refusal("model_type", "one of those that `npllm models` lists", remedy)
+    check_head(reader, masked=family.causal_lm.endswith("ForMaskedLM"))
     config = family.read_config(reader)
     reader.finish(HARMLESS | {*family.harmless})
     return config
@@ -125,6 +128,8 @@ def gguf_keys(metadata: Metadata) -> dict[str, Any]:
         name = str(metadata.architecture)[:80]
         in_folders = [model_type for model_type in FAMILIES if bare(model_type) == bare(name)]
         remedy = f"npllm reads {in_folders[0]} from a folder with config.json and safetensors" if in_folders else ""
+        if "bert" in name:  # llama.cpp has several
+            remedy = "such a file has no head, and turns texts into vectors; npllm fill reads a BertForMaskedLM folder"
         raise ModelFileError(
             f"{metadata.path}: general.architecture: expected one of {', '.join(sorted(ARCHITECTURES))}, got"
             f" {str(repr(metadata.architecture))[:80]};"
