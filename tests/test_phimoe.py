@@ -12,16 +12,17 @@ import families
 import numpy as np
 import pytest
 from bridge import tool
-from llamacpp import write_checkpoint, write_gguf
+from llamacpp import FLOAT32, assert_agrees_with_llama_cpp, write_checkpoint, write_gguf
 from tolerance import assert_close
 
 import npllm
 from npllm.checkpoint.write import convert
 from npllm.devices.device import to_host
 from npllm.errors import ModelFileError
-from npllm.families import gguf_keys, read_config
+from npllm.families import experts, gguf_keys, layer_normed, phimoe, read_config
 from npllm.families.metadata import Metadata
 from npllm.families.phimoe import sparsemixer
+from npllm.norm import rms_norm
 
 KEYS = {"model_type": "phimoe"} | families.KEYS["phimoe"]
 LONGROPE = {
@@ -154,3 +155,22 @@ def test_a_gguf_file_and_a_folder_of_the_same_model(tmp_path, kind):
         assert_close("logits", got, expected)
     convert(tmp_path / "m.gguf", tmp_path / "again", "float32")
     assert_close("converted", npllm.forward(ids, npllm.load(tmp_path / "again"))[0], got)
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("original", [16, 256])  # llama.cpp's context is 256
+def test_but_for_the_norm_and_the_router_a_gguf_file_is_read_as_by_llama_cpp(tmp_path, monkeypatch, original):
+    """llama.cpp computes an approximation: RMSNorm, and the two best of one softmax, with shares that sum to 1."""
+    factors = {"short_factor": np.linspace(1, 2, 8).tolist(), "long_factor": np.linspace(1.5, 9, 8).tolist()}
+    rope = LONGROPE | factors | {"rope_theta": 100.0, "original_max_position_embeddings": original}
+    sizes = {"max_position_embeddings": 1024, "num_local_experts": 4}
+    write_checkpoint(tmp_path, "phimoe", seed=1, attention_bias=True, lm_head_bias=True, rope_parameters=rope, **sizes)
+    write_gguf(tmp_path / "m.gguf", tmp_path)
+    lm, ids = npllm.load(tmp_path / "m.gguf"), np.random.default_rng(0).integers(0, 288, 40).tolist()
+    with warnings.catch_warnings(action="ignore"):  # a text beyond the original context
+        with pytest.raises(AssertionError, match="expected log-probability"):
+            assert_agrees_with_llama_cpp(lm, tmp_path / "m.gguf", ids, FLOAT32)
+        monkeypatch.setattr(layer_normed, "layer_norm", lambda x, weight, bias, eps: rms_norm(x, weight, eps) + bias)
+        monkeypatch.setattr(phimoe, "route", experts.route)
+        assert_agrees_with_llama_cpp(lm, tmp_path / "m.gguf", ids, FLOAT32)
