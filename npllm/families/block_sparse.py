@@ -60,8 +60,9 @@ def sparse_mask(past: int, new: int, config: BlockSparseConfig, like: Array) -> 
     keys = xp.arange(past + new, device=device(like))
     step = 0 if config.blocksparse_homo_head_pattern else max(1, stride // count)
     sizes = config.blocksparse_block_size, config.blocksparse_num_local_blocks, stride
-    by_offset = [block_local(queries, keys, *sizes, offset) for offset in range(stride)]
-    return xp.stack([by_offset[head * step % stride] for head in range(count)])
+    offsets = [head * step % stride for head in range(count)]
+    masks = {offset: block_local(queries, keys, *sizes, offset) for offset in {*offsets}}
+    return xp.stack([masks[offset] for offset in offsets])
 
 
 def sparse_attention(

@@ -103,6 +103,7 @@ def run_index(data: bytes, folder: Path) -> None:
 # config.json
 
 GOLDEN_MODELS = {"qwen3": "qwen3", "smollm3": "smollm3", "olmo2": "olmo2-bfloat16", "phi3": "phi3-token-classification"}
+GOLDEN_MODELS |= {"phimoe": "phimoe-bfloat16"}
 KNOWN = json.loads((GOLDEN.parent / "config_keys.json").read_text(encoding="utf-8"))
 
 
