@@ -98,6 +98,14 @@ KEYS = {
         "rope_local_base_freq": 20.0,
         "rope_scaling": {"rope_type": "linear", "factor": 2.0},
     },
+    "gpt_oss": SMALL
+    | {
+        "sliding_window": 3,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "swiglu_limit": 0.5,
+        "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    },
     "gpt2": {
         "vocab_size": 23,
         "n_embd": 16,

@@ -201,8 +201,35 @@ def gemma3_keys(keys: Keys) -> dict[str, Any]:
     }
 
 
+def gpt_oss_keys(keys: Keys) -> dict[str, Any]:
+    """gpt-oss's keys: the window of every second layer, and the experts."""
+    return {
+        "attention.sliding_window": keys["sliding_window"],
+        "expert_count": keys["num_local_experts"],
+        "expert_used_count": keys["num_experts_per_tok"],
+        "expert_feed_forward_length": keys["intermediate_size"],
+    }
+
+
+def gpt_oss_tensors(tensors: Tensors, keys: Keys) -> Tensors:
+    """The experts' matrices as [E, F, D], with gate and up apart instead of by turns; sinks and biases as others."""
+    changed = {}
+    for name, tensor in tensors.items():
+        stem, kind = (name.removesuffix("_bias"), "bias") if name.endswith("_bias") else (name, "weight")
+        array = tensor.swapaxes(1, 2) if tensor.ndim == 3 else tensor
+        if stem.endswith("experts.gate_up_proj"):
+            for first, part in enumerate(("gate_proj", "up_proj")):
+                changed[f"{stem.replace('gate_up_proj', part)}.{kind}"] = array[:, first::2]
+        elif stem.endswith(("experts.down_proj", "sinks")):
+            changed[f"{stem}.{kind}"] = array
+        else:
+            changed[name] = tensor
+    return changed
+
+
 ARCHITECTURES = {  # by config.json's model_type
     "llama": Architecture("llama", tensors=llama_tensors),
+    "gpt_oss": Architecture("gpt-oss", gpt_oss_keys, gpt_oss_tensors),
     "phi3": Architecture("phi3", phi3_keys, longrope_factors),
     "mixtral": Architecture("llama", expert_keys, mixtral_tensors),
     "olmoe": Architecture("olmoe", expert_keys, stacked_experts),
@@ -285,10 +312,13 @@ def write_checkpoint(folder: Path, model_type: str, seed: int = 0, **config: Any
     model.float().save_pretrained(folder)
 
 
-def write_gguf(path: Path, folder: Path, kind: str = "F32", metadata: Mapping[str, Any] = {}) -> None:
+def write_gguf(
+    path: Path, folder: Path, kind: str = "F32", metadata: Mapping[str, Any] = {}, widened: bool = False
+) -> None:
     """The checkpoint of a folder as a .gguf file: matrices in the GGUF type `kind`, vectors in F32.
 
     metadata : whole keys to add or replace; None removes one
+    widened : write the numbers that `kind` can hold in F32
     """
     gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[peers]'")
     keys = json.loads((folder / "config.json").read_text())
@@ -306,10 +336,14 @@ def write_gguf(path: Path, folder: Path, kind: str = "F32", metadata: Mapping[st
     }
     for name, tensor in architecture.tensors(checkpoint, keys).items():
         theirs, array = names.get_name(name, (".weight", ".bias")) or name, tensor.astype(np.float32)
-        if kind == "F32" or tensor.ndim == 1:
+        if kind == "F32" or tensor.ndim == 1 or theirs.endswith(".bias"):
             writer.add_tensor(theirs, array)
         else:
-            writer.add_tensor(theirs, quantized(array, kind), raw_dtype=gguf.GGMLQuantizationType[kind])
+            number, packed = gguf.GGMLQuantizationType[kind], quantized(array, kind)
+            if widened:
+                writer.add_tensor(theirs, gguf.quants.dequantize(packed, number))
+            else:
+                writer.add_tensor(theirs, packed, raw_dtype=number)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -60,6 +60,14 @@ BASES = {
         "attention_bias": True,
         "lm_head_bias": True,
     },
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": WINDOW,
+        "head_dim": 8,
+        "swiglu_limit": 1.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+    },
     "qwen2": WINDOWS,
     "qwen3": WINDOWS | {"head_dim": 8},
     "qwen3_moe": {"use_sliding_window": True, "sliding_window": WINDOW, "head_dim": 8, "moe_intermediate_size": 40}
@@ -222,6 +230,8 @@ VALUES = WIDTHS | {
     "moe_intermediate_size": [24],
     "decoder_sparse_step": [2],
     "mlp_only_layers": [[1], []],
+    "swiglu_alpha": [1.0],
+    "swiglu_limit": [0.5, 100.0],
     "clip_qkv": [0.5, 100.0],
     "output_router_logits": [True],
     "router_aux_loss_coef": [0.5],
@@ -293,6 +303,7 @@ ARCHITECTURES = {
     "olmoe": "OlmoeForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "gemma": "GemmaForCausalLM",
@@ -302,15 +313,18 @@ ARCHITECTURES = {
     "bert": "BertForMaskedLM",
 }
 CLASSIFIERS = dict.fromkeys(("phi3", "llama", "mistral", "mixtral", "qwen2", "qwen3_moe"), (SEQUENCE, TOKEN))
-CLASSIFIERS |= dict.fromkeys(("gemma", "gemma2", "bert"), (SEQUENCE, TOKEN))
+CLASSIFIERS |= dict.fromkeys(("gemma", "gemma2", "bert", "gpt_oss"), (SEQUENCE, TOKEN))
 CLASSIFIERS |= dict.fromkeys(("phimoe", "olmo3", "gemma3_text"), (SEQUENCE,))
 LABELS = {"0": "a", "1": "b", "2": "c"}
 
 
 # What transformers itself cannot load or compute, so that nothing can be compared: (key, value, families).
 WITH_ROPE = "phi3 llama mistral ministral qwen2 qwen3 olmo2 granite smollm3 gemma gemma2 phimoe mixtral qwen3_moe olmoe"
-WINDOWED = "phi3 phimoe mistral mixtral ministral qwen2 qwen3 qwen3_moe smollm3 olmo3 gemma2 gemma3_text"
-BY_LAYER = "ministral qwen2 qwen3 smollm3 gemma2"  # they accept nested RoPE in the config, but fail to compute it
+WITH_ROPE += " gpt_oss"
+WINDOWED = "phi3 phimoe mistral mixtral ministral qwen2 qwen3 qwen3_moe smollm3 olmo3 gemma2 gemma3_text gpt_oss"
+BY_LAYER = (
+    "ministral qwen2 qwen3 smollm3 gemma2 gpt_oss"  # they accept nested RoPE in the config, but fail to compute it
+)
 ROPE_FAILS = [
     (ROPES[5], "phi3 phimoe"),
     (ROPES[6], "phi3 phimoe"),
@@ -329,7 +343,12 @@ ROPE_FAILS = [
     (ROPES[20], BY_LAYER),
 ]
 FAILS = [
-    ("hidden_act", "unknown", " ".join(one for one in BASES if one not in ("gpt2", "gemma2", "gemma3_text"))),
+    ("num_local_experts", 1, "gpt_oss"),  # fewer than run for each token
+    (
+        "hidden_act",
+        "unknown",
+        " ".join(one for one in BASES if one not in ("gpt2", "gpt_oss", "gemma2", "gemma3_text")),
+    ),
     ("chunk_size_feed_forward", 4, "bert"),  # no divisor of the text's length
     ("add_cross_attention", True, "bert"),
     ("activation_function", "unknown", "gpt2"),
@@ -344,7 +363,7 @@ FAILS = [
         -1,
         WINDOWED,
     ),
-    ("sliding_window", None, "ministral olmo3 gemma2 gemma3_text"),
+    ("sliding_window", None, "gpt_oss ministral olmo3 gemma2 gemma3_text"),
     ("head_dim", ABSENT, "ministral"),
     (
         "head_dim",
@@ -363,9 +382,9 @@ FAILS = [
     (
         "num_key_value_heads",
         ABSENT,
-        "mistral ministral qwen2 qwen3 gemma phimoe mixtral",
+        "gpt_oss mistral ministral qwen2 qwen3 gemma phimoe mixtral",
     ),  # more than the number of heads
-    ("num_key_value_heads", None, "mistral ministral gemma gemma2 gemma3_text phimoe mixtral qwen3_moe"),
+    ("num_key_value_heads", None, "gpt_oss mistral ministral gemma gemma2 gemma3_text phimoe mixtral qwen3_moe"),
     ("num_experts_per_tok", ABSENT, "qwen3_moe olmoe"),  # more than there are
     ("head_dim", 16, "olmoe"),
     ("num_hidden_layers", 2, "ministral"),  # its base config lists four layer_types

@@ -1,6 +1,7 @@
 """Tiny .gguf files of each architecture: they have the model of the folder, and npllm agrees with llama.cpp."""
 
 import json
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,11 @@ GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
 GEMMA_3 = {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": ROPE}}
 GEMMA_3["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+# llama.cpp rounds the bounds of YaRN's transition, which gpt-oss does not. With this theta the upper one is a whole
+# number, nearly, and the lower one is below zero.
+TURNS = {"rope_theta": (16 / (2 * math.pi)) ** (16 / 3) * 1.0001, "truncate": False}
+GPT_OSS = {"head_dim": 32, "sliding_window": 6, "num_local_experts": 5, "num_experts_per_tok": 2}
+GPT_OSS |= {"rope_parameters": YARN | TURNS}
 # Each: model_type, and config keys that show what is special about it. llama.cpp takes LongRoPE's long factors if its
 # context, here 256, is longer than the original one, whatever the text is. It ignores Phi-3's sliding window.
 CASES = {
@@ -58,6 +64,7 @@ CASES = {
     ),
     "llama-linear": ("llama", {"rope_parameters": ROPE | {"rope_type": "linear", "factor": 4.0}}),
     "llama-3": ("llama", {"rope_parameters": ROPE | LLAMA3 | {"original_max_position_embeddings": 16}}),
+    "gpt-oss": ("gpt_oss", GPT_OSS),
     "phi3": ("phi3", {"sliding_window": None}),
     "phi3-partial": ("phi3", {"sliding_window": None, "rope_parameters": ROPE | {"partial_rotary_factor": 0.75}}),
     "phi3-longrope-short": ("phi3", LONG | {"original_max_position_embeddings": 256}),
@@ -116,6 +123,8 @@ def test_a_gguf_file_has_the_model_of_the_folder(tmp_path, name):
         changed |= {"local_rope_theta": 100.0}
     if config.family in ("gemma2", "gemma3_text"):  # nor is their scale of the scores, which follows from the size
         changed |= {"query_pre_attn_scalar": float(config.head_dim)}
+    if config.family == "gpt_oss":  # nor its constants, which have one value in all published models
+        changed |= {"swiglu_limit": config.swiglu_limit}
     assert config == replace(expected.config, rope_scaling=config.rope_scaling, **changed)
     np.testing.assert_allclose(numbers(config.rope_scaling), numbers(expected.config.rope_scaling), rtol=1e-6)
 

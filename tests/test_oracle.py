@@ -18,9 +18,14 @@ from npllm.cache import empty_cache
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
 CLASSES = ["phi3", "llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "mixtral", "phimoe", "granite", "olmo3"]
-CLASSES += ["gemma", "gemma2", "gemma3_text", "qwen3_moe", "olmoe"]
+CLASSES += ["gemma", "gemma2", "gemma3_text", "qwen3_moe", "olmoe", "gpt_oss"]
 
-EXPERTS = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "olmoe": "num_experts"}
+EXPERTS = {
+    "mixtral": "num_local_experts",
+    "gpt_oss": "num_local_experts",
+    "qwen3_moe": "num_experts",
+    "olmoe": "num_experts",
+}
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +127,10 @@ def random_config_keys(model_type, rng):
         keys |= {"attention_bias": pick(True, False), "mlp_bias": pick(True, False)}
     if model_type in ("mistral", "mixtral"):
         keys["sliding_window"] = pick(None, window)
+    if model_type == "gpt_oss":
+        kinds = [pick("sliding_attention", "full_attention") for _ in range(keys["num_hidden_layers"])]
+        keys |= {"sliding_window": window, "attention_bias": pick(True, False), "layer_types": pick(None, kinds)}
+        keys |= {"swiglu_limit": rng.uniform(0.3, 3.0), "swiglu_alpha": rng.uniform(0.5, 2.0)}
     if model_type in EXPERTS:
         count = pick(1, 3, 5)
         keys |= {EXPERTS[model_type]: count, "num_experts_per_tok": int(rng.integers(1, count + 1))}

@@ -61,8 +61,8 @@ def trace(model: PreTrainedModel, ids: Sequence[int], **inputs: torch.Tensor) ->
             keep(name, part.reshape(*part.shape[:2], -1, head_dim).transpose(1, 2) if of_heads else part)
 
     def keep_one(names: Sequence[str], outputs: tuple[torch.Tensor, ...], index: int) -> None:
-        """Record one output of a module that has several, and no batch axis: a router."""
-        keep_output(names, outputs[index][None])
+        """Record one output of a module that has several: a router, whose outputs have no batch axis; or a network."""
+        keep_output(names, outputs[index] if outputs[index].ndim == 3 else outputs[index][None])
 
     for path, names in modules(model).items():
         key, _, path = path.rpartition(" · ")
@@ -90,7 +90,10 @@ def trace(model: PreTrainedModel, ids: Sequence[int], **inputs: torch.Tensor) ->
         if (cap := options.get("softcap")) is not None:  # Gemma 2
             scores = cap * torch.tanh(scores / cap)
         # The model's function does not return its scores: recompute them and check them against its weights.
-        torch.testing.assert_close(torch.softmax(scores + attention_mask, dim=-1), weights)
+        masked = scores + attention_mask
+        if (sinks := options.get("s_aux")) is not None:  # gpt-oss: one more score in each row
+            masked = torch.cat([masked, sinks[:, None, None].expand(*masked.shape[:-1], 1)], dim=-1)
+        torch.testing.assert_close(torch.softmax(masked, dim=-1)[..., : scores.shape[-1]], weights)
         attention = f"layers.{module.layer_idx}.attention"
         if rotates and getattr(module, "use_rope", True):  # not in all layers of SmolLM3
             keep(f"{attention}.q_rotated", query)

@@ -9,6 +9,7 @@ gguf              the .gguf file format
 gguf_parts        a model in several .gguf files
 gguf_config       the configuration in a .gguf file
 quantized         the matrices in a folder that `npllm convert` quantized
+parameters        tensors of transformers with names of their own
 plan              which tensors make up which weight
 child             a Python process that may die
 origin            text that knows who wrote each character

@@ -29,6 +29,7 @@ from .gguf_parts import read_gguf_model
 from .gguf_tokenizer import tokenizer_from_gguf
 from .hub import find
 from .narrow import HALVES, QUANTIZED
+from .parameters import with_kinds
 from .plan import Part, biases_found, cut_experts, expert_count, plan
 from .quantized import joined
 from .weights import read_weights
@@ -153,7 +154,7 @@ def open_files(path: Path) -> Files:
         generation = path / "generation_config.json"
         generation_config = read_json(generation) if generation.exists() else {}
         tensors = joined(keys, renamed(config, read_folder(path), path), str(path / "config.json"))
-        tensors = cut_experts(config, tensors, family_of(config).names)
+        tensors = of_folder(config, tensors)
         plans = plan_folder(config, tensors, path)
         tokenizer = tokenizer_from_folder(path) if (path / "tokenizer.json").exists() else None
     else:
@@ -175,6 +176,12 @@ def renamed(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[
     if twice:
         raise ModelFileError(f"{where}: expected {twice[0]} or {new[twice[0]]}, got both; get the files again")
     return {new[name]: stored for name, stored in tensors.items()}
+
+
+def of_folder(config: Config, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors of a folder as its plan expects them: by the usual names, and those of each expert apart."""
+    family = family_of(config)
+    return cut_experts(config, with_kinds(tensors, family.bare), family.names)
 
 
 def plan_folder(config: Config, tensors: Mapping[str, Stored], where: Path) -> dict[str, list[Part]]:

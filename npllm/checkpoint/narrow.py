@@ -11,8 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from ..devices.threads import TILE, Workers
-from ..storage.blocks import Split
-from ..storage.gguf_blocks import BLOCK_FORMATS
+from ..storage.blocks import BlockFormat, Split
 from ..storage.groups import GroupLayout, Groups, fill_groups, quantize_groups, regroup
 from ..storage.half import Half, HalfLayout
 from ..storage.own_format import GROUP, OWN_FORMATS, own_format
@@ -49,9 +48,9 @@ def layout_of_file(formats: Sequence[str]) -> Layout | None:
         return own_layout(OWN_FORMATS[first].bits, from_file=True)
     if same and first in IN_FILES:
         return HalfLayout(IN_FILES[first])
-    if not all(name in BLOCK_FORMATS for name in formats):
+    kinds = [kind for kind in map(FORMATS.get, formats) if isinstance(kind, BlockFormat)]
+    if len(kinds) < len(formats):
         return None
-    kinds = [BLOCK_FORMATS[name] for name in formats]
     alike = {(kind.smallest, kind.values, kind.scale_dtype) for kind in kinds}
     four = all(kind.bits == 4 for kind in kinds) and len(alike) == 1
     smallest, values, scale_dtype = alike.pop()
@@ -123,7 +122,7 @@ def read_half(out: np.ndarray, part: Part, stored: Stored) -> None:
                 codes = values.astype(out.dtype)
         if not is_finite(codes):
             raise not_finite(stored, str(out.dtype) if is_finite(values) else "")
-        out[destination(order, row, count)] = codes
+        out[destination(part, order, row, count)] = codes
         row += count
 
 
@@ -169,10 +168,13 @@ def in_order(pieces: Sequence[Split], order: np.ndarray | None) -> Split:
 
 def row_order(part: Part) -> np.ndarray | None:
     """The place of each row of the part, if it has interleaved heads; None if the rows stay where they are."""
-    return halves_order(part.interleaved_heads, part.head_dim, part.shape[0]) if part.interleaved_heads else None
+    rows = part.shape[-1 if part.transposed else 0]
+    return halves_order(part.interleaved_heads, part.head_dim, rows) if part.interleaved_heads else None
 
 
-def destination(order: np.ndarray | None, first: int, count: int) -> slice | np.ndarray:
-    """The destination of `count` rows of the file, from row `first` on."""
+def destination(part: Part, order: np.ndarray | None, first: int, count: int) -> Any:
+    """The destination of `count` rows of the file, from row `first` on: an index of the part as it is in the file."""
     rows = slice(first, first + count)
-    return rows if order is None else order[rows]
+    if order is None:
+        return rows
+    return (rows, order) if part.transposed else order[rows]

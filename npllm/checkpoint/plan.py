@@ -15,7 +15,7 @@ from ..config import Config
 from ..errors import ModelFileError
 from ..families.experts import ExpertsConfig
 from ..families.family import Family
-from ..storage.own_format import OWN_FORMATS
+from ..storage.blocks import BlockFormat
 from ..storage.stored import FORMATS, Stored, one_of, read_rows
 
 
@@ -26,7 +26,7 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
     first: int = 0  # its first row in the weight
     interleaved_heads: int = 0  # the number of heads, from its first row on, with neighbours as RoPE pairs
-    head_dim: int = 0
+    head_dim: int = 0  # alternating rows of gate and up are like one head of all rows
     transposed: bool = False  # it is stored as [in, out], and is the whole weight
 
 
@@ -74,13 +74,16 @@ def plan(
         rows, columns = shapes[ours]
         files = [name.replace("*", str(layer)).replace("#", str(expert)) for name in spelling[ours]]
         turned = turned_heads(config, len(files)) if ours in interleaved else [0] * len(rows)
+        width = config.head_dim
+        if ours in family.alternating and len(files) == 1:
+            turned, width = [1], sum(rows)
         rows = rows if len(files) > 1 else [sum(rows)]
         matrices = [(count,) if columns is None else (count, columns) for count in rows]
-        plans[place] = stacked(files, "weight", matrices, turned, config.head_dim)
+        plans[place] = stacked(files, "weight", matrices, turned, width)
         if ours in transposed:
             plans[place] = [in_by_out(part, tensors) for part in plans[place]]
         if ours in biased:
-            plans[f"{place}_bias"] = stacked(files, "bias", [(count,) for count in rows], turned, config.head_dim)
+            plans[f"{place}_bias"] = stacked(files, "bias", [(count,) for count in rows], turned, width)
     if config.tie_word_embeddings and "lm_head" in plans and is_copy(plans, tensors):
         head = plans.pop("lm_head")[0].name
         tensors = {name: stored for name, stored in tensors.items() if name != head}
@@ -138,8 +141,8 @@ def turned_heads(config: Config, files: int) -> list[int]:
 
 
 def in_by_out(part: Part, tensors: Mapping[str, Stored]) -> Part:
-    """The part as [in, out]; unchanged if `npllm convert` quantized it, which transposes it first."""
-    quantized = part.name in tensors and tensors[part.name].dtype in OWN_FORMATS
+    """The part as [in, out]; unchanged in a block format, whose blocks are parts of rows (of [out, in])."""
+    quantized = part.name in tensors and isinstance(FORMATS.get(tensors[part.name].dtype), BlockFormat)
     return part if quantized else part._replace(shape=part.shape[::-1], transposed=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ModelFileError
 from ..storage.own_format import CODES, DTYPE_OF_CODES, GROUP, OWN_FORMATS, own_format, tensors_of
 from ..storage.stored import Stored
+from . import parameters
 
 METHOD = "npllm"
 
@@ -32,6 +33,8 @@ def joined(keys: Mapping[str, Any], tensors: Mapping[str, Stored], where: str) -
     found = keys.get("quantization_config")
     if found is None:
         return dict(tensors)
+    if isinstance(found, Mapping) and found.get("quant_method") == parameters.METHOD:
+        return parameters.joined_pairs(tensors)
     known = [quantization_config(kind.bits) for kind in OWN_FORMATS.values()]
     if found not in known:
         raise ModelFileError(

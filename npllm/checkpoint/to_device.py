@@ -40,7 +40,7 @@ def checked_rows(part: Part, stored: Stored, dtype: str, bar: "tqdm[Any]") -> It
         largest = max(piece.max(), -piece.min())
         if not largest < (FLOAT16_OVERFLOW if dtype == "float16" else np.inf):  # comparisons with NaN are false
             raise not_finite(stored, dtype if np.isfinite(largest) else "")
-        rows = destination(order, row, len(piece))
+        rows = destination(part, order, row, len(piece))
         row += len(piece)
         bar.update(stored.nbytes * len(piece) // count)
         if whole is None:

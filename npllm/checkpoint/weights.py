@@ -216,6 +216,6 @@ def read_weight(
                 rounded = piece.astype(HALVES[dtype]).astype(np.float32) if dtype in HALVES else piece
             if not (np.isfinite(rounded.min()) and np.isfinite(rounded.max())):
                 raise not_finite(stored, dtype if np.isfinite(piece).all() else "")
-            place[destination(order, row, len(rounded))] = rounded.reshape(-1, *place.shape[1:])
+            place[destination(part, order, row, len(rounded))] = rounded.reshape(-1, *place.shape[1:])
             row += len(rounded)
     return weight

@@ -9,7 +9,7 @@ converted folder serves as one.
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from math import prod
@@ -35,11 +35,12 @@ from ..storage.stored import PIECE, Stored
 from .gguf_config import config_keys, llama3_scaling
 from .gguf_tokenizer import special_ids
 from .hub import find
-from .load import DTYPES, Files, open_files, plan_folder, refusals
+from .load import DTYPES, Files, of_folder, open_files, plan_folder, refusals
 from .narrow import HALVES, QUANTIZED, in_order, layout_for, read_half, read_splits, row_order
+from .parameters import bare_entry, stacked_entries
 from .plan import Part
 from .quantized import quantization_config
-from .weights import read_weight
+from .weights import read_weight, weight_shape
 
 SHARD_BYTES = 5_000_000_000
 NAMES_IN_FILES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -57,7 +58,8 @@ class Job(NamedTuple):
     part: Part
     layout: GroupLayout | None  # None: a plain dtype
     outputs: list[Entry]
-    turned: bool = False  # it becomes the transposed tensor, as GPT-2's from a .gguf file
+    turned: bool = False  # it becomes the transposed tensor, as in Hugging Face's files of GPT-2 and gpt-oss
+    halves: Sequence[Part] = ()  # two tensors of the source, whose rows take turns in this one: gate and up of gpt-oss
 
 
 class Written(NamedTuple):
@@ -105,7 +107,7 @@ def convert(
         jobs = planned(files, path, dtype)
         keys, small = described(files, path, dtype)
         check_reading(files, keys, jobs, place)
-        shards = in_shards([output for job in jobs for output in job.outputs], shard_bytes)
+        shards = in_shards(stacked_entries([output for job in jobs for output in job.outputs]), shard_bytes)
         check_room(jobs, place)
 
         def fill(folder: Path) -> None:
@@ -133,19 +135,35 @@ def planned(files: Files, path: Path, dtype: str) -> list[Job]:
     """The tensors to write, in the order of the pass."""
     jobs, family, from_folder = [], family_of(files.config), path.is_dir()
     for ours, parts in files.plans.items():
+        plain = without_numbers(ours).removesuffix("_bias")
+        halves = parts if plain in family.alternating and not from_folder else ()
+        if halves:
+            parts = [parts[0]._replace(shape=weight_shape(parts))]
         names = [part.name for part in parts] if from_folder else hugging_face_names(ours, len(parts), family.names)
-        turned = ours.split(".")[-1] in family.transposed and not from_folder
         for part, name in zip(parts, names, strict=True):
+            if from_folder:  # a folder's rows stay in their order
+                part = part._replace(interleaved_heads=0)
             shape = part.shape[::-1] if part.transposed else part.shape
             layout = layout_for(shape, [files.tensors[part.name].dtype], dtype) if dtype in QUANTIZED else None
             if isinstance(layout, GroupLayout):
                 tensors = tensors_of(own_format(layout.bits), shape)
                 outputs = [Entry(name + suffix, *dtype_and_shape) for suffix, dtype_and_shape in tensors.items()]
-                jobs.append(Job(part, layout, outputs))
+                jobs.append(Job(part, layout, outputs, halves=halves))
             else:
-                shape = part.shape[::-1] if turned else part.shape
-                jobs.append(Job(part, None, [Entry(name, NAMES_IN_FILES.get(dtype, "F32"), shape)], turned))
-    return jobs
+                turned = len(shape) == 2 and plain in family.transposed and not part.transposed
+                entry = Entry(name, NAMES_IN_FILES.get(dtype, "F32"), part.shape[:: -1 if turned else 1])
+                jobs.append(Job(part, None, [bare_entry(entry, family.bare)], turned, halves))
+    first = {name: i for i, name in reversed([*enumerate(job.outputs[0].name for job in jobs)])}
+    return sorted(jobs, key=lambda job: first[job.outputs[0].name])  # what goes into one tensor is together
+
+
+def without_numbers(ours: str) -> str:
+    """Our name of a weight without its layer and its expert.
+
+    >>> without_numbers("layers.3.experts.5.down_proj")
+    'experts.down_proj'
+    """
+    return re.sub(r"^layers\.\d+\.|(?<=experts\.)\d+\.", "", ours)
 
 
 def hugging_face_names(ours: str, parts: int, names: Mapping[str, str]) -> list[str]:
@@ -156,7 +174,7 @@ def hugging_face_names(ours: str, parts: int, names: Mapping[str, str]) -> list[
     ['model.layers.3.mlp.gate_proj.weight', 'model.layers.3.mlp.up_proj.weight']
     """
     numbers = re.findall(r"(?<=\.)\d+(?=\.)", ours)  # of the layer, and of the expert
-    plain = re.sub(r"^layers\.\d+\.|(?<=experts\.)\d+\.", "", ours)
+    plain = without_numbers(ours)
     kind = "bias" if plain.endswith("_bias") else "weight"
     spellings = [spelling.split() for spelling in names[plain.removesuffix("_bias")].split(" | ")]
     spelling = next(spelling for spelling in spellings if len(spelling) == parts)
@@ -246,19 +264,23 @@ def check_reading(files: Files, keys: Mapping[str, Any], jobs: list[Job], place:
         # by reading them, but they are not written yet.
         config = replace(config, tie_word_embeddings=False)
     tensors = {}
-    for part, layout, (first, *_), _ in jobs:
-        stored = Stored(place, first.name, first.dtype, first.shape, 0)
-        if layout is not None:
-            shape = part.shape[::-1] if part.transposed else part.shape
-            stored = Stored(place, first.name.removesuffix(CODES), own_format(layout.bits), shape, 0)
-        tensors[stored.name] = stored
-    plan_folder(config, tensors, place)
+    for entry in stacked_entries([job.outputs[0] for job in jobs]):
+        tensors[entry.name] = Stored(place, entry.name, entry.dtype, entry.shape, 0)
+    for job in jobs:
+        if job.layout is not None:
+            shape = job.part.shape[::-1] if job.part.transposed else job.part.shape
+            codes = job.outputs[0].name
+            whole = codes.removesuffix(CODES)
+            tensors[whole] = tensors.pop(codes)._replace(name=whole, dtype=own_format(job.layout.bits), shape=shape)
+    plan_folder(config, of_folder(config, tensors), place)
 
 
 def check_room(jobs: list[Job], place: Path) -> None:
     """Refuse a conversion that does not fit in memory or on the disk, before anything is written."""
     total = sum(sum_bytes(job.outputs) for job in jobs)
-    largest = max(4 * prod(job.part.shape) if job.part.transposed else sum_bytes(job.outputs) for job in jobs)
+    largest = max(
+        4 * prod(job.part.shape) if job.part.transposed or job.halves else sum_bytes(job.outputs) for job in jobs
+    )
     check_memory({f"{2 * READERS + 1} tensors": (2 * READERS + 1) * largest, "buffers": READERS * 32 * PIECE})
     free = shutil.disk_usage(place if place.is_dir() else place.parent).free
     if total > free:
@@ -291,10 +313,13 @@ def write_shards(
             with new_file(folder / name) as file:
                 file.write(header(outputs, METADATA))
                 for output in outputs:
-                    array = next(flat)
-                    assert array.nbytes == output.nbytes, f"{output.name}: {array.nbytes} bytes for {output}"
-                    file.write(array.reshape(-1).view(np.uint8))
-                    bar.update(array.nbytes)
+                    left = output.nbytes
+                    while left > 0:  # several arrays, if the experts are in one tensor
+                        array = next(flat)
+                        file.write(array.reshape(-1).view(np.uint8))
+                        bar.update(array.nbytes)
+                        left -= array.nbytes
+                    assert left == 0, f"{output.name}: {output.nbytes - left} bytes for {output}"
 
 
 def write_texts(
@@ -321,21 +346,31 @@ def sum_bytes(outputs: Iterable[Entry]) -> int:
 def arrays(job: Job, tensors: Mapping[str, Stored], dtype: str) -> list[np.ndarray]:
     """The data of the job's outputs."""
     part, layout = job.part._replace(first=0), job.layout
-    stored = tensors[part.name]
     if layout is not None:
-        if part.transposed:
-            splits = iter([quantize_groups(read_weight([part], tensors, dtype), layout.bits)])
+        if part.transposed or job.halves:
+            weight = read_weight(job.halves or [part], tensors, dtype)
+            splits = iter([quantize_groups(by_turns(weight) if job.halves else weight, layout.bits)])
         else:
-            splits = read_splits(stored, layout)
+            splits = read_splits(tensors[part.name], layout)
         whole = in_order([packed(split, layout) for split in splits], row_order(part))
         return [array for array in whole if array is not None]
-    as_stored = part._replace(transposed=False)
-    if dtype not in HALVES:
-        out = read_weight([as_stored], tensors, dtype)
+    as_stored, out = part._replace(transposed=False), np.empty(part.shape, dtype=HALVES.get(dtype, np.float32))
+    if job.halves:
+        out[...] = by_turns(read_weight(job.halves, tensors, dtype))
+    elif dtype in HALVES:
+        read_half(out.reshape(part.shape[0], -1), as_stored, tensors[part.name])
     else:
-        out = np.empty(part.shape, dtype=HALVES[dtype])
-        read_half(out.reshape(part.shape[0], -1), as_stored, stored)
+        read_weight([as_stored], tensors, dtype, out)
     return [np.ascontiguousarray(out.T) if job.turned else out]
+
+
+def by_turns(weight: np.ndarray) -> np.ndarray:
+    """The rows of the first half and of the second by turns.
+
+    >>> by_turns(np.array([1, 2, 3, 4]))
+    array([1, 3, 2, 4])
+    """
+    return weight.reshape(2, -1, *weight.shape[1:]).swapaxes(0, 1).reshape(weight.shape)
 
 
 def packed(split: Split, layout: GroupLayout) -> Split:

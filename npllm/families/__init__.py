@@ -18,6 +18,7 @@ phimoe       Phi-3.5-MoE: experts, LayerNorm
 mistral      a sliding window
 experts      several networks in a block, of which each token passes through a few
 mixtral      Mistral with experts
+gpt_oss      experts in 4 bits, attention with sinks
 qwen2        biases on queries, keys and values
 qwen3        a norm on each head's queries and keys
 qwen3_moe    Qwen3 with experts
@@ -46,6 +47,7 @@ from .gemma import GEMMA
 from .gemma2 import GEMMA2
 from .gemma3 import GEMMA3
 from .gpt2 import GPT2
+from .gpt_oss import GPT_OSS
 from .granite import GRANITE
 from .keys import Keys
 from .llama import LLAMA
@@ -83,6 +85,7 @@ ALL = (
     GEMMA,
     GEMMA2,
     GEMMA3,
+    GPT_OSS,
     GPT2,
     BERT,
 )

@@ -82,6 +82,7 @@ def rope(
     theta: float = 10000.0,
     kinds: Mapping[str, str] = KINDS_OF_ROPE,
     original: int | None = None,
+    default: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The fields of RoPE: how fast each pair of dimensions turns, and how many dimensions turn.
 
@@ -93,8 +94,11 @@ def rope(
     theta : the default for a file without `rope_theta`
     kinds : the kinds of scaling, by their names in the family's files
     original : the family's default for a file without `original_max_position_embeddings` at the top level
+    default : the family's object for a file without one
     """
     older, newer = keys.object("rope_scaling"), keys.object("rope_parameters")
+    if default is not None and keys.get("rope_parameters") is None:
+        newer = dict(default)
     where, inside = ("rope_scaling", older) if older else ("rope_parameters", newer)
     nested = [key for key, value in inside.items() if isinstance(value, Mapping)]
     if nested:

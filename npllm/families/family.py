@@ -88,6 +88,8 @@ class Family(NamedTuple):
     sequence_head: Callable[..., Array] = heads.sequence_classification_head
     renamed: Callable[[str], str] = str  # a tensor's name in older files -> its name in `names`
     transposed: Collection[str] = ()  # weights that Hugging Face's files store as [in, out]
+    alternating: Collection[str] = ()  # weights whose one tensor has rows of gate and up by turns
+    bare: Collection[str] = ()  # the ends of tensors' names without .weight, see checkpoint/parameters.py
     full_scores: bool = False  # its attention changes the scores, so all [N, T, S] exist: it ignores `attention`
     not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
     gguf: Gguf | None = None
