@@ -16,7 +16,9 @@ def test_without_a_limit_nothing_is_refused(monkeypatch):
     check_imports()
 
 
-@pytest.mark.parametrize(("cores", "threads", "others"), [(1, "", 0), (8, "", 7), (8, "1", 0)])
+@pytest.mark.parametrize(
+    ("cores", "threads", "others"), [(1, "", 0), (8, "", 7), (8, "1", 0), (8, "4", 3), (8, "9", 7), (8, "0", 7)]
+)
 def test_what_importing_numpy_takes_depends_on_the_cores(monkeypatch, cores, threads, others):
     monkeypatch.setattr(address_space.os, "cpu_count", lambda: cores)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", threads)

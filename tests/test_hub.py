@@ -613,7 +613,7 @@ def test_within_ends_a_call_that_hangs():
 
 def test_a_model_that_does_not_fit(cache, hub, settings):
     settings.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5))
-    fails(cache, UnavailableError, "the download needs 326.0 kB in")
+    fails(cache, UnavailableError, "the download needs 326.0 kB, ")
     assert not hub.paths("cdn")
 
 

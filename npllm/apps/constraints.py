@@ -79,7 +79,9 @@ def new_tokens(lm: LM, prompt: int, default: int) -> int:
     """
     total = length(lm, "max_length")
     if total is not None and total <= prompt:
-        raise UsageError(f"max_new_tokens: expected a number, because {WHERE} has max_length {total}, and got {prompt}")
+        raise UsageError(
+            f"prompt: expected fewer tokens than max_length ({total}) in {WHERE}, got {prompt}; give max_new_tokens"
+        )
     return default if total is None else total - prompt
 
 

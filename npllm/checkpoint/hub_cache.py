@@ -111,8 +111,8 @@ def download(model: Path, name: str, listed: Listing, files: list[str]) -> None:
     free = shutil.disk_usage(model).free
     if needed > free:
         raise UnavailableError(
-            f"model {name}: the download needs {format_bytes(needed)} in {model}, where {format_bytes(free)} are free;"
-            " free some, or choose another cache with HF_HOME or --cache-dir"
+            f"model {name}: the download needs {format_bytes(needed)}, {model} has {format_bytes(free)} left;"
+            " delete something, or choose another cache with HF_HOME or --cache-dir"
         )
     for file, entry in absent.items():
         try:

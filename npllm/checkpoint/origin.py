@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-UNKNOWN, TEMPLATE, MESSAGES = 0, 1, 2  # origins; that of message i is MESSAGES + i
+UNKNOWN, TEMPLATE, MESSAGES = 0, 1, 2  # that of message i is MESSAGES + i; sandbox.render subtracts MESSAGES
 
 MAX_SIZE = 2**24  # characters of a text, or items of a list
 MAX_TOTAL = 2**29  # characters and items in all that one rendering makes

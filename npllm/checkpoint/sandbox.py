@@ -220,7 +220,7 @@ def keeping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         args, keys = tuple(map(with_origin, args)), {key: with_origin(value) for key, value in keys.items()}
         inputs = (*args[hidden:], *keys.values())
         if name in ("batch", "indent", "slice") and any(isinstance(n, int) and n > MAX_COUNT for n in inputs):
-            raise OverflowError(f"the filter {name} is given more than {MAX_COUNT}")
+            raise OverflowError(f"the filter {name} has an argument of more than {MAX_COUNT}")
         return kept(function(*args, **keys), *inputs)
 
     return filtered

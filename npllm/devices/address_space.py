@@ -33,10 +33,11 @@ def address_space_bytes() -> int | None:
 def check_imports() -> None:
     """Raise NotEnoughMemoryError if the address space is too small to import NumPy and the other libraries."""
     left = address_space_bytes()
-    cores = 1 if os.environ.get("OPENBLAS_NUM_THREADS") == "1" else os.cpu_count() or 1
-    needed = ONE_CORE + (cores - 1) * EACH_OTHER
+    cores, chosen = os.cpu_count() or 1, os.environ.get("OPENBLAS_NUM_THREADS", "")
+    threads = min(int(chosen), cores) if chosen.isdecimal() and int(chosen) else cores
+    needed = ONE_CORE + (threads - 1) * EACH_OTHER
     if left is not None and left < needed:
         raise NotEnoughMemoryError(
-            f"address space: NumPy and its threads on {cores} cores need about {format_bytes(needed)}, available"
+            f"address space: NumPy and its threads ({threads}) need about {format_bytes(needed)}, available"
             f" {format_bytes(max(0, left))}; raise the limit (ulimit -v), or set OPENBLAS_NUM_THREADS=1"
         )

@@ -76,7 +76,7 @@ def output_file(name: str | Path, what: str) -> Path:
     with lookup_errors(what, UsageError):  # the current folder may be gone
         path = path.resolve()
     if not path.parent.is_dir():
-        raise UsageError(f"{what}: expected an existing folder, got {path.parent}")
+        raise UsageError(f"{what}: expected an existing folder, got {path.parent}; make it first")
     if path.exists() and not path.is_file():
         raise UsageError(f"{what}: expected the name of a file, got a folder, a disk or a socket")
     check_writable(path.parent, what)
@@ -99,7 +99,7 @@ def output_folder(name: str | Path, what: str) -> Path:
     if path.exists() and not path.is_dir():
         raise UsageError(f"{what}: expected a new folder or an empty one, got a file; give another name")
     if not path.parent.is_dir():
-        raise UsageError(f"{what}: expected an existing folder, got {path.parent}")
+        raise UsageError(f"{what}: expected an existing folder, got {path.parent}; make it first")
     check_writable(path if path.exists() else path.parent, what)
     return path
 

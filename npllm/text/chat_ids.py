@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "Hello"}, ...]
 
-UNKNOWN, TEMPLATE = -2, -1
+UNKNOWN, TEMPLATE = -2, -1  # in checkpoint/origin.py 2 is added, because an origin is a character there
 
 
 class Part(NamedTuple):
