@@ -42,3 +42,11 @@ def test_show_tells_what_is_tied_biased_and_different(tmp_path):
     assert re.search(r"\(0\): 1 x Block\n.*\n +\(self_attn\): Attention\(heads=4, kv_heads=2, head_dim=16\)\n", shown)
     assert re.search(r"\(1-2\): 2 x Block\n.*\n +\(self_attn\): Attention\(.*, sliding_window=8\)\n", shown)
     assert re.search(r"\(qkv_proj\): .*bias=True\) +8,320 ", shown)
+
+
+def test_columns_stay_in_line_where_a_layer_has_two_dtypes(tmp_path):
+    write_folder(tmp_path / "biased", "qwen2")
+    lines = structure(load(tmp_path / "biased", dtype="int4"))
+    rows = [line for line in lines if re.search(r" [0-9.]+ [kM]?B$", line)]
+    assert any("float32, int4/32" in row for row in rows)
+    assert len({len(row) for row in rows}) == 1

@@ -88,7 +88,8 @@ def test_a_changed_key_is_computed_or_refused(transformers, tmp_path, case, reco
 @pytest.mark.parametrize("family", COMPARED)
 def test_the_checkpoint_that_the_sweep_starts_from_is_computed(transformers, tmp_path, family):
     """If the base were refused, every variant would be too, and the sweep would prove nothing."""
-    for head in (sweep.language(family), *sweep.CLASSIFIERS.get(family, ())):
+    kinds = {"sequence": sweep.SEQUENCE, "token": sweep.TOKEN}
+    for head in (sweep.language(family), *(kinds[kind] for kind in FAMILIES[family].classifiers)):
         keys = sweep.base(family, head)
         sweep.write_model(tmp_path / head, family, keys, head)
         assert outcome(tmp_path / head, family, head, keys, "config.json") == "equal"

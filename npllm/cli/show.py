@@ -55,9 +55,9 @@ def structure(lm: LM) -> list[str]:
         rows += [(f"      {text}", count, dtype, size) for text, count, dtype, size in rows_of_block]
         first += equal
     rows += [*block_rows(weights, after), head_row(weights)]
-    width = max(len(text) for text, *_ in rows)
+    width, wide = max(len(text) for text, *_ in rows), max(len(dtype) for _, _, dtype, _ in rows)
     lines = [
-        f"{text:{width}}  {count:13,}  {dtype:8} {format_bytes(size):>8}" if count else text
+        f"{text:{width}}  {count:13,}  {dtype:{wide}} {format_bytes(size):>8}" if count else text
         for text, count, dtype, size in rows
     ]
 

@@ -120,4 +120,5 @@ OLMOE = QWEN3_MOE._replace(
     parts=experts.PARTS | {name: part for name, part in olmo2.PARTS.items() if name.startswith("attention.")},
     work=work,
     gguf=Gguf("olmoe", gguf_keys, mixtral.GGUF_NAMES | qwen3.GGUF_NORMS, checked="llama.cpp"),
+    classifiers=[],
 )
