@@ -158,7 +158,7 @@ def gpt2_keys(keys: Keys) -> dict[str, Any]:
     """GPT-2's keys: LayerNorm's epsilon, and nothing about RoPE."""
     not_there = dict.fromkeys(("attention.key_length", "attention.value_length", "attention.head_count_kv"))
     not_there |= {"rope.dimension_count": None, "rope.freq_base": None}
-    inner = keys["n_inner"] or 4 * keys["n_embd"]
+    inner = keys.get("n_inner") or 4 * keys["n_embd"]
     return not_there | {"feed_forward_length": inner, "attention.layer_norm_epsilon": keys["layer_norm_epsilon"]}
 
 

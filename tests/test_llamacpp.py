@@ -3,11 +3,13 @@
 import json
 import math
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import write_gpt2_folder
 from llamacpp import (
     ARCHITECTURES,
     FLOAT32,
@@ -18,7 +20,8 @@ from llamacpp import (
     write_checkpoint,
     write_gguf,
 )
-from test_gguf import assert_same
+from safetensors.numpy import load_file
+from test_gguf import ODD, assert_same
 
 import npllm
 from npllm.checkpoint.gguf import read_gguf
@@ -27,6 +30,7 @@ from npllm.checkpoint.load import assembled, gguf_tensors, plan_gguf
 from npllm.checkpoint.weights import read_weights
 from npllm.checkpoint.write import convert
 from npllm.devices.device import pick
+from npllm.errors import ModelFileError
 from npllm.families import family_of, gemma
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -136,6 +140,32 @@ def with_one_added(weights, names):
         return some._replace(**{name: 1 + getattr(some, name) for name in names if name in some._fields})
 
     return added(weights)._replace(layers=tuple(added(layer) for layer in weights.layers))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*ignored keys that npllm does not know")
+@pytest.mark.parametrize("name", {keys_of(GOLDEN / name)["model_type"]: name for name in MODELS}.values())
+def test_any_value_of_any_key_is_read_or_refused(tmp_path, name):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, GOLDEN / name)
+    metadata, tensors = read_gguf(path)
+    arch = metadata["general.architecture"]
+    for key in [key for key in metadata if key.startswith(f"{arch}.")]:
+        for value in ODD:
+            with suppress(ModelFileError):
+                read_gguf_config(path, metadata | {key: value}, tensors)
+
+
+def test_gpt2s_matrices_are_turned_back_in_a_folder(tmp_path):
+    """Its files have [in, out], .gguf files [out, in]; one of its matrices is square."""
+    expected = write_gpt2_folder(tmp_path / "m", n_inner=96)
+    write_gguf(tmp_path / "m.gguf", tmp_path / "m")
+    for dtype in ("float32", "bfloat16", "int8"):
+        convert(tmp_path / "m.gguf", tmp_path / dtype, dtype)
+        converted, folder = (npllm.load(tmp_path / name, dtype=dtype) for name in (dtype, "m"))
+        assert_same(converted.weights, folder.weights)
+    tensors = load_file(tmp_path / "float32" / "model.safetensors")
+    np.testing.assert_array_equal(tensors["h.1.attn.c_proj.weight"], expected["h.1.attn.c_proj.weight"])
 
 
 def numbers(scaling):
