@@ -206,6 +206,16 @@ def test_bos_and_eos_are_added_where_the_file_or_llama_cpp_says_so(metadata, bef
     assert pieces == before + read.pieces(plain) + after
 
 
+def test_gpt_oss_ends_an_answer_after_its_reasoning():
+    """Its <|end|> ends a message; an answer consists of several."""
+    tokens = [*BYTES["tokenizer.ggml.tokens"], "<|return|>", "<|end|>", "<|call|>"]
+    types = [*BYTES["tokenizer.ggml.token_type"], 3, 3, 3]
+    harmony = BYTES | {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    names = tokenizer_from_gguf(harmony | {"tokenizer.ggml.eos_token_id": tokens.index("<|return|>")})
+    assert {"<|return|>", "<|call|>"} <= {*names.pieces(names.end_ids)}
+    assert "<|end|>" not in names.pieces(names.end_ids)
+
+
 def test_the_end_ids_are_the_files_and_those_of_known_names():
     assert tokenizer_from_gguf(BYTES).end_ids == {500, 502}
     assert tokenizer_from_gguf(bytes_metadata(eot_token_id=7, eom_token_id=8)).end_ids == {500, 502, 7, 8}

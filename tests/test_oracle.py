@@ -134,7 +134,7 @@ def random_config_keys(model_type, rng):
     if model_type in EXPERTS:
         count = pick(1, 3, 5)
         keys |= {EXPERTS[model_type]: count, "num_experts_per_tok": int(rng.integers(1, count + 1))}
-        keys["norm_topk_prob"] = pick(True, False)
+        keys |= {} if model_type == "gpt_oss" else {"norm_topk_prob": pick(True, False)}
         if model_type == "qwen3_moe":
             keys |= {"moe_intermediate_size": int(rng.integers(1, 60)), "use_sliding_window": pick(True, False)}
             keys["sliding_window"] = window

@@ -41,6 +41,13 @@ def test_a_transposed_matrix_is_turned(sent):
     np.testing.assert_array_equal(sent((6, 8), [Part("w", weight.shape, transposed=True)], w=weight), weight.T)
 
 
+def test_alternating_rows_of_a_transposed_matrix_are_reordered(sent):
+    weight = random(4, 10)  # [in, out]: of gate and up by turns
+    part = Part("w", weight.shape, interleaved_heads=1, head_dim=10, transposed=True)
+    expected = np.concatenate([weight.T[::2], weight.T[1::2]])
+    np.testing.assert_array_equal(sent((10, 4), [part], w=weight), expected)
+
+
 def test_rows_of_interleaved_heads_are_reordered(sent):
     heads, head_dim = 3, 8
     weight = random(heads * head_dim + 2, 4)

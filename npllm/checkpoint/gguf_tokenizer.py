@@ -62,12 +62,14 @@ END_TOKENS = (
     *("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>"),
     *("<|im_end|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<EOT>"),
 )
+# Those of gpt-oss, whose <|end|> is in the middle of an answer: after its reasoning.
+HARMONY = ("<|return|>", "<|call|>", "<|endoftext|>")
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer described by the metadata of a .gguf file.
 
-    Its end_ids are the file's eos, eot and eom ids, and every control token named in END_TOKENS, because a file may
+    Its end_ids are the file's eos, eot and eom ids, and every control token of a known name, because a file may
     name only one end token of a model that was trained with several. SmolLM2's are <|im_end|> and <|endoftext|>.
 
     Parameters
@@ -125,10 +127,11 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
         raise ModelFileError(f"tokenizer.chat_template: expected a string, got {type(template).__name__}")
+    named = HARMONY if "<|return|>" in {texts[i] for i in added} else END_TOKENS
     ends = (eos, read_id(metadata, "eot_token_id", texts), read_id(metadata, "eom_token_id", texts))
     return Tokenizer(
         backend,
-        end_ids=[i for i in ends if i is not None] + [i for i in added if texts[i] in END_TOKENS],
+        end_ids=[i for i in ends if i is not None] + [i for i in added if texts[i] in named],
         chat_template=template,
         render=None if template is None else ChatRenderer(template, special),
     )
