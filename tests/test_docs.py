@@ -89,6 +89,7 @@ def test_every_session_is_found():
 @pytest.mark.parametrize("name", [name for name, text in PAGES.items() if ">>> " in sessions(text)])
 def test_the_sessions_of_a_page_hold(name, lm, monkeypatch):
     monkeypatch.setattr(npllm, "load", lambda: lm)
+    monkeypatch.chdir(ROOT)  # a page may load a model of tests/golden
     known = {"np": np, "npllm": npllm, "lm": lm}  # the three lines every session starts with, see docs/index.md
     session = doctest.DocTestParser().get_doctest(sessions(PAGES[name]), known, name, f"docs/{name}.md", 0)
     printed = []
