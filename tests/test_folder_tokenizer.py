@@ -130,3 +130,37 @@ def test_broken_files_are_refused(folder, file, text, message):
         tokenizer_from_folder(folder)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer_class", ["BertTokenizer", "BertTokenizerFast", None, "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({}, ["paris", "e", "[UNK]"]),
+        ({"do_lower_case": False}, ["[UNK]", "[UNK]", "[UNK]"]),
+        ({"strip_accents": False}, ["paris", "[UNK]", "[UNK]"]),
+        ({"tokenize_chinese_chars": False}, ["paris", "e", "[UNK]"]),
+    ],
+)
+def test_berts_settings_overrule_tokenizer_json(tmp_path, tokenizer_class, settings, tokens):
+    """As transformers does, whose class BertTokenizer reads only the vocabulary in tokenizer.json."""
+    source = GOLDEN / "bert"
+    backend = json.loads((source / "tokenizer.json").read_text())
+    backend["normalizer"] |= {"lowercase": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(backend))
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    named = {} if tokenizer_class is None else {"tokenizer_class": tokenizer_class}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named | settings))
+    tokenizer = tokenizer_from_folder(tmp_path)
+    if tokenizer_class == "PreTrainedTokenizerFast":
+        tokens = ["[UNK]"] * 3
+    assert tokenizer.pieces(tokenizer.encode("Paris É ß"))[1:-1] == tokens
+
+
+def test_a_setting_of_bert_that_makes_no_sense_is_refused(tmp_path):
+    source = GOLDEN / "bert"
+    (tmp_path / "tokenizer.json").write_text((source / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": "no"}')
+    with pytest.raises(ModelFileError, match="do_lower_case: expected true or false, got 'no'"):
+        tokenizer_from_folder(tmp_path)

@@ -14,10 +14,11 @@ from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken
+from tokenizers.normalizers import BertNormalizer
 from tokenizers.processors import TemplateProcessing
 
 from ..errors import ModelFileError, NpllmError
-from ..storage.json_file import LARGEST_JSON, parse_json
+from ..storage.json_file import LARGEST_JSON, parse_json, read_json
 from ..text.library_errors import library_errors
 from ..tokenizer import Tokenizer
 from .chat_template import ChatRenderer
@@ -84,6 +85,8 @@ def build(folder: Path, files: Sequence[bytes]) -> tuple[tokenizers.Tokenizer, d
         reason = f"{error!r:.200}"
         raise ModelFileError(f"{config_path}: expected the settings of a tokenizer, got: {reason}") from error
 
+    if isinstance(backend.normalizer, BertNormalizer) and is_berts(folder, config):
+        backend.normalizer = bert_normalizer(config, config_path)
     # As in transformers, an added token in tokenizer_config.json overrides the one in tokenizer.json.
     backend.add_tokens([described[i] for i in sorted(described)])
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
@@ -101,6 +104,32 @@ def build(folder: Path, files: Sequence[bytes]) -> tuple[tokenizers.Tokenizer, d
         add = {name: flag if isinstance(flag, bool) else texts.get(name) in current for name, flag in flags.items()}
         add_bos_and_eos(backend, *(texts.get(name) if add[name] else None for name in add))
     return backend, texts, template
+
+
+def is_berts(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether transformers takes its class BertTokenizer: by its name, or without one by the model's type."""
+    name = config.get("tokenizer_class")
+    if name is None and (folder / "config.json").is_file():
+        return read_json(folder / "config.json").get("model_type") == "bert"
+    return name in ("BertTokenizer", "BertTokenizerFast")
+
+
+def bert_normalizer(config: Mapping[str, Any], where: Path) -> BertNormalizer:
+    """BERT's normalizer. As in transformers, the one in tokenizer.json has no say."""
+    flags = {
+        "do_lower_case": (True, bool),
+        "tokenize_chinese_chars": (True, bool),
+        "strip_accents": (None, bool | None),
+    }
+    found = {name: config.get(name, default) for name, (default, _) in flags.items()}
+    for name, (_, kind) in flags.items():
+        if not isinstance(found[name], kind):
+            raise ModelFileError(f"{where}: {name}: expected true or false, got {found[name]!r:.80}")
+    return BertNormalizer(
+        lowercase=found["do_lower_case"],
+        handle_chinese_chars=found["tokenize_chinese_chars"],
+        strip_accents=found["strip_accents"],
+    )
 
 
 def without_padding(data: bytes, path: Path) -> bytes:
