@@ -13,6 +13,9 @@ from tolerance import assert_close
 
 import npllm
 from npllm.cache import empty_cache
+from npllm.checkpoint.gguf import read_gguf
+from npllm.checkpoint.gguf_config import read_gguf_config
+from npllm.checkpoint.load import gguf_of, plan_gguf
 from npllm.checkpoint.plan import cut_experts, later_layers
 from npllm.checkpoint.write import convert
 from npllm.cli.show import structure
@@ -183,6 +186,21 @@ def test_experts_of_blocks_that_are_not_used_are_not_unknown():
     cut, names = cut_experts(config, tensors, {"a": "blk.*.ffn_up_exps.#"}), {"a": "blk.*.ffn_up_exps.#"}
     assert len(cut) == 4 * 5 + 1
     assert later_layers(config, cut, names) == ["blk.4.ffn_up_exps.weight"]
+
+
+def test_a_gguf_file_with_a_tensor_for_each_expert_has_the_same_weights(tmp_path):
+    """As llama.cpp's converter wrote them in 2023."""
+    path = tmp_path / "m.gguf"
+    llamacpp.write_gguf(path, GOLDEN / "mixtral")
+    metadata, tensors = read_gguf(path)
+    config = read_gguf_config(path, metadata, tensors)
+    cut = cut_experts(config, tensors, gguf_of(config).names)
+    older = {name.replace("_exps.", "."): tensor for name, tensor in cut.items()}
+    assert "blk.1.ffn_up.4.weight" in older
+    plans = plan_gguf(config, cut, path)
+    read = {name: [cut[part.name] for part in parts] for name, parts in plans.items()}
+    plans = plan_gguf(config, older, path)
+    assert {name: [older[part.name] for part in parts] for name, parts in plans.items()} == read
 
 
 @pytest.mark.slow

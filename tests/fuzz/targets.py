@@ -103,7 +103,7 @@ def run_index(data: bytes, folder: Path) -> None:
 # config.json
 
 GOLDEN_MODELS = {"qwen3": "qwen3", "smollm3": "smollm3", "olmo2": "olmo2-bfloat16", "phi3": "phi3-token-classification"}
-GOLDEN_MODELS |= {"phimoe": "phimoe-bfloat16"}
+GOLDEN_MODELS |= {"phimoe": "phimoe-bfloat16", "mixtral": "mixtral", "qwen3_moe": "qwen3_moe"}
 KNOWN = json.loads((GOLDEN.parent / "config_keys.json").read_text(encoding="utf-8"))
 
 
@@ -382,6 +382,14 @@ def gguf_seeds(folder: Path) -> list[bytes]:
     blocks = [[name, next(kinds) if len(shape) > 1 else 0, shape, None] for name, shape in shapes.items()]
     seeds.append((gguf_metadata("llama", wide), blocks))
     seeds.append(({"general.architecture": "llama"}, []))
+    experts = []
+    for name, number, shape, block in tensors:
+        dense = name.endswith(("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"))
+        several = [name.replace(".weight", "_exps.weight"), number, [3, *shape], block]
+        experts.append(several if dense else [name, number, shape, block])
+        if name.endswith("ffn_norm.weight"):
+            experts.append([name.replace("norm", "gate_inp"), number, [3, *shape], block])
+    seeds.append((metadata | {"llama.expert_count": 3, "llama.expert_used_count": 2}, experts))
     return [json.dumps({"version": 3, "metadata": described(m), "tensors": t}).encode() for m, t in seeds]
 
 
