@@ -97,6 +97,12 @@ def test_the_sessions_of_a_page_hold(name, lm, monkeypatch):
     assert not printed, "".join(printed)
 
 
+def test_the_modules_that_a_page_names_exist():
+    named = {path for text in (README, *PAGES.values()) for path in re.findall(r"`(npllm/[\w/]+\.py)`", text)}
+    assert len(named) > 10
+    assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
+
+
 def test_every_figure_that_is_drawn_is_shown_and_the_other_way_round():
     tree = ast.parse(tool_path("figures").read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
