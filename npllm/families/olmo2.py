@@ -147,7 +147,7 @@ def gguf_keys(m: Metadata) -> dict[str, Any]:
     theta, scaled = keys.pop("rope_theta"), keys.pop("rope_scaling") or {}
     factor: Any = scaled.get("factor")
     given = m.number("rope.scaling.attn_factor", 1.0)
-    counted = sharpening(factor, 1.0) if scaled.get("rope_type") == "yarn" and is_positive(factor) else 1.0
+    counted = sharpening(float(factor), 1.0) if scaled.get("rope_type") == "yarn" and is_positive(factor) else 1.0
     if given != 1.0 and not (is_positive(given) and math.isclose(given, counted, rel_tol=1e-6)):
         raise m.refusal("rope.scaling.attn_factor", " or ".join(f"{one:g}" for one in sorted({1.0, counted})))
     pattern, layers = m.get("attention.sliding_window_pattern"), keys["num_hidden_layers"]
