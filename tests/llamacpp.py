@@ -28,7 +28,6 @@ from npllm.families import gpt2
 from npllm.feedforward import gelu
 
 FLOAT32 = 5e-3  # the largest difference of two log-probabilities, for tensors in float32
-GELU = 3e-2  # the same for models with GELU: llama.cpp looks it up in a table, rounded to float16 twice
 SMALL = {
     "vocab_size": 288,
     "hidden_size": 64,
