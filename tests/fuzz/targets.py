@@ -104,6 +104,7 @@ def run_index(data: bytes, folder: Path) -> None:
 
 GOLDEN_MODELS = {"qwen3": "qwen3", "smollm3": "smollm3", "olmo2": "olmo2-bfloat16", "phi3": "phi3-token-classification"}
 GOLDEN_MODELS |= {"phimoe": "phimoe-bfloat16", "mixtral": "mixtral", "qwen3_moe": "qwen3_moe"}
+GOLDEN_MODELS |= {"gpt_oss": "gpt-oss-bfloat16"}
 KNOWN = json.loads((GOLDEN.parent / "config_keys.json").read_text(encoding="utf-8"))
 
 
@@ -149,6 +150,7 @@ def known_keys() -> dict[str, list[Any]]:
         "quantization_config": [
             {"quant_method": "npllm", "bits": 4, "group": 32},
             {"quant_method": "gptq", "bits": 4.0},
+            {"quant_method": "mxfp4"},
         ],
         "rope_scaling": [
             {"type": "linear", "factor": 2.0},
@@ -355,7 +357,7 @@ def run_template(data: bytes, folder: Path) -> None:
 
 FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
 BITS_EACH = {0: 32, 1: 16, 2: 4.5, 3: 5, 6: 5.5, 7: 6, 8: 8.5, 10: 2.625, 11: 3.4375, 12: 4.5, 13: 5.5}
-BITS_EACH |= {14: 6.5625, 20: 4.5, 23: 4.25, 30: 16}
+BITS_EACH |= {14: 6.5625, 20: 4.5, 23: 4.25, 30: 16, 39: 4.25}
 
 
 def gguf_seeds(folder: Path) -> list[bytes]:
@@ -378,7 +380,7 @@ def gguf_seeds(folder: Path) -> list[bytes]:
     seeds = [(metadata, tensors), (sentencepiece, quantized), (metadata, scaled)]
     wide = config_keys("llama", **TINY | {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 16})
     shapes = {gguf_name(name): [*array.shape] for name, array in random_weights(wide).items()}
-    kinds = cycle((10, 11, 12, 13, 14, 20, 23))  # Q2_K to IQ4_XS, with blocks of 256 elements
+    kinds = cycle((10, 11, 12, 13, 14, 20, 23, 39))  # Q2_K to IQ4_XS, with blocks of 256 elements, MXFP4
     blocks = [[name, next(kinds) if len(shape) > 1 else 0, shape, None] for name, shape in shapes.items()]
     seeds.append((gguf_metadata("llama", wide), blocks))
     seeds.append(({"general.architecture": "llama"}, []))
