@@ -128,6 +128,8 @@ KEYS = {
     },
 }
 
+KEYS["gemma3"] = {"text_config": KEYS["gemma3_text"] | {"final_logit_softcapping": None}}
+
 
 def random_lm(name: str, seed: int = 0, **keys) -> LM:
     """A tiny model of this model_type, with weights large enough for every part to affect the result."""
@@ -176,7 +178,7 @@ def weight_names(family):
 NAMES = sorted(FAMILIES)
 
 # The chapter's pass, its most common form, and the passes that are most unlike them.
-QUICK = {"phi3", "llama", "gpt2", "gemma3", "gpt_oss"}
+QUICK = {"phi3", "llama", "gpt2", "gemma3_text", "gpt_oss"}
 GOLDEN = Path(__file__).parent / "golden"
 FAMILY = {name: name for name in NAMES} | {
     file.parent.name: json.loads(file.read_text(encoding="utf-8"))["model_type"]

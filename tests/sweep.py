@@ -104,6 +104,11 @@ BASES = {
 BASES = {family: COMMON | keys for family, keys in BASES.items()}
 for family in ("gemma2", "gemma3_text"):
     del BASES[family]["hidden_act"]  # theirs is hidden_activation
+TEXT_PART = BASES["gemma3_text"] | {"final_logit_softcapping": None}
+VISION_PART = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16}
+VISION_PART |= {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+BASES["gemma3"] = {"text_config": TEXT_PART, "vision_config": VISION_PART, "mm_tokens_per_image": 1}
+BASES["gemma3"] |= {"eos_token_id": 1, "tie_word_embeddings": False}
 BASES["gpt2"] = {
     "vocab_size": VOCABULARY,
     "n_embd": 32,
@@ -186,6 +191,21 @@ VALUES = WIDTHS | {
     "query_pre_attn_scalar": [64, 8],
     "attn_logit_softcapping": [2.0, None],
     "final_logit_softcapping": [2.0, None],
+    "text_config": [
+        TEXT_PART | change
+        for change in (
+            {"sliding_window": 4},
+            {"final_logit_softcapping": 2.0},
+            {"tie_word_embeddings": True},
+            {"use_bidirectional_attention": True},
+            {"model_type": "gemma3_text"},
+        )
+    ],
+    "vision_config": [VISION_PART | {"intermediate_size": 24}],
+    "mm_tokens_per_image": [4],
+    "boi_token_index": [3],
+    "eoi_token_index": [3],
+    "image_token_index": [3],
     "use_bidirectional_attention": [True, False, None],
     "sliding_window_pattern": [1, 3, 4],
     "cache_implementation": ["hybrid"],
@@ -287,7 +307,7 @@ OF_CLASSIFIERS = (
 )
 # Required in the base: transformers' defaults (a vocabulary of 32,000, ...) would only make the model large.
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-NOT_LEFT_OUT = (*SIZES, "n_embd", "n_layer", "n_head", "n_positions", "n_inner")
+NOT_LEFT_OUT = (*SIZES, "text_config", "vision_config", "n_embd", "n_layer", "n_head", "n_positions", "n_inner")
 
 
 ARCHITECTURES = {
@@ -309,6 +329,7 @@ ARCHITECTURES = {
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
     "gpt2": "GPT2LMHeadModel",
     "bert": "BertForMaskedLM",
 }
@@ -333,7 +354,7 @@ ROPE_FAILS = [
     (ROPES[10], "phi3 phimoe"),
     (ROPES[11], "phi3 phimoe"),
     (LLAMA3, "phi3 phimoe gpt2"),
-    (LLAMA3 | {"original_max_position_embeddings": 16}, "phi3 phimoe gpt2"),
+    (LLAMA3 | {"original_max_position_embeddings": 16}, "phi3 phimoe gpt2 gemma3"),
     (ROPES[14], "phimoe"),  # without short_mscale and long_mscale
     (ROPES[15], WITH_ROPE),
     (ROPES[16], WITH_ROPE),
@@ -347,7 +368,7 @@ FAILS = [
     (
         "hidden_act",
         "unknown",
-        " ".join(one for one in BASES if one not in ("gpt2", "gpt_oss", "gemma2", "gemma3_text")),
+        " ".join(one for one in BASES if one not in ("gpt2", "gpt_oss", "gemma2", "gemma3_text", "gemma3")),
     ),
     ("chunk_size_feed_forward", 4, "bert"),  # no divisor of the text's length
     ("add_cross_attention", True, "bert"),
@@ -368,16 +389,18 @@ FAILS = [
     (
         "head_dim",
         None,
-        " ".join(BASES.keys() - {"llama", "mistral", "mixtral", "gpt2", "bert"}),
+        " ".join(BASES.keys() - {"llama", "mistral", "mixtral", "gpt2", "bert", "gemma3"}),
     ),
     ("hidden_activation", "unknown", "gemma2 gemma3_text"),
     ("hidden_activation", None, "gemma2 gemma3_text"),
     ("partial_rotary_factor", None, "phi3"),
-    ("layer_types", FULL[1:], " ".join(BASES)),
-    ("layer_types", ["chunked_attention"] * LAYERS, " ".join(BASES.keys() - {"bert"})),
+    ("layer_types", FULL[1:], " ".join(BASES.keys() - {"gemma3"})),
+    ("layer_types", ["chunked_attention"] * LAYERS, " ".join(BASES.keys() - {"bert", "gemma3"})),
     ("layer_types", SLIDING, "llama olmo2 granite gpt2 gemma olmoe"),
     ("layer_types", MIXED, "llama olmo2 granite gpt2 gemma olmoe"),
     ("per_layer_config", {"1": {"rms_norm_eps": 0.1}}, " ".join(BASES)),
+    ("per_layer_config", {"1": {"skip": ["attention"]}}, "gemma3"),
+    ("per_layer_config", {}, "gemma3"),
     ("output_attentions", True, " ".join(BASES)),
     (
         "num_key_value_heads",

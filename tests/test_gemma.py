@@ -11,7 +11,7 @@ from families import random_lm
 from tolerance import assert_close
 
 import npllm
-from npllm.checkpoint.load import gguf_tensors
+from npllm.checkpoint.load import gguf_tensors, plan_folder
 from npllm.devices.memory import attention_bytes
 from npllm.errors import ModelFileError
 from npllm.families import FAMILIES, gguf_keys, read_config
@@ -29,7 +29,7 @@ NESTED |= {"sliding_attention": {"rope_type": "default", "rope_theta": 20.0}}
 
 
 def config_of(name, **keys):
-    return read_config({"model_type": name} | SIZES | keys)
+    return read_config({"model_type": name} | ({} if name == "gemma3" else SIZES) | keys)
 
 
 def test_the_norm_multiplies_by_one_more_than_its_weight():
@@ -80,6 +80,39 @@ def test_missing_keys_have_the_defaults_of_transformers():
     assert gemma3.layer_types == (*[local] * 5, everywhere) * 2
 
 
+def test_the_text_part_of_a_model_with_pictures_has_the_defaults_of_transformers():
+    """The published files of 4 billion have little more than these keys."""
+    sizes = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    text = {"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}, **sizes}
+    config = read_config({"model_type": "gemma3", "text_config": text, "vision_config": {}, "eos_token_id": [1, 106]})
+    assert (config.vocab_size, config.num_attention_heads, config.num_key_value_heads) == (262208, 8, 4)
+    assert (config.head_dim, config.max_position_embeddings, config.eos_token_id) == (256, 131072, (1, 106))
+    assert (config.tie_word_embeddings, config.layer_types.count("full_attention"), config.rope_theta) == (True, 5, 1e6)
+    config = read_config({"model_type": "gemma3", "text_config": text, "tie_word_embeddings": False})
+    assert not config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_the_text_part_is_read_in_both_spellings_and_the_vision_part_is_not(newer):
+    config = random_lm("gemma3").config
+    text, vision = ("model.language_model", "model.") if newer else ("language_model.model", "")
+    shapes, names = FAMILIES["gemma3"].shapes(config), FAMILIES["gemma3_text"].names
+    tensors = {}
+    for ours, (rows, columns) in shapes.items():
+        for name, count in zip(names[ours].split(" | ")[0].split(), rows, strict=True):
+            for layer in range(4) if "*" in name else [0]:
+                full = name.replace("model.", f"{text}.", 1).replace("*", str(layer)) + ".weight"
+                shape = (count,) if columns is None else (count, columns)
+                tensors[full] = Stored(Path("m"), full, "F32", shape, 0)
+    tensors.pop("lm_head.weight")
+    for name in (f"{vision}vision_tower.x", f"{vision}multi_modal_projector.y"):
+        tensors[name] = Stored(Path("m"), name, "F32", (5,), 0)
+    parts = plan_folder(config, tensors, Path("m"))
+    assert {part.name for several in parts.values() for part in several} == {
+        name for name in tensors if "vision" not in name and "multi_modal" not in name
+    }
+
+
 def test_a_cap_of_null_is_none():
     config = config_of("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None)
     assert config.attn_logit_softcapping is config.final_logit_softcapping is None
@@ -99,6 +132,8 @@ def test_both_spellings_of_gemma_3s_rope_are_the_same():
         ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation: expected 'gelu_new' or "),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention: expected False or None"),
         ("gemma2", {"sliding_window": None}, "sliding_window: expected a number of tokens"),
+        ("gemma3", {"text_config": SIZES | {"final_logit_softcapping": 3.0}}, "text_config: final_logit_softcapping: "),
+        ("gemma3", {"architectures": ["Gemma3ForSequenceClassification"]}, "architectures: expected a model that cont"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: expected None, got 50.0"),
         (
             "gemma3_text",

@@ -38,8 +38,8 @@ def trace(model: PreTrainedModel, ids: Sequence[int], **inputs: torch.Tensor) ->
     the only implementation that has scores as an array. `inputs` are passed to the model, such as token_type_ids.
     """
     model.set_attn_implementation("eager")
-    config = model.config
-    rotates = "attention.q_rotated" in FAMILIES[config.model_type].parts
+    config = model.config.get_text_config()
+    rotates = "attention.q_rotated" in FAMILIES[model.config.model_type].parts
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -124,7 +124,7 @@ def modules(model: PreTrainedModel) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, path in table.items():
         if name != "logits":
-            for layer in range(model.config.num_hidden_layers) if "*" in name else [0]:
+            for layer in range(model.config.get_text_config().num_hidden_layers) if "*" in name else [0]:
                 found.setdefault(path.replace("*", str(layer)), []).append(name.replace("*", str(layer)))
     return found
 

@@ -87,6 +87,7 @@ def plan(
     if config.tie_word_embeddings and "lm_head" in plans and is_copy(plans, tensors):
         head = plans.pop("lm_head")[0].name
         tensors = {name: stored for name, stored in tensors.items() if name != head}
+    tensors = {name: stored for name, stored in tensors.items() if not name.startswith(tuple(family.not_read))}
     check(plans, tensors, [*family.not_needed, *later_layers(config, tensors, names)], where)
     return plans
 

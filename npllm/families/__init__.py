@@ -30,6 +30,7 @@ granite      multipliers of embeddings, scores, layers and logits
 gemma        norms that multiply by 1 + w, GeGLU, scaled embeddings
 gemma2       norms before and after each layer, capped scores and logits
 gemma3       a norm on each head's queries and keys; RoPE of its own in layers with a window
+gemma3_pictures  the text part of Gemma 3's models that also read pictures
 gpt2         absolute positions, LayerNorm, GELU
 bert         attention both ways, to fill gaps
 bert_heads   its heads
@@ -46,6 +47,7 @@ from .family import Family as Family
 from .gemma import GEMMA
 from .gemma2 import GEMMA2
 from .gemma3 import GEMMA3
+from .gemma3_pictures import GEMMA3_PICTURES
 from .gpt2 import GPT2
 from .gpt_oss import GPT_OSS
 from .granite import GRANITE
@@ -85,6 +87,7 @@ ALL = (
     GEMMA,
     GEMMA2,
     GEMMA3,
+    GEMMA3_PICTURES,
     GPT_OSS,
     GPT2,
     BERT,
@@ -113,7 +116,8 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
         name = str(reader.get("model_type"))
         remedy = nearest(name, FAMILIES) or "npllm computes no other"
         raise reader.refusal("model_type", "one of those that `npllm models` lists", remedy)
-    check_head(reader, masked=family.causal_lm.endswith("ForMaskedLM"))
+    if family.causal_lm not in reader.strings("architectures"):
+        check_head(reader, masked=family.causal_lm.endswith("ForMaskedLM"))
     config = family.read_config(reader)
     reader.finish(HARMLESS | {*family.harmless})
     return config

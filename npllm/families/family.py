@@ -91,6 +91,7 @@ class Family(NamedTuple):
     alternating: Collection[str] = ()  # weights whose one tensor has rows of gate and up by turns
     bare: Collection[str] = ()  # the ends of tensors' names without .weight, see checkpoint/parameters.py
     full_scores: bool = False  # its attention changes the scores, so all [N, T, S] exist: it ignores `attention`
+    not_read: Sequence[str] = ()  # prefixes of the tensors of a part that is not computed, such as a vision encoder
     not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
     gguf: Gguf | None = None
     # The operations on a token's embedding, and on its logits besides the product.
