@@ -8,10 +8,12 @@ import families
 import llamacpp
 import numpy as np
 import pytest
+from checkpoints import write_files
 from libraries import Library
 from tolerance import assert_close
 
 import npllm
+from npllm.arrays import is_packed
 from npllm.cache import empty_cache
 from npllm.checkpoint.gguf import read_gguf
 from npllm.checkpoint.gguf_config import read_gguf_config
@@ -138,6 +140,29 @@ def test_show_adds_up_the_experts():
     assert re.sub(" +", " ", line.strip()) == (
         "(down_proj): Linear(in_features=12, out_features=16, bias=False) 960 float32 3.8 kB"
     )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_routers_are_not_quantized(tmp_path, dtype):
+    keys = families.KEYS["mixtral"] | {"model_type": "mixtral", "hidden_size": 32, "intermediate_size": 32}
+    lm = families.random_lm("mixtral", hidden_size=32, intermediate_size=32, num_hidden_layers=1)
+    tensors = {"model.embed_tokens": lm.weights.embed_tokens, "model.norm": lm.weights.norm}
+    tensors |= {"lm_head": lm.weights.lm_head}
+    block, prefix = lm.weights.layers[0], "model.layers.0"
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        tensors[f"{prefix}.{name}"] = getattr(block, name)
+    tensors |= {f"{prefix}.self_attn.qkv_proj": block.qkv_proj, f"{prefix}.self_attn.o_proj": block.o_proj}
+    tensors[f"{prefix}.block_sparse_moe.gate"] = block.router
+    for number, expert in enumerate(block.experts):
+        w1, w3 = np.split(expert.gate_up_proj, 2)
+        of_expert = {"w1": w1, "w2": expert.down_proj, "w3": w3}
+        tensors |= {f"{prefix}.block_sparse_moe.experts.{number}.{name}": w for name, w in of_expert.items()}
+    tensors = {f"{name}.weight": np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    write_files(tmp_path / "m", keys | {"num_hidden_layers": 1}, tensors, "float32", 1, tokenizer=False)
+    convert(tmp_path / "m", tmp_path / dtype, dtype)
+    for got in (npllm.load(tmp_path / "m", dtype=dtype), npllm.load(tmp_path / dtype, dtype=dtype)):
+        np.testing.assert_array_equal(got.weights.layers[0].router, block.router)
+        assert is_packed(got.weights.layers[0].experts[4].down_proj)
 
 
 # Tensors that hold all experts

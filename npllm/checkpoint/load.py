@@ -69,9 +69,9 @@ def load(
     device : "cpu", "cuda", "cuda:1", or "auto", which prints its choice on stderr
     dtype : of the matrices in memory: "float32"; "float16" or "bfloat16" (on the CPU, norms and biases are rounded to
         it, too); "int8" or "int4", quantized in groups of 32, or as stored in a folder that `npllm convert` wrote (rows
-        with a length that is not a multiple of 32, or above 65,536, stay float32). "auto" is float16 on a GPU. On the
-        CPU it is float32 for models under 2**28 elements (1 GB), where it is faster, and for GPT-2, because its files
-        store matrices transposed; otherwise the file's own width
+        with a length that is not a multiple of 32, or above 65,536, and routers of experts stay float32). "auto" is
+        float16 on a GPU. On the CPU it is float32 for models under 2**28 elements (1 GB), where it is faster, and for
+        GPT-2, because its files store matrices transposed; otherwise the file's own width
     revision, cache_dir, offline : for a Hub name: the commit, branch or tag; the folder for downloads; never connect
     progress : whether to show a progress bar on stderr
     kernels : False runs the decode steps on CuPy's own functions, even on a GPU; see cuda/gpu.py

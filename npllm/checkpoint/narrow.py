@@ -25,12 +25,15 @@ QUANTIZED = {"int8": 8, "int4": 4}
 IN_FILES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}  # the 16-bit dtypes by their names in files
 
 
-def layout_for(shape: tuple[int, ...], formats: Sequence[str], dtype: str) -> Layout | None:
+def layout_for(shape: tuple[int, ...], formats: Sequence[str], dtype: str, name: str = "") -> Layout | None:
     """The layout of a matrix of this shape in memory; None for float32.
 
     formats : the formats of its parts in the file
     dtype : "auto" for the file's own width, "float32", "float16", "bfloat16", "int8", "int4"
+    name : of the weight; a router is not quantized: it is small, and rounding would change the choice of experts
     """
+    if name.endswith(".router") and dtype in QUANTIZED:
+        return None
     if len(shape) != 2 or dtype == "float32" or shape[1] > TILE // 16:  # a tile holds at least 16 rows
         return None
     if dtype in HALVES:

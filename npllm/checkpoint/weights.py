@@ -85,7 +85,7 @@ def targets_for(
         shape, layout = shapes[name], None
         # The [in, out] matrices of GPT-2 cannot be read row by row.
         if (on_cpu or dtype in QUANTIZED) and not (parts[0].transposed and dtype == "auto"):
-            layout = layout_for(shape, [tensors[part.name].dtype for part in parts], dtype)
+            layout = layout_for(shape, [tensors[part.name].dtype for part in parts], dtype, name)
         only_looked_up = name == "embed_positions" or (name == "embed_tokens" and not tied)
         columns = on_cpu and layout is None and has_short_rows(shape) and not only_looked_up
         targets[name] = Target(parts, shape, layout, columns, embeds=name == "embed_tokens")

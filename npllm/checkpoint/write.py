@@ -144,7 +144,8 @@ def planned(files: Files, path: Path, dtype: str) -> list[Job]:
             if from_folder:  # a folder's rows stay in their order
                 part = part._replace(interleaved_heads=0)
             shape = part.shape[::-1] if part.transposed else part.shape
-            layout = layout_for(shape, [files.tensors[part.name].dtype], dtype) if dtype in QUANTIZED else None
+            formats = [files.tensors[part.name].dtype]
+            layout = layout_for(shape, formats, dtype, ours) if dtype in QUANTIZED else None
             if isinstance(layout, GroupLayout):
                 tensors = tensors_of(own_format(layout.bits), shape)
                 outputs = [Entry(name + suffix, *dtype_and_shape) for suffix, dtype_and_shape in tensors.items()]
