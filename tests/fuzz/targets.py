@@ -309,12 +309,18 @@ def use(tokenizer: Tokenizer) -> None:
         tokenizer.chat_ids(MESSAGES)
 
 
+def object_in(data: bytes) -> dict[str, Any]:
+    """A JSON object; {} if the data are anything else, such as a number."""
+    tree = mutation.parsed(data)
+    return tree if isinstance(tree, dict) else {}
+
+
 def mutate_tokenizer(random: Random, data: bytes, others: Sequence[bytes]) -> bytes:
     """Mutations of one of the two files, most often of tokenizer.json; or both of them from different seeds."""
     tree = mutation.parsed(data)
     if not isinstance(tree, dict) or not isinstance(tree.get("tokenizer.json"), dict) or random.random() < 0.03:
         return mutation.mutate_bytes(random, data, others)
-    other = mutation.parsed(random.choice(others)) or {}
+    other = object_in(random.choice(others))
     name = "tokenizer.json" if random.random() < 0.8 else "tokenizer_config.json"
     known = KNOWN_TOKENIZER if name == "tokenizer.json" else None
     tree[name] = mutation.mutate_tree(random, tree.get(name, {}), [other.get(name)], known)
@@ -486,7 +492,7 @@ def mutate_gguf(random: Random, data: bytes, others: Sequence[bytes]) -> bytes:
         return mutation.mutate_bytes(random, data)
     if random.random() < 0.1:
         return mutation.mutate_bytes(random, gguf_file(tree))
-    other = mutation.parsed(random.choice(others)) or {}
+    other = object_in(random.choice(others))
     name = random.choice(("metadata",) * 6 + ("tensors",) * 3 + ("version", "counts"))
     rows = tree.get(name)
     if isinstance(rows, list) and rows and isinstance(row := random.choice(rows), list) and random.random() < 0.8:
