@@ -1,6 +1,7 @@
 """The targets of fuzz/ in a quick form: seeds, some mutations, and what was once a finding; and the harness itself."""
 
 from pathlib import Path
+from random import Random
 
 import pytest
 from fuzz.outcome import outcome
@@ -67,6 +68,13 @@ def test_a_former_finding_is_none_in_a_process_of_its_own(name):
 def test_the_harness_finds_each_kind(data, kind, tmp_path, monkeypatch):
     monkeypatch.setattr("fuzz.outcome.MEMORY", 40_000_000)  # "memory" takes 64 MiB
     assert outcome("itself", data.encode(), tmp_path)[0] == kind
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_file_is_mixed_with_any_other(name):
+    first = seeds(name)[0]
+    for number in range(50):
+        assert isinstance(target(name).mutate(Random(number), first, [b"17", b"[]", b"\xff"]), bytes)
 
 
 @pytest.mark.slow
