@@ -128,6 +128,7 @@ def random_config_keys(model_type, rng):
     if model_type == "granite":
         names = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
         keys |= {name: 10 ** rng.uniform(-0.5, 0.5) for name in names}
+        keys["attention_multiplier"] /= head_dim**0.5  # larger scores would magnify the rounding of what is before
     if model_type in ("llama", "smollm3", "granite"):
         keys |= {"attention_bias": pick(True, False), "mlp_bias": pick(True, False)}
     if model_type in ("mistral", "mixtral"):
