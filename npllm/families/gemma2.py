@@ -64,8 +64,11 @@ def capped_attention(
     The tapped "scores" are the capped ones.
     """
     q = q * math.sqrt(q.shape[-1] / config.query_pre_attn_scalar)  # `relevance_scores` divides by sqrt(H)
-    scores = tap("scores", capped(relevance_scores(q, k), config.attn_logit_softcapping))
-    weights = tap("weights", attention_weights(scores, visible))
+    # One expression, so that the scores are freed when their softmax begins.
+    weights = tap(
+        "weights",
+        attention_weights(tap("scores", capped(relevance_scores(q, k), config.attn_logit_softcapping)), visible),
+    )
     return tap("mixed", combine(weights, v))
 
 
