@@ -24,6 +24,7 @@ from npllm.heads import token_classification_head
 from npllm.inspect.compare import compare
 from npllm.inspect.look import given, lens, look
 from npllm.inspect.trace import read_trace
+from npllm.sampling import softmax
 
 MASKED = ["bert", "bert-published-bfloat16"]
 HEADS = ["bert-sequence-classification", "bert-token-classification"]
@@ -231,6 +232,7 @@ def test_a_look_shows_the_prediction_at_the_same_position(capsys):
     assert main(["inspect", "Paris", "--json", "-m", str(GOLDEN / "bert")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kv_cache"] is None
+    assert all(token["probability"] > 0 for token in found["tokens"])
     assert found["cost"]["next_token"] is None
     assert main(["inspect", "Paris", "--html", "page.html", "-m", str(GOLDEN / "bert")]) == 2
     assert "--html: expected a model whose tokens see only earlier ones" in capsys.readouterr().err
@@ -261,6 +263,7 @@ def test_show_and_ablate_work(capsys):
     found = without_layers(lm, ids, position=4)
     logits, _ = npllm.forward(ids, lm)
     assert found.token == logits[4].argmax()
+    assert found.probability == pytest.approx(softmax(logits[4]).max(), rel=1e-5)
     assert all(abs(one - found.probability) > 1e-6 for one in found.without)
 
 

@@ -50,10 +50,8 @@ def summary(seen: Look, layer: int, head: int, token: int, top_k: int) -> dict[s
         },
         "not_finite": seen.not_finite,
         "tokens": [
-            named(i, data) | {"probability": float(share) if position else None, "rank": int(rank) or None}
-            for position, (i, data, share, rank) in enumerate(
-                zip(seen.ids, seen.bytes, probabilities, ranks, strict=True)
-            )
+            named(i, data) | {"probability": float(share) if rank else None, "rank": int(rank) or None}
+            for i, data, share, rank in zip(seen.ids, seen.bytes, probabilities, ranks, strict=True)
         ],
         "shapes": {name: list(shape) for name, shape in seen.shapes.items()},
         "token": token,
