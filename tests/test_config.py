@@ -500,6 +500,7 @@ def test_olmo3_has_rope_by_kind_of_layer():
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: expected one object with a rope_type"),
         ({"rope_scaling": {"full_attention": YARN}}, "rope_scaling: expected one object with a rope_type"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "expected one of default, linear, llama3, yarn, "),
+        ({"rope_scaling": YARN | {"truncate": False}}, "rope_scaling.truncate: expected true, got False"),
         ({"rope_parameters": YARN}, "rope_parameters: expected an object for each of full_attention and sliding_atten"),
         ({"rope_parameters": {"sliding_attention": YARN}}, "rope_parameters: expected one of default, got 'yarn'"),
         ({"rope_parameters": {"sliding_attention": 7}}, "rope_parameters: expected an object for each of"),

@@ -99,6 +99,7 @@ def random_config_keys(model_type, rng):
     if model_type == "olmo3":  # scaled positions only in layers with full attention
         if rope["rope_type"] in ("longrope", "dynamic"):
             rope = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+        rope.pop("truncate", None)  # transformers does not look for it there
         local = {"rope_type": "default", "rope_theta": 10 ** rng.uniform(1, 6)}
         kinds = [pick("full_attention", "sliding_attention") for _ in range(keys["num_hidden_layers"])]
         keys |= {"layer_types": kinds, "sliding_window": window}

@@ -111,6 +111,8 @@ def ropes(keys: Keys, head_dim: int, kinds: tuple[str, ...]) -> dict[str, Any]:
     if theta != THETA and "rope_theta" not in sliding and "sliding_attention" in kinds:
         raise keys.refusal("rope_theta", f"{THETA}, or one for each kind of layer in rope_parameters", got=theta)
     where = "rope_scaling" if older else "rope_parameters"
+    if (full | older).get("truncate", True) is not True:  # transformers looks for it beside the objects
+        raise keys.refusal(f"{where}.truncate", "true", got=(full | older)["truncate"])
     shared = {key: keys.get(key) for key in ("max_position_embeddings", "partial_rotary_factor")}
 
     def rope(name: str, inside: dict[str, Any], theta: float, scalings: dict[str, str]) -> dict[str, Any]:
