@@ -102,8 +102,9 @@ def test_the_heads_are_those_of_transformers():
         "sequence": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "token": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     }
+    with_pictures = {"gemma3"}  # only the language model is read
     for name, family in FAMILIES.items():
-        if "transformers" in family.checked:
+        if "transformers" in family.checked and name not in with_pictures:
             assert [*family.classifiers] == [head for head, names in heads.items() if name in names], name
 
 
