@@ -14,7 +14,7 @@ from .feedforward import feedforward, plain_feedforward, relu
 from .linear import linear
 from .norm import layer_norm, rms_norm
 from .rope import apply_rope
-from .shapes import BlockLike, BlockWeights, GPT2BlockWeights
+from .shapes import BlockLike, GPT2BlockWeights
 from .tap import Tap, under, untapped
 
 
@@ -48,7 +48,7 @@ def self_attention(
 
 def block(
     x: Float[Array, "... T D"],
-    weights: BlockWeights,
+    weights: BlockLike,
     config: Config,
     cos: Float[Array, "... T R"] | None,
     sin: Float[Array, "... T R"] | None,
@@ -56,6 +56,9 @@ def block(
     cache: Cache | None = None,
     layer: int = 0,
     *,
+    self_attention: Callable[..., Float[Array, "... T D"]] = self_attention,
+    feedforward: Callable[..., Float[Array, "... T D"]] = feedforward,
+    norm: Callable[..., Float[Array, "... T D"]] = rms_norm,
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
@@ -69,16 +72,16 @@ def block(
     cos, sin : from `rope_tables`, for the positions of the T new tokens; None rotates nothing
     visible : which of the S cached and new tokens each new token sees; None for all
     cache, layer : the KV cache, and the index of this block's layer in it
+    self_attention, feedforward, norm : other layers
     attention : another implementation, such as tile by tile
     """
-    normed = tap("input_layernorm", rms_norm(x, weights.input_layernorm, config.rms_norm_eps))
-    x = x + self_attention(
-        normed, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=under(tap, "attention")
-    )
-    x = tap("residual_after_attention", x)
-    normed = tap("post_attention_layernorm", rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
-    x = x + feedforward(normed, weights, tap=under(tap, "feedforward"))
-    return tap("residual_after_feedforward", x)
+    inside = under(tap, "attention")
+    normed = tap("input_layernorm", norm(x, weights.input_layernorm, config.rms_norm_eps))
+    y = self_attention(normed, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=inside)
+    x = tap("residual_after_attention", x + y)
+    normed = tap("post_attention_layernorm", norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
+    y = feedforward(normed, weights, tap=under(tap, "feedforward"))
+    return tap("residual_after_feedforward", x + y)
 
 
 def original_block(
@@ -97,12 +100,10 @@ def original_block(
 
     Every layer adds, then normalizes ("Add & Norm"), so nothing passes through a block unchanged.
     """
-    eps = config.layer_norm_epsilon
-    x = x + self_attention(
-        x, weights, config, None, None, visible, cache, layer, attention=attention, tap=under(tap, "attention")
-    )
-    x = tap("residual_after_attention", x)
+    eps, inside = config.layer_norm_epsilon, under(tap, "attention")
+    y = self_attention(x, weights, config, None, None, visible, cache, layer, attention=attention, tap=inside)
+    x = tap("residual_after_attention", x + y)
     x = tap("post_attention_layernorm", layer_norm(x, weights.ln_1, weights.ln_1_bias, eps))
-    x = x + plain_feedforward(x, weights, activation, tap=under(tap, "feedforward"))
-    x = tap("residual_after_feedforward", x)
+    y = plain_feedforward(x, weights, activation, tap=under(tap, "feedforward"))
+    x = tap("residual_after_feedforward", x + y)
     return tap("post_feedforward_layernorm", layer_norm(x, weights.ln_2, weights.ln_2_bias, eps))

@@ -34,6 +34,8 @@ def transform(
     total_length: int | None = None,
     block: Callable[..., Float[Array, "... T D"]] = block,
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
+    embed: Callable[..., Float[Array, "... T D"]] = embed,
+    norm: Callable[..., Float[Array, "... T D"]] = rms_norm,
     tap: Tap = untapped,
 ) -> tuple[Float[Array, "... T D"], Cache | None]:
     """The hidden states, one vector per token id with its context in it: one pass over all T tokens in parallel.
@@ -49,7 +51,7 @@ def transform(
         layer. By default causal within the layer's sliding window, by order in the cache, not by `positions`
     total_length : the length of the whole text, for scalings of positions that depend on it: a chunk of a long prompt
         needs the tables of the whole prompt. By default the cached and new tokens
-    block, attention : other implementations
+    block, attention, embed, norm : other implementations
     tap : observes the intermediate values, see inspect/record.py
 
     Returns
@@ -74,7 +76,7 @@ def transform(
         x = block(x, block_weights, config, cos, sin, visible[layer], cache, layer, attention=attention, tap=inside)
     if cache is not None:
         cache["length"] = past + new
-    return tap("norm", rms_norm(x, weights.norm, config.rms_norm_eps)), cache
+    return tap("norm", norm(x, weights.norm, config.rms_norm_eps)), cache
 
 
 def forward(

@@ -74,7 +74,7 @@ def test_missing_keys_have_the_defaults_of_transformers():
     assert (gemma2.attn_logit_softcapping, gemma2.final_logit_softcapping, gemma2.sliding_window) == (50.0, 30.0, 4096)
     assert (gemma3.attn_logit_softcapping, gemma3.final_logit_softcapping, gemma3.sliding_window) == (None, None, 4096)
     assert gemma2.query_pre_attn_scalar == gemma3.query_pre_attn_scalar == 256
-    assert (gemma2.rope_theta, gemma3.rope_theta, gemma3.rope_local_base_freq) == (1e4, 1e6, 1e4)
+    assert (gemma2.rope_theta, gemma3.rope_theta, gemma3.local_rope_theta) == (1e4, 1e6, 1e4)
     local, everywhere = "sliding_attention", "full_attention"
     assert gemma2.layer_types == (local, everywhere) * 6
     assert gemma3.layer_types == (*[local] * 5, everywhere) * 2

@@ -5,6 +5,7 @@ is not listed, such as a norm of the queries. So passes and heads are listed by 
 every other model keeps the plain functions.
 """
 
+from functools import partial
 from typing import Any
 
 from .. import heads, model
@@ -77,5 +78,7 @@ def why_not_sizes(config: Config) -> str | None:
 
 
 def name_of(function: Any) -> str:
-    """The name of a function, with its module."""
+    """The name of a function, with its module; of one with some arguments fixed, the names of these, too."""
+    if isinstance(function, partial):
+        return f"{name_of(function.func)} with another {', '.join(function.keywords)}"
     return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__qualname__)}"

@@ -9,6 +9,7 @@ activations  activation functions by name
 work         the cost of a block's parts
 block_sparse  attention to near blocks and some earlier ones
 layer_normed  the pass of models of today with LayerNorm
+local_rope   RoPE of its own in the layers with a window
 other_heads  heads that are not computed
 nearest      of families that are not computed: which is most like them
 llama        Llama, and what its descendants share

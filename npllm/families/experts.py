@@ -10,18 +10,16 @@ al. 2024, "Mixtral of experts"; https://huggingface.co/docs/transformers/experts
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
-from ..arrays import Array, Bool, Float, Int, Weight, array_namespace
-from ..attention import attention
-from ..block import self_attention
-from ..cache import Cache
+from ..arrays import Array, Float, Int, Weight, array_namespace
+from ..block import block
 from ..config import Config
 from ..feedforward import feedforward
 from ..linear import linear
-from ..norm import rms_norm
 from ..sampling import softmax
-from ..tap import Tap, under, untapped
+from ..tap import Tap, untapped
 from . import llama
 from .family import Rows, Tapped, Work
 from .keys import Keys
@@ -127,28 +125,12 @@ def sparse_block(
     x: Float[Array, "... T D"],
     weights: Any,
     config: ExpertsConfig,
-    cos: Float[Array, "... T R"],
-    sin: Float[Array, "... T R"],
-    visible: Bool[Array, "... T S"] | None,
-    cache: Cache | None = None,
-    layer: int = 0,
-    *,
-    self_attention: Callable[..., Float[Array, "... T D"]] = self_attention,
-    attention: Callable[..., Float[Array, "... N T H"]] = attention,
-    tap: Tap = untapped,
+    *how: Any,
+    feedforward: Callable[..., Float[Array, "... T D"]] = sparse_feedforward,
+    **options: Any,
 ) -> Float[Array, "... T D"]:
-    """The pre-norm block with experts. Parameters as in `npllm.block.block`.
-
-    self_attention : the attention layer of the family
-    """
-    normed = tap("input_layernorm", rms_norm(x, weights.input_layernorm, config.rms_norm_eps))
-    x = x + self_attention(
-        normed, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=under(tap, "attention")
-    )
-    x = tap("residual_after_attention", x)
-    normed = tap("post_attention_layernorm", rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
-    x = x + sparse_feedforward(normed, weights, config, tap=under(tap, "feedforward"))
-    return tap("residual_after_feedforward", x)
+    """The pre-norm block with experts. Parameters as in `npllm.block.block`; `feedforward` gets config, too."""
+    return block(x, weights, config, *how, feedforward=partial(feedforward, config=config), **options)
 
 
 def expert_shapes(config: ExpertsConfig) -> dict[str, Rows]:
@@ -202,10 +184,6 @@ PARTS = {name: part for name, part in llama.PARTS.items() if name not in INSIDE}
     "feedforward.chosen": Tapped("the token's experts, the best first", "T A", route, 'tap("chosen"', "3-13"),
     "feedforward.shares": Tapped("how much each of them counts", "T A", route, 'tap("shares"', "3-13"),
     "feedforward.output": Tapped("the experts' outputs, weighted and summed", "T D", mixture, "    return", "3-13"),
-    **{
-        name: llama.PARTS[name]._replace(function=sparse_block)
-        for name in ("residual_after_attention", "residual_after_feedforward")
-    },
 }
 # transformers' router is a module with three outputs; [0] is the first.
 TRACED = {name: path for name, path in llama.TRACED.items() if not name.endswith(INSIDE)} | {

@@ -8,25 +8,20 @@ improve Transformer" (GeGLU); https://huggingface.co/docs/transformers/model_doc
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from array_api_compat import device
-
-from ..arrays import Array, Bool, Float, Int, Weight, array_namespace
-from ..attention import attention
-from ..block import self_attention
-from ..cache import Cache
+from .. import block as chapter
+from .. import model
+from ..arrays import Array, Float, Int, Weight
 from ..config import Config
 from ..embedding import embed
 from ..feedforward import gelu
 from ..linear import linear
-from ..masks import decoder_mask
 from ..norm import rms_norm
-from ..rope import rope_tables
-from ..shapes import BlockLike, BlockWeights, Weights
-from ..tap import Tap, under, untapped
+from ..shapes import BlockLike, Weights
+from ..tap import Tap, untapped
 from . import common, llama, metadata
 from .activations import ACTIVATIONS, FLOPS
 from .family import Gguf, Tapped, Work
@@ -43,7 +38,6 @@ class GemmaConfig(Config):
     query_pre_attn_scalar: float = 1.0  # the scores are divided by its square root
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
-    rope_local_base_freq: float | None = None  # theta of the layers with a window; None for that of all layers
 
 
 def scaled_embed(ids: Int[Array, "... T"], embed_tokens: Weight) -> Float[Array, "... T D"]:
@@ -72,80 +66,13 @@ def feedforward(x: Float[Array, "... T D"], weights: BlockLike, *, tap: Tap = un
     return tap("output", linear(tap("activation", geglu(gate, up)), weights.down_proj))
 
 
-def block(
-    x: Float[Array, "... T D"],
-    weights: BlockWeights,
-    config: Config,
-    cos: Float[Array, "... T R"],
-    sin: Float[Array, "... T R"],
-    visible: Bool[Array, "... T S"] | None,
-    cache: Cache | None = None,
-    layer: int = 0,
-    *,
-    attention: Callable[..., Float[Array, "... N T H"]] = attention,
-    tap: Tap = untapped,
-) -> Float[Array, "... T D"]:
-    """The chapter's pre-norm block with this norm and this network. Parameters as in `npllm.block.block`."""
-    normed = tap("input_layernorm", norm(x, weights.input_layernorm, config.rms_norm_eps))
-    x = x + self_attention(
-        normed, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=under(tap, "attention")
-    )
-    x = tap("residual_after_attention", x)
-    normed = tap("post_attention_layernorm", norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
-    x = x + feedforward(normed, weights, tap=under(tap, "feedforward"))
-    return tap("residual_after_feedforward", x)
-
-
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: GemmaConfig,
-    cache: Cache | None = None,
-    *,
-    positions: Int[Array, "... T"] | None = None,
-    visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
-    total_length: int | None = None,
-    block: Callable[..., Float[Array, "... T D"]] = block,
-    attention: Callable[..., Float[Array, "... N T H"]] = attention,
-    tap: Tap = untapped,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The chapter's pass with scaled embeddings, this norm, and RoPE tables of their own for the layers with a window.
-
-    Parameters as in `npllm.model.transform`.
-    """
-    xp = array_namespace(ids)
-    past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
-    length = past + new if total_length is None else total_length
-    if positions is None:
-        positions = xp.arange(past, past + new, device=device(ids))
-    far = near = rope_tables(positions, config, length)
-    if config.rope_local_base_freq is not None:
-        near = rope_tables(positions, local(config), length)
-    if visible is None:
-        masks = {window: decoder_mask(past, new, window, ids) for window in {None, config.sliding_window}}
-        visible = [masks[config.window(layer)] for layer in range(config.num_hidden_layers)]
-    elif not isinstance(visible, Sequence):
-        visible = [visible] * config.num_hidden_layers
-
-    x = tap("embedding", scaled_embed(ids, weights.embed_tokens))
-    for layer, block_weights in enumerate(weights.layers):
-        inside = under(tap, f"layers.{layer}")
-        cos, sin = near if config.window(layer) else far
-        x = block(x, block_weights, config, cos, sin, visible[layer], cache, layer, attention=attention, tap=inside)
-    if cache is not None:
-        cache["length"] = past + new
-    return tap("norm", final_norm(x, weights, config)), cache
+block = partial(chapter.block, feedforward=feedforward, norm=norm)
+transform = partial(model.transform, block=block, embed=scaled_embed, norm=norm)
 
 
 def final_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T D"]:
     """The norm between the last block and the head."""
     return norm(x, weights.norm, config.rms_norm_eps)
-
-
-def local(config: GemmaConfig) -> GemmaConfig:
-    """The configuration with RoPE as in Gemma 3's layers with a window."""
-    assert config.rope_local_base_freq is not None
-    return replace(config, rope_theta=config.rope_local_base_freq, rope_scaling=None)
 
 
 TANH = [name for name, function in ACTIVATIONS.items() if function is gelu]
@@ -226,10 +153,6 @@ PARTS = (
     | dict.fromkeys(("input_layernorm", "post_attention_layernorm", "norm"), NORMED)
     | NETWORK
     | {"embedding": EMBEDDING}
-    | {
-        name: llama.PARTS[name]._replace(function=block)
-        for name in ("residual_after_attention", "residual_after_feedforward")
-    }
 )
 
 GEMMA = LLAMA._replace(

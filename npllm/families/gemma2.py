@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .. import block as chapter
 from .. import heads
-from ..arrays import Array, Bool, Float, Int, Weight, array_namespace
+from ..arrays import Array, Bool, Float, Weight, array_namespace
 from ..attention import attention, attention_weights, combine, relevance_scores
 from ..cache import Cache
 from ..config import Config
@@ -115,17 +115,7 @@ def block(
     return tap("residual_after_feedforward", x)
 
 
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: GemmaConfig,
-    cache: Cache | None = None,
-    *,
-    block: Callable[..., Float[Array, "... T D"]] = block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """Gemma's pass with this block. Parameters as in `npllm.model.transform`; `attention` has no effect."""
-    return gemma.transform(ids, weights, config, cache, block=block, **options)
+transform = partial(gemma.transform, block=block)  # its `attention` has no effect
 
 
 def lm_head(hidden: Float[Array, "... T D"], weights: Weights, config: GemmaConfig) -> Float[Array, "... T V"]:
@@ -242,10 +232,7 @@ PARTS = (
         "attention.scores": Tapped("relevance, within the cap", "N T S", capped_attention, 'tap("scores"', "3-20"),
         "logits": Tapped("a score for each token, within the cap", "T V", lm_head, "", "3-6"),
     }
-    | {
-        name: llama.PARTS[name]._replace(function=block)
-        for name in ("residual_after_attention", "residual_after_feedforward")
-    }
+    | llama.moved(block, "residual_after_attention", "residual_after_feedforward")
 )
 NAMES = llama.NAMES | {name: f"model.layers.*.{name}" for name in SANDWICH}
 GGUF_NAMES = llama.GGUF_NAMES | {

@@ -8,21 +8,21 @@ Source: Gemma Team 2025, "Gemma 3 technical report"; https://huggingface.co/docs
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..arrays import Array, Bool, Float, Int, Weight
+from ..arrays import Array, Float, Weight
 from ..attention import attention
-from ..cache import Cache
 from ..config import Config
-from ..shapes import Weights
 from ..tap import Tap, untapped
-from . import common, gemma, gemma2, qwen3
+from . import common, gemma, gemma2, local_rope, qwen3
 from .family import Gguf, Rows, Work
 from .gemma import GemmaConfig
 from .gemma2 import GEMMA2, SANDWICH, cap_of, sandwich_work, scalar_of
 from .granite import scaled_attention
 from .keys import Keys
+from .local_rope import LocalRopeConfig
 from .metadata import Metadata
 from .work import attention_work, rms_norm_flops
 
@@ -58,49 +58,16 @@ def self_attention(
     return qwen3.self_attention(x, weights, config, *how, attention=attention, tap=tap)
 
 
-def block(
-    x: Float[Array, "... T D"],
-    weights: Gemma3BlockWeights,
-    config: GemmaConfig,
-    cos: Float[Array, "... T R"],
-    sin: Float[Array, "... T R"],
-    visible: Bool[Array, "... T S"] | None,
-    cache: Cache | None = None,
-    layer: int = 0,
-    *,
-    attention: Callable[..., Float[Array, "... N T H"]] = attention,
-    tap: Tap = untapped,
-) -> Float[Array, "... T D"]:
-    """Gemma 2's block with this attention layer. Parameters as in `npllm.block.block`."""
-    return gemma2.block(
-        x,
-        weights,
-        config,
-        cos,
-        sin,
-        visible,
-        cache,
-        layer,
-        self_attention=self_attention,
-        attention=attention,
-        tap=tap,
-    )
+block = partial(gemma2.block, self_attention=self_attention)
+transform = partial(local_rope.transform, block=block, embed=gemma.scaled_embed, norm=gemma.norm)
 
 
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: GemmaConfig,
-    cache: Cache | None = None,
-    *,
-    block: Callable[..., Float[Array, "... T D"]] = block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """Gemma's pass with this block. Parameters as in `npllm.model.transform`."""
-    return gemma.transform(ids, weights, config, cache, block=block, **options)
+@dataclass(frozen=True, kw_only=True)
+class Gemma3Config(GemmaConfig, LocalRopeConfig):
+    """Gemma 3's configuration."""
 
 
-def read_config(keys: Keys) -> GemmaConfig:
+def read_config(keys: Keys) -> Gemma3Config:
     """Gemma 3's config.json. transformers ignores `attn_logit_softcapping` here: it must be null."""
     keys.allow_only(
         gemma.ALLOWED | dict.fromkeys(("attn_logit_softcapping", "original_max_position_embeddings"), (None,))
@@ -111,7 +78,7 @@ def read_config(keys: Keys) -> GemmaConfig:
     if keys.get("layer_types") is None:
         every = keys.integer("sliding_window_pattern", 6)
     keys.mark_read("sliding_window_pattern")
-    return GemmaConfig(
+    return Gemma3Config(
         family="gemma3_text",
         **sizes,
         **rope(keys, sizes["head_dim"]),
@@ -145,7 +112,7 @@ def rope(keys: Keys, head_dim: int) -> dict[str, Any]:
     top["rope_theta"] = local
     sliding = Keys(top | {"rope_parameters": of_sliding}, f"{keys.where}: sliding_attention")
     theta = common.rope(sliding, head_dim, kinds={})["rope_theta"]
-    return common.rope(full, head_dim) | {"rope_local_base_freq": theta}
+    return common.rope(full, head_dim) | {"local_rope_theta": theta}
 
 
 def gguf_keys(m: Metadata) -> dict[str, Any]:
@@ -166,9 +133,9 @@ def shapes(config: Config) -> dict[str, Rows]:
     return gemma2.shapes(config) | {"q_norm": ([config.head_dim], None), "k_norm": ([config.head_dim], None)}
 
 
-def structure(config: GemmaConfig, layer: int) -> list[tuple[str, str]]:
+def structure(config: Gemma3Config, layer: int) -> list[tuple[str, str]]:
     """The lines of a block for `npllm show`."""
-    rows = gemma2.structure(gemma.local(config) if config.window(layer) else config, layer)
+    rows = gemma2.structure(local_rope.local(config) if config.window(layer) else config, layer)
     at = 1 + [name for _, name in rows].index("qkv_proj")
     text = f"GemmaRMSNorm({config.head_dim}, eps={config.rms_norm_eps:g})"
 

@@ -16,15 +16,11 @@ from typing import Any, NamedTuple
 from .. import model
 from ..arrays import Array, Bool, Float, Int, Weight, array_namespace
 from ..attention import attention, attention_weights, combine, relevance_scores
-from ..block import self_attention
-from ..cache import Cache
 from ..config import Config
 from ..feedforward import silu
 from ..linear import linear
-from ..norm import rms_norm
 from ..sampling import softmax
-from ..shapes import Weights
-from ..tap import Tap, under, untapped
+from ..tap import Tap, untapped
 from . import common, experts, llama, metadata
 from .experts import ExpertsConfig, ExpertWeights, mixture
 from .family import Gguf, Rows, Tapped, Work
@@ -106,45 +102,29 @@ def expert_feedforward(x: Float[Array, "T D"], expert: ExpertWeights, config: Gp
     return linear(activation, expert.down_proj, expert.down_proj_bias)
 
 
+def feedforward(
+    x: Float[Array, "... T D"], weights: GptOssBlockWeights, config: GptOssConfig, *, tap: Tap = untapped
+) -> Float[Array, "... T D"]:
+    """The network of a block: `route`, then the mixture of the chosen experts."""
+    chosen, shares = route(x, weights, config, tap=tap)
+    network = partial(expert_feedforward, config=config)
+    return tap("output", mixture(x, chosen, shares, weights.experts, feedforward=network))
+
+
 def block(
     x: Float[Array, "... T D"],
     weights: GptOssBlockWeights,
     config: GptOssConfig,
-    cos: Float[Array, "... T R"],
-    sin: Float[Array, "... T R"],
-    visible: Bool[Array, "... T S"] | None,
-    cache: Cache | None = None,
-    layer: int = 0,
-    *,
+    *how: Any,
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
     """The pre-norm block with sinks and experts. Parameters as in `npllm.block.block`; `attention` is not used."""
     with_sinks = partial(attention_with_sinks, sinks=weights.sinks)
-    normed = tap("input_layernorm", rms_norm(x, weights.input_layernorm, config.rms_norm_eps))
-    x = x + self_attention(
-        normed, weights, config, cos, sin, visible, cache, layer, attention=with_sinks, tap=under(tap, "attention")
-    )
-    x = tap("residual_after_attention", x)
-    normed = tap("post_attention_layernorm", rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
-    inside = under(tap, "feedforward")
-    chosen, shares = route(normed, weights, config, tap=inside)
-    network = partial(expert_feedforward, config=config)
-    x = x + inside("output", mixture(normed, chosen, shares, weights.experts, feedforward=network))
-    return tap("residual_after_feedforward", x)
+    return experts.sparse_block(x, weights, config, *how, attention=with_sinks, feedforward=feedforward, tap=tap)
 
 
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: GptOssConfig,
-    cache: Cache | None = None,
-    *,
-    block: Callable[..., Float[Array, "... T D"]] = block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The chapter's pass with this block. Parameters as in `npllm.model.transform`."""
-    return model.transform(ids, weights, config, cache, block=block, **options)
+transform = partial(model.transform, block=block)
 
 
 def read_config(keys: Keys) -> GptOssConfig:
@@ -256,10 +236,6 @@ PARTS = experts.PARTS | {
     "attention.weights": Tapped(WEIGHTS, "N T S", attention_with_sinks, 'tap("weights"', "3-20"),
     "feedforward.chosen": experts.PARTS["feedforward.chosen"]._replace(function=route),
     "feedforward.shares": experts.PARTS["feedforward.shares"]._replace(function=route),
-    **{
-        name: experts.PARTS[name]._replace(function=block)
-        for name in ("residual_after_attention", "residual_after_feedforward")
-    },
 }
 TRACED = experts.TRACED | {
     "layers.*.feedforward.router_logits": "model.layers.*.mlp.router[0]",

@@ -9,26 +9,21 @@ Granite Team 2024, "Granite 3.0 language models"; https://huggingface.co/docs/tr
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from array_api_compat import device
-
-from .. import heads
-from ..arrays import Array, Bool, Float, Int, array_namespace
+from .. import block as chapter
+from .. import heads, model
+from ..arrays import Array, Bool, Float, Int, Weight
 from ..attention import attention
-from ..block import self_attention
 from ..cache import Cache
 from ..config import Config
 from ..embedding import embed
-from ..feedforward import feedforward
-from ..masks import decoder_mask
-from ..norm import rms_norm
-from ..rope import rope_tables
+from ..feedforward import feedforward as swiglu_network
 from ..shapes import BlockWeights, Weights
-from ..tap import Tap, under, untapped
+from ..tap import Tap, untapped
 from . import common, llama, metadata
 from .family import Gguf, Tapped, Work
 from .keys import Keys
@@ -60,30 +55,38 @@ def scaled_attention(
     return attention(q * (scale * math.sqrt(q.shape[-1])), k, v, visible, tap=tap)
 
 
-def block(
+def self_attention(
     x: Float[Array, "... T D"],
     weights: BlockWeights,
     config: GraniteConfig,
-    cos: Float[Array, "... T R"],
-    sin: Float[Array, "... T R"],
-    visible: Bool[Array, "... T S"] | None,
-    cache: Cache | None = None,
-    layer: int = 0,
-    *,
+    *how: Any,
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
-    """The chapter's block, except that each layer's output is multiplied before it is added."""
-    eps, multiplier = config.rms_norm_eps, config.residual_multiplier
+    """The chapter's attention layer with these scores, its output multiplied."""
     attention = partial(scaled_attention, scale=config.attention_multiplier, attention=attention)
-    normed = tap("input_layernorm", rms_norm(x, weights.input_layernorm, eps))
-    y = self_attention(
-        normed, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=under(tap, "attention")
-    )
-    x = tap("residual_after_attention", x + tap("attention.scaled_output", y * multiplier))
-    normed = tap("post_attention_layernorm", rms_norm(x, weights.post_attention_layernorm, eps))
-    y = feedforward(normed, weights, tap=under(tap, "feedforward"))
-    return tap("residual_after_feedforward", x + tap("feedforward.scaled_output", y * multiplier))
+    y = chapter.self_attention(x, weights, config, *how, attention=attention, tap=tap)
+    return tap("scaled_output", y * config.residual_multiplier)
+
+
+def feedforward(
+    x: Float[Array, "... T D"], weights: BlockWeights, config: GraniteConfig, *, tap: Tap = untapped
+) -> Float[Array, "... T D"]:
+    """The chapter's network, its output multiplied."""
+    return tap("scaled_output", swiglu_network(x, weights, tap=tap) * config.residual_multiplier)
+
+
+def block(
+    x: Float[Array, "... T D"], weights: BlockWeights, config: GraniteConfig, *how: Any, **options: Any
+) -> Float[Array, "... T D"]:
+    """The chapter's block with these layers."""
+    network = partial(feedforward, config=config)
+    return chapter.block(x, weights, config, *how, self_attention=self_attention, feedforward=network, **options)
+
+
+def scaled_embed(ids: Int[Array, "... T"], embed_tokens: Weight, multiplier: float) -> Float[Array, "... T D"]:
+    """The embedding vectors, times a number."""
+    return embed(ids, embed_tokens) * multiplier
 
 
 def transform(
@@ -92,31 +95,12 @@ def transform(
     config: GraniteConfig,
     cache: Cache | None = None,
     *,
-    positions: Int[Array, "... T"] | None = None,
-    visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
-    total_length: int | None = None,
     block: Callable[..., Float[Array, "... T D"]] = block,
-    attention: Callable[..., Float[Array, "... N T H"]] = attention,
-    tap: Tap = untapped,
+    **options: Any,
 ) -> tuple[Float[Array, "... T D"], Cache | None]:
     """The chapter's pass with this block and multiplied embeddings. Parameters as in `npllm.model.transform`."""
-    xp = array_namespace(ids)
-    past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
-    if positions is None:
-        positions = xp.arange(past, past + new, device=device(ids))
-    cos, sin = rope_tables(positions, config, total_length=past + new if total_length is None else total_length)
-    if visible is None:
-        visible = decoder_mask(past, new, None, ids)
-    masks = visible if isinstance(visible, Sequence) else [visible] * config.num_hidden_layers
-
-    x = tap("embedding", embed(ids, weights.embed_tokens))
-    x = tap("residual_after_embedding", x * config.embedding_multiplier)
-    for layer, block_weights in enumerate(weights.layers):
-        inside = under(tap, f"layers.{layer}")
-        x = block(x, block_weights, config, cos, sin, masks[layer], cache, layer, attention=attention, tap=inside)
-    if cache is not None:
-        cache["length"] = past + new
-    return tap("norm", rms_norm(x, weights.norm, config.rms_norm_eps)), cache
+    scaled = partial(scaled_embed, multiplier=config.embedding_multiplier)
+    return model.transform(ids, weights, config, cache, block=block, embed=scaled, **options)
 
 
 def lm_head(hidden: Float[Array, "... T D"], weights: Weights, config: GraniteConfig) -> Float[Array, "... T V"]:
@@ -184,17 +168,13 @@ def outside_flops(config: GraniteConfig) -> tuple[int, int]:
 
 
 PARTS = llama.PARTS | {
-    "residual_after_embedding": Tapped("multiplied", "T D", transform, 'tap("residual_after_embedding"', "3-30"),
-    "attention.scaled_output": Tapped("multiplied", "T D", block, 'tap("attention.scaled_output"', "3-30"),
-    "feedforward.scaled_output": Tapped("multiplied", "T D", block, 'tap("feedforward.scaled_output"', "3-30"),
-    **{
-        name: llama.PARTS[name]._replace(function=block)
-        for name in ("residual_after_attention", "residual_after_feedforward")
-    },
-    "logits": llama.PARTS["logits"]._replace(function=lm_head),
+    "embedding": Tapped("each id's row of the embedding matrix, times a number", "T D", scaled_embed, "", "3-5"),
+    "attention.scaled_output": Tapped("multiplied", "T D", self_attention, 'tap("scaled_output"', "3-30"),
+    "feedforward.scaled_output": Tapped("multiplied", "T D", feedforward, 'tap("scaled_output"', "3-30"),
+    **llama.moved(lm_head, "logits"),
 }
 TRACED = llama.TRACED | {
-    "residual_after_embedding": "embedding_multiplier · model.embed_tokens",
+    "embedding": "embedding_multiplier · model.embed_tokens",
     "layers.*.attention.scaled_output": "residual_multiplier · model.layers.*.self_attn.o_proj",
     "layers.*.feedforward.scaled_output": "residual_multiplier · model.layers.*.mlp",
 }

@@ -5,24 +5,19 @@ Their LongRoPE has two factors on cos and sin, one for short texts and one for l
 Source: Abdin et al. 2024, "Phi-3 technical report"; Ding et al. 2024, "LongRoPE".
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from array_api_compat import device
-
-from ..arrays import Array, Bool, Float, Int, array_namespace
+from .. import model
+from ..arrays import Array, Bool, Float, Int
 from ..attention import attention
 from ..block import self_attention
 from ..cache import Cache
 from ..config import Config, RopeScaling
-from ..embedding import embed
-from ..masks import decoder_mask
 from ..norm import layer_norm
-from ..rope import rope_tables
 from ..shapes import BlockLike, Weights
 from ..tap import Tap, under, untapped
 from . import llama
-from .family import Tapped
 from .keys import POSITIVE, Keys, is_positive
 from .work import layer_norm_flops
 
@@ -64,32 +59,14 @@ def transform(
     cache: Cache | None = None,
     *,
     block: Callable[..., Float[Array, "... T D"]],
-    positions: Int[Array, "... T"] | None = None,
-    visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
-    total_length: int | None = None,
-    embed: Callable[..., Float[Array, "... T D"]] = embed,
-    attention: Callable[..., Float[Array, "... N T H"]] = attention,
-    tap: Tap = untapped,
+    **options: Any,
 ) -> tuple[Float[Array, "... T D"], Cache | None]:
     """The chapter's pass with LayerNorm after the last block. Parameters as in `npllm.model.transform`."""
-    xp = array_namespace(ids)
-    past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
-    if positions is None:
-        positions = xp.arange(past, past + new, device=device(ids))
-    cos, sin = rope_tables(positions, config, total_length=past + new if total_length is None else total_length)
-    if visible is None:
-        masks = {window: decoder_mask(past, new, window, ids) for window in {None, config.sliding_window}}
-        visible = [masks[config.window(layer)] for layer in range(config.num_hidden_layers)]
-    elif not isinstance(visible, Sequence):
-        visible = [visible] * config.num_hidden_layers
 
-    x = tap("embedding", embed(ids, weights.embed_tokens))
-    for layer, block_weights in enumerate(weights.layers):
-        inside = under(tap, f"layers.{layer}")
-        x = block(x, block_weights, config, cos, sin, visible[layer], cache, layer, attention=attention, tap=inside)
-    if cache is not None:
-        cache["length"] = past + new
-    return tap("norm", final_norm(x, weights, config)), cache
+    def norm(x: Float[Array, "... T D"], *_: Any) -> Float[Array, "... T D"]:
+        return final_norm(x, weights, config)
+
+    return model.transform(ids, weights, config, cache, block=block, norm=norm, **options)
 
 
 def final_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T D"]:
@@ -111,15 +88,10 @@ def with_mscales(keys: Keys, rope: dict[str, Any]) -> dict[str, Any]:
     return rope | {"rope_scaling": scaling._replace(attention_factor=short, long_attention_factor=long)}
 
 
-def moved(function: Callable[..., Any], *names: str) -> dict[str, Tapped]:
-    """Llama's descriptions of these values, computed by another function in lines like those of the chapter's."""
-    return {name: llama.PARTS[name]._replace(function=function) for name in names}
-
-
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 PARTS = {
     **{name: llama.PARTS[name]._replace(function=layer_norm, figures="3-29") for name in NORMS},
-    **moved(block, "residual_after_attention", "residual_after_feedforward"),
+    **llama.moved(block, "residual_after_attention", "residual_after_feedforward"),
 }
 
 

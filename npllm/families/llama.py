@@ -7,6 +7,7 @@ Source: Touvron et al. 2023, "LLaMA" and "Llama 2"; Llama Team 2024, "The Llama 
 https://huggingface.co/docs/transformers/model_doc/llama
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ..arrays import Array, Float
@@ -194,6 +195,13 @@ PARTS = {
     "norm": Tapped("each vector scaled to the same length", "T D", rms_norm, "", "3-30"),
     "logits": Tapped("a score for each token of the vocabulary", "T V", lm_head, "", "3-6"),
 }
+
+
+def moved(function: Callable[..., Any], *names: str) -> dict[str, Tapped]:
+    """The descriptions of these values, computed by another function in lines like those of the chapter's."""
+    return {name: PARTS[name]._replace(function=function) for name in names}
+
+
 # The same values in transformers: the output of a module, or its input (>). tools/hf_trace.py reads it.
 TRACED = {
     "embedding": "model.embed_tokens",

@@ -5,13 +5,11 @@ It has the parameters of a 47 billion model, and reads those of a 13 billion mod
 Source: Jiang et al. 2024, "Mixtral of experts"; https://huggingface.co/docs/transformers/model_doc/mixtral
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from .. import model
-from ..arrays import Array, Float, Int, Weight
-from ..cache import Cache
-from ..shapes import Weights
+from ..arrays import Array, Float, Weight
 from . import common, experts, llama
 from .experts import ExpertsConfig, ExpertWeights, sparse_block
 from .family import Gguf, Rows, Work
@@ -34,17 +32,7 @@ class MixtralBlockWeights(NamedTuple):
     router_bias: None = None
 
 
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: ExpertsConfig,
-    cache: Cache | None = None,
-    *,
-    block: Callable[..., Float[Array, "... T D"]] = sparse_block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The chapter's pass with this block. Parameters as in `npllm.model.transform`."""
-    return model.transform(ids, weights, config, cache, block=block, **options)
+transform = partial(model.transform, block=sparse_block)
 
 
 def read_config(keys: Keys) -> ExpertsConfig:

@@ -9,10 +9,11 @@ https://huggingface.co/docs/transformers/model_doc/olmo2
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from .. import model
-from ..arrays import Array, Bool, Float, Int, Weight
+from ..arrays import Array, Bool, Float, Weight
 from ..attention import attention, merge_heads, split_heads
 from ..cache import Cache, append
 from ..config import Config
@@ -20,7 +21,7 @@ from ..feedforward import feedforward
 from ..linear import linear
 from ..norm import rms_norm
 from ..rope import apply_rope
-from ..shapes import BlockLike, Weights
+from ..shapes import BlockLike
 from ..tap import Tap, under, untapped
 from . import common, llama, metadata
 from .family import Gguf, Rows, Tapped, Work
@@ -105,17 +106,7 @@ def block(
     return tap("residual_after_feedforward", x)
 
 
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: Config,
-    cache: Cache | None = None,
-    *,
-    block: Callable[..., Float[Array, "... T D"]] = block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The chapter's pass with this block. Parameters as in `npllm.model.transform`."""
-    return model.transform(ids, weights, config, cache, block=block, **options)
+transform = partial(model.transform, block=block)
 
 
 def read_config(keys: Keys) -> Config:
@@ -214,12 +205,9 @@ PARTS = {name: part for name, part in llama.PARTS.items() if name != "input_laye
     "attention.v": llama.PARTS["attention.v"]._replace(function=self_attention, line='tap("v"'),
     "attention.q_normed": Tapped(SAME_LENGTH, "N T H", self_attention, 'tap("q_normed"', "3-30"),
     "attention.k_normed": Tapped(SAME_LENGTH, "K T H", self_attention, 'tap("k_normed"', "3-30"),
-    "attention.output": llama.PARTS["attention.output"]._replace(function=self_attention),
+    **llama.moved(self_attention, "attention.output"),
     "post_feedforward_layernorm": Tapped(SAME_LENGTH, "T D", rms_norm, "", "3-30"),
-    **{
-        name: llama.PARTS[name]._replace(function=block)
-        for name in ("residual_after_attention", "residual_after_feedforward")
-    },
+    **llama.moved(block, "residual_after_attention", "residual_after_feedforward"),
 }
 TRACED = {name: path for name, path in llama.TRACED.items() if name != "layers.*.input_layernorm"} | {
     "layers.*.attention.q_normed": "model.layers.*.self_attn.q_norm",

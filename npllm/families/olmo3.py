@@ -6,74 +6,22 @@ one, and may have another theta.
 Source: OLMo Team 2025, "OLMo 3"; Peng et al. 2023, "YaRN"; https://huggingface.co/docs/transformers/model_doc/olmo3
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from array_api_compat import device
-
-from .. import model
-from ..arrays import Array, Bool, Float, Int, array_namespace
-from ..cache import Cache
-from ..config import Config
-from ..rope import rope_tables
-from ..shapes import Weights
-from . import common, llama, olmo2
+from . import common, llama, local_rope, olmo2
 from .keys import Keys
-from .olmo2 import OLMO2, Olmo2BlockWeights
+from .local_rope import LocalRopeConfig
+from .olmo2 import OLMO2
 
 THETA = 500000.0  # where the file does not say
 SCALINGS = {kind: kind for kind in ("linear", "llama3", "yarn")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Olmo3Config(Config):
-    """OLMo 3's configuration: `rope_theta` and `rope_scaling` are those of the layers with full attention."""
-
-    local_rope_theta: float  # theta in the layers with a sliding window
+transform = partial(local_rope.transform, block=olmo2.block)
 
 
-def local(config: Olmo3Config) -> Olmo3Config:
-    """The configuration with the RoPE of the layers with a sliding window."""
-    return replace(config, rope_theta=config.local_rope_theta, rope_scaling=None)
-
-
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: Olmo3Config,
-    cache: Cache | None = None,
-    *,
-    positions: Int[Array, "... T"] | None = None,
-    block: Callable[..., Float[Array, "... T D"]] = olmo2.block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """OLMo 2's pass with RoPE's tables by the kind of layer. Parameters as in `npllm.model.transform`."""
-    xp = array_namespace(ids)
-    past, new = (0 if cache is None else cache["length"]), ids.shape[-1]
-    if positions is None:
-        positions = xp.arange(past, past + new, device=device(ids))
-    tables = rope_tables(positions, local(config), total_length=past + new)
-
-    def by_layer(
-        x: Float[Array, "... T D"],
-        weights: Olmo2BlockWeights,
-        config: Olmo3Config,
-        cos: Float[Array, "... T R"],
-        sin: Float[Array, "... T R"],
-        visible: Bool[Array, "... T S"] | None,
-        cache: Cache | None,
-        layer: int,
-        **more: Any,
-    ) -> Float[Array, "... T D"]:
-        if config.layer_types[layer] == "sliding_attention":
-            cos, sin = tables
-        return block(x, weights, config, cos, sin, visible, cache, layer, **more)
-
-    return model.transform(ids, weights, config, cache, positions=positions, block=by_layer, **options)
-
-
-def read_config(keys: Keys) -> Olmo3Config:
+def read_config(keys: Keys) -> LocalRopeConfig:
     """OLMo 3's config.json. Without `layer_types` every fourth layer has full attention, the others the window."""
     keys.allow_only(llama.ALLOWED)
     sizes = common.sizes(keys)
@@ -83,7 +31,7 @@ def read_config(keys: Keys) -> Olmo3Config:
     kinds = common.layer_types(keys, layers, default=fourth)
     if window is None and "sliding_attention" in kinds:
         raise keys.refusal("sliding_window", "a number of tokens, since some layers have sliding_attention")
-    return Olmo3Config(
+    return LocalRopeConfig(
         family="olmo3",
         **sizes,
         **ropes(keys, sizes["head_dim"], kinds),
@@ -122,9 +70,9 @@ def ropes(keys: Keys, head_dim: int, kinds: tuple[str, ...]) -> dict[str, Any]:
     return rope(where, full | older, theta, SCALINGS) | {"local_rope_theta": of_windows["rope_theta"]}
 
 
-def structure(config: Olmo3Config, layer: int) -> list[tuple[str, str]]:
+def structure(config: LocalRopeConfig, layer: int) -> list[tuple[str, str]]:
     """The lines of a block for `npllm show`."""
-    return olmo2.structure(local(config) if config.window(layer) else config, layer)
+    return olmo2.structure(local_rope.local(config) if config.window(layer) else config, layer)
 
 
 OLMO3 = OLMO2._replace(

@@ -6,14 +6,11 @@ their probabilities among all 64.
 Source: Muennighoff et al. 2024, "OLMoE"; https://huggingface.co/docs/transformers/model_doc/olmoe
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 from .. import model
-from ..arrays import Array, Float, Int, Weight
-from ..cache import Cache
-from ..shapes import Weights
+from ..arrays import Array, Float, Weight
 from . import common, experts, llama, metadata, mixtral, olmo2, qwen3
 from .experts import ExpertsConfig, ExpertWeights, sparse_block
 from .family import Gguf, Rows, Work
@@ -41,18 +38,7 @@ class OlmoeBlockWeights(NamedTuple):
 block = partial(sparse_block, self_attention=olmo2.self_attention)
 
 
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: ExpertsConfig,
-    cache: Cache | None = None,
-    *,
-    block: Callable[..., Float[Array, "... T D"]] = block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The chapter's pass with this block. Parameters as in `npllm.model.transform`."""
-    return model.transform(ids, weights, config, cache, block=block, **options)
-
+transform = partial(model.transform, block=block)
 
 # A limit on queries, keys and values, which the published models do not have.
 ALLOWED = llama.ALLOWED | {"clip_qkv": (None,)}

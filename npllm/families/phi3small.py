@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import device
 
-from .. import embedding, heads
+from .. import heads
 from ..arrays import Array, Bool, Float, Int, Weight, array_namespace
 from ..cache import Cache
 from ..config import Config
@@ -29,9 +29,10 @@ from ..tap import Tap, untapped
 from . import common, layer_normed, llama
 from .block_sparse import BlockSparseConfig, queries_keys_values, self_attention, sparse_mask
 from .family import Rows, Tapped, Work
+from .granite import scaled_embed
 from .keys import Keys
-from .layer_normed import moved, norm_text, with_mscales
-from .llama import LLAMA, score_bias
+from .layer_normed import norm_text, with_mscales
+from .llama import LLAMA, moved, score_bias
 from .work import attention_work, layer_norm_flops, linear_work
 
 
@@ -108,11 +109,6 @@ def transform(
         masks[layer] = sparse if masks[layer] is None else sparse & masks[layer][..., None, :, :]
     scaled = partial(scaled_embed, multiplier=config.mup_embedding_multiplier)
     return layer_normed.transform(ids, weights, config, cache, visible=masks, block=block, embed=scaled, **options)
-
-
-def scaled_embed(ids: Int[Array, "... T"], embed_tokens: Weight, multiplier: float) -> Float[Array, "... T D"]:
-    """The embedding vectors, times a number."""
-    return embedding.embed(ids, embed_tokens) * multiplier
 
 
 # The ids that no text has, as ranges: gaps in the vocabulary of 100,277 tokens, and rows that only fill it up.

@@ -14,7 +14,6 @@ https://huggingface.co/docs/transformers/model_doc/phimoe
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,10 +21,8 @@ from typing import Any, NamedTuple
 from array_api_compat import device
 
 from ..arrays import Array, Float, Int, Weight, array_namespace
-from ..cache import Cache
 from ..linear import linear
 from ..sampling import softmax
-from ..shapes import Weights
 from ..tap import Tap, untapped
 from . import common, experts, layer_normed, llama, metadata, mixtral
 from .experts import ExpertsConfig, ExpertWeights, mixture
@@ -102,17 +99,7 @@ def feedforward(
 block = partial(layer_normed.block, feedforward=feedforward)
 
 
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: PhimoeConfig,
-    cache: Cache | None = None,
-    *,
-    block: Callable[..., Float[Array, "... T D"]] = block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The pass with LayerNorm and this block. Parameters as in `npllm.model.transform`."""
-    return layer_normed.transform(ids, weights, config, cache, block=block, **options)
+transform = partial(layer_normed.transform, block=block)
 
 
 def read_config(keys: Keys) -> PhimoeConfig:

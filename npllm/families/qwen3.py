@@ -8,19 +8,19 @@ https://huggingface.co/docs/transformers/model_doc/qwen3
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from .. import block as chapter
 from .. import model
-from ..arrays import Array, Bool, Float, Int, Weight
+from ..arrays import Array, Bool, Float, Weight
 from ..attention import attention, merge_heads, queries_keys_values
 from ..cache import Cache, append
 from ..config import Config
-from ..feedforward import feedforward
 from ..linear import linear
 from ..norm import rms_norm
 from ..rope import apply_rope
-from ..shapes import BlockLike, Weights
-from ..tap import Tap, under, untapped
+from ..shapes import BlockLike
+from ..tap import Tap, untapped
 from . import common, llama, metadata
 from .family import Gguf, Rows, Tapped, Work
 from .keys import Keys
@@ -71,41 +71,8 @@ def self_attention(
     return tap("output", linear(merge_heads(mixed), weights.o_proj, weights.o_proj_bias))
 
 
-def block(
-    x: Float[Array, "... T D"],
-    weights: Qwen3BlockWeights,
-    config: Config,
-    cos: Float[Array, "... T R"],
-    sin: Float[Array, "... T R"],
-    visible: Bool[Array, "... T S"] | None,
-    cache: Cache | None = None,
-    layer: int = 0,
-    *,
-    attention: Callable[..., Float[Array, "... N T H"]] = attention,
-    tap: Tap = untapped,
-) -> Float[Array, "... T D"]:
-    """The pre-norm block with this attention layer. Parameters as in `npllm.block.block`."""
-    normed = tap("input_layernorm", rms_norm(x, weights.input_layernorm, config.rms_norm_eps))
-    x = x + self_attention(
-        normed, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=under(tap, "attention")
-    )
-    x = tap("residual_after_attention", x)
-    normed = tap("post_attention_layernorm", rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
-    x = x + feedforward(normed, weights, tap=under(tap, "feedforward"))
-    return tap("residual_after_feedforward", x)
-
-
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: Config,
-    cache: Cache | None = None,
-    *,
-    block: Callable[..., Float[Array, "... T D"]] = block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The chapter's pass with this block. Parameters as in `npllm.model.transform`."""
-    return model.transform(ids, weights, config, cache, block=block, **options)
+block = partial(chapter.block, self_attention=self_attention)
+transform = partial(model.transform, block=block)
 
 
 def read_config(keys: Keys) -> Config:
@@ -158,11 +125,7 @@ NORMED = 'tap("q_normed"', 'tap("k_normed"'
 PARTS = llama.PARTS | {
     "attention.q_normed": Tapped("each query scaled to the same length", "N T H", self_attention, NORMED[0], "3-30"),
     "attention.k_normed": Tapped("each key scaled to the same length", "K T H", self_attention, NORMED[1], "3-30"),
-    **{
-        name: llama.PARTS[name]._replace(function=block)
-        for name in ("residual_after_attention", "residual_after_feedforward")
-    },
-    "attention.output": llama.PARTS["attention.output"]._replace(function=self_attention),
+    **llama.moved(self_attention, "attention.output"),
 }
 
 QWEN3 = LLAMA._replace(

@@ -4,14 +4,11 @@ Source: Yang et al. 2025, "Qwen3 technical report"; Dai et al. 2024, "DeepSeekMo
 https://huggingface.co/docs/transformers/model_doc/qwen3_moe
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 from .. import model
-from ..arrays import Array, Float, Int, Weight
-from ..cache import Cache
-from ..shapes import Weights
+from ..arrays import Array, Float, Weight
 from . import common, experts, llama, metadata, mixtral, qwen3
 from .experts import ExpertsConfig, ExpertWeights, sparse_block
 from .family import Gguf, Rows, Work
@@ -38,18 +35,7 @@ class Qwen3MoeBlockWeights(NamedTuple):
 block = partial(sparse_block, self_attention=qwen3.self_attention)
 
 
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: ExpertsConfig,
-    cache: Cache | None = None,
-    *,
-    block: Callable[..., Float[Array, "... T D"]] = block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The chapter's pass with this block. Parameters as in `npllm.model.transform`."""
-    return model.transform(ids, weights, config, cache, block=block, **options)
-
+transform = partial(model.transform, block=block)
 
 # Layers without experts, which no published model has; transformers' weights of a layer then differ.
 ALLOWED = llama.ALLOWED | {"decoder_sparse_step": (1,), "mlp_only_layers": (None, [])}

@@ -7,15 +7,14 @@ https://huggingface.co/docs/transformers/model_doc/smollm3
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from .. import model
-from ..arrays import Array, Bool, Float, Int
+from ..arrays import Array, Bool, Float
 from ..attention import attention
 from ..block import block as llama_block
 from ..cache import Cache
 from ..config import Config
-from ..shapes import BlockWeights, Weights
+from ..shapes import BlockWeights
 from ..tap import Tap, untapped
 from . import common, llama, metadata
 from .family import Gguf, Work
@@ -49,17 +48,7 @@ def block(
     return llama_block(x, weights, config, cos, sin, visible, cache, layer, attention=attention, tap=tap)
 
 
-def transform(
-    ids: Int[Array, "... T"],
-    weights: Weights,
-    config: SmolLM3Config,
-    cache: Cache | None = None,
-    *,
-    block: Callable[..., Float[Array, "... T D"]] = block,
-    **options: Any,
-) -> tuple[Float[Array, "... T D"], Cache | None]:
-    """The chapter's pass with this block. Parameters as in `npllm.model.transform`."""
-    return model.transform(ids, weights, config, cache, block=block, **options)
+transform = partial(model.transform, block=block)
 
 
 def read_config(keys: Keys) -> SmolLM3Config:

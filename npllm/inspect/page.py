@@ -33,7 +33,7 @@ from ..version import __version__
 from .cost import costs, total
 from .lens import logit_lens
 from .look import Look, given, lens, norms
-from .parts import PACKAGE, part, source
+from .parts import PACKAGE, part, source, whole
 from .summary import cost_table
 from .tokens import token_bytes, visible
 
@@ -204,7 +204,7 @@ def sections(lm: LM) -> dict[str, Any]:
 def place(function: Callable[..., Any], line: str = "", name: bool = True) -> dict[str, Any]:
     """A line of the source, to link to."""
     path, number = source(function, line).split(":")
-    return {"path": path, "line": int(number), "name": function.__name__ if name else ""}
+    return {"path": path, "line": int(number), "name": whole(function).__name__ if name else ""}
 
 
 def listings(paths: Iterable[str]) -> dict[str, str]:

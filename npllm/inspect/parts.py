@@ -7,6 +7,7 @@ Source: the chapter's figures, by their numbers.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ def part(config: Config, name: str) -> Tapped:
 
 def source(function: Callable[..., Any], line: str = "") -> str:
     """The place where a function is defined, or its first line with this text: "npllm/attention.py:62"."""
+    function = whole(function)
     lines, first = inspect.getsourcelines(function)
     offset = next(i for i, text in enumerate(lines) if line in text)
     path = Path(inspect.getfile(inspect.unwrap(function))).relative_to(PACKAGE.parent)
     return f"{path.as_posix()}:{first + offset}"
+
+
+def whole(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that is defined in the source, of one with some arguments fixed."""
+    return whole(function.func) if isinstance(function, partial) else function
