@@ -29,7 +29,7 @@ class Config:
     head_dim: int  # H
     max_position_embeddings: int  # the context length, in tokens
     rms_norm_eps: float = 0.0  # in models with RMSNorm
-    layer_norm_epsilon: float = 0.0  # in models with LayerNorm: GPT-2
+    layer_norm_epsilon: float = 0.0  # in models with LayerNorm
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     partial_rotary_factor: float = 1.0

@@ -41,5 +41,5 @@ def sequence_classification_head(
 
 
 def token_classification_head(hidden: Float[Array, "... T D"], weights: WeightsLike) -> Float[Array, "... T labels"]:
-    """A score (logit) for each label at every token, as in finding names. A token sees only itself and those before."""
+    """A score (logit) for each label at every token, as in finding names: from what that token sees."""
     return linear(hidden, weights.score, weights.score_bias)

@@ -3,8 +3,8 @@
 The block is the original one of 2017 with GELU: each layer adds, then normalizes, so there is no norm after the last
 block. A token's vector is the sum of three, of the token, its position and its segment (token type), normalized. The
 head has a layer of its own before the embedding matrix, to which it is tied, and a bias for each token. A classifier
-of texts reads the vector of the first token, [CLS], through a layer called the pooler; the next sentence was predicted
-from it in training.
+of texts reads the vector of the first token, [CLS], through a layer called the pooler; in training, it predicted
+whether the second text follows the first.
 
 The published files are of several generations: norms are called gamma and beta, and there are copies of tied tensors.
 

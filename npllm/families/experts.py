@@ -104,9 +104,9 @@ def mixture(
     inputs = xp.take(x2d, by_expert // active, axis=0)
     outputs, first = [], 0
     found = xp.unique_counts(flat)
-    for expert, count in zip(found.values, found.counts, strict=True):
-        last = first + int(count)
-        outputs.append(feedforward(inputs[first:last, :], experts[int(expert)]))
+    for expert, count in sorted(zip(map(int, found.values), map(int, found.counts), strict=True)):
+        last = first + count
+        outputs.append(feedforward(inputs[first:last, :], experts[expert]))
         first = last
     back = xp.argsort(by_expert, stable=True)  # to the order of the tokens
     of_tokens = xp.reshape(xp.take(xp.concat(outputs), back, axis=0), (*chosen.shape, x.shape[-1]))

@@ -90,7 +90,8 @@ class Family(NamedTuple):
     transposed: Collection[str] = ()  # weights that Hugging Face's files store as [in, out]
     alternating: Collection[str] = ()  # weights whose one tensor has rows of gate and up by turns
     bare: Collection[str] = ()  # the ends of tensors' names without .weight, see checkpoint/parameters.py
-    full_scores: bool = False  # its attention changes the scores, so all [N, T, S] exist: it ignores `attention`
+    # Its attention changes the scores, so all [N, T, S] exist; it ignores `attention` (Phi-3-small: in sparse layers).
+    full_scores: bool = False
     not_read: Sequence[str] = ()  # prefixes of the tensors of a part that is not computed, such as a vision encoder
     not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
     gguf: Gguf | None = None

@@ -1,8 +1,7 @@
 """Gemma 2: Gemma with norms before and after each layer, capped scores and logits, and windows in every second layer.
 
-A cap bounds the scores of attention, and the logits, smoothly: cap · tanh(x / cap) is x where x is small, and never
-beyond the cap. The softmax then cannot give all of its weight to one token. The cap needs whole rows of scores, so
-this attention never works tile by tile.
+A cap bounds the scores of attention, and the logits, smoothly: cap · tanh(x / cap) is close to x where x is small, and
+never beyond the cap. `flash_attention` has no cap, so this attention computes all scores at once.
 
 Source: Gemma Team 2024, "Gemma 2: Improving open language models at a practical size"; Bello et al. 2016, "Neural
 combinatorial optimization with reinforcement learning" (the cap);

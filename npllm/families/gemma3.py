@@ -1,8 +1,7 @@
 """Gemma 3: Gemma 2 with a norm on each head's queries and keys in place of the cap, and windows in five of six layers.
 
 The layers with a window turn queries and keys faster than the others: they need only tell near tokens apart. Only the
-others scale positions for long texts. The text part of the models that also read pictures is computed; pictures are
-not.
+others scale positions for long texts. The models that also read pictures are in gemma3_pictures.py.
 
 Source: Gemma Team 2025, "Gemma 3 technical report"; https://huggingface.co/docs/transformers/model_doc/gemma3
 """

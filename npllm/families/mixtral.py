@@ -27,9 +27,8 @@ class MixtralBlockWeights(NamedTuple):
     post_attention_layernorm: Float[Array, " D"]
     router: Weight  # [E, D]
     experts: tuple[ExpertWeights, ...]  # E of them
-    qkv_proj_bias: None = None  # `self_attention` and `route` add them where a family has them
+    qkv_proj_bias: None = None  # `self_attention` adds them where a family has them
     o_proj_bias: None = None
-    router_bias: None = None
 
 
 transform = partial(model.transform, block=sparse_block)

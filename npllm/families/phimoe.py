@@ -1,9 +1,9 @@
 """Phi-3.5-MoE: 16 experts with a router of its own (SparseMixer), LayerNorm, biases up to the LM head's, LongRoPE.
 
-The router picks two experts, one after the other, and gives each a share near 1: the second is not compared with the
-first. LongRoPE has its two attention factors in the file. A text longer than the original context takes the long
-factors, as in the code published with the model; transformers 5.24 multiplies by `long_mscale` there, but keeps the
-short factors of the angles.
+The router picks two experts, one after the other. An expert's share is 1, unless the score of another, not yet picked,
+is very close: the second is not compared with the first. LongRoPE has its two attention factors in the file. A text
+longer than the original context takes the long factors, as in the code published with the model; transformers 5.24
+multiplies by `long_mscale` there, but keeps the short factors of the angles.
 
 A .gguf file holds the same weights, but neither the threshold of the router, which has its default here, nor these two
 attention factors, only one computed from the contexts. llama.cpp itself computes something else: RMSNorm, and shares
@@ -62,9 +62,9 @@ def sparsemixer(
 ) -> tuple[Int[Array, "... T A"], Float[Array, "... T A"]]:
     """The two best experts of each token, and their shares.
 
-    Experts whose logit is at least 2 · jitter below the best one's, relative to the larger magnitude, do not compete.
-    The share is the best one's probability among those that do: nearly 1, unless there was a near tie. Then the same
-    without the expert that was chosen. The two shares are not made to sum to 1.
+    An expert competes with the best one unless its logit is lower by more than 2 · jitter, relative to the larger of
+    its magnitude and the best logit. The share is the best one's probability among those that compete: 1 if none does,
+    about 0.5 if one does. Then the same without the expert that was chosen. The two shares are not made to sum to 1.
     """
     xp = array_namespace(logits)
     numbers = xp.arange(logits.shape[-1], device=device(logits))
