@@ -8,7 +8,7 @@ import pytest
 
 from npllm.cli.models import described, markdown, table
 from npllm.families import ALL, ARCHITECTURES, FAMILIES
-from npllm.families.nearest import LLAMA_CPP, NEAREST, bare, nearest
+from npllm.families.nearest import LLAMA_CPP, NEAREST, compact, nearest
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 ROWS = [described(family) for family in ALL]
@@ -75,8 +75,8 @@ def test_markdown_is_the_readmes_table(npllm):
 
 
 def test_no_neighbour_is_named_for_a_family_that_is_computed():
-    names = {bare(name) for name in (*FAMILIES, *ARCHITECTURES)}
-    assert [name for name in (*NEAREST, *LLAMA_CPP) if bare(name) in names] == []
+    names = {compact(name) for name in (*FAMILIES, *ARCHITECTURES)}
+    assert [name for name in (*NEAREST, *LLAMA_CPP) if compact(name) in names] == []
     assert {*LLAMA_CPP.values()} <= {*NEAREST}
 
 

@@ -154,7 +154,7 @@ def main() -> None:
         ids = [int(token) for token in args.ids.split(",")]
     else:
         ids = AutoTokenizer.from_pretrained(args.model)(args.prompt).input_ids
-    model_class = getattr(transformers, FAMILIES[AutoConfig.from_pretrained(args.model).model_type].causal_lm)
+    model_class = getattr(transformers, FAMILIES[AutoConfig.from_pretrained(args.model).model_type].lm_class)
     model = model_class.from_pretrained(args.model, dtype=torch.float32, **EAGER)
     values = trace(model, ids)
     save_file(values, args.output, metadata(list(values), ids, args.model))

@@ -226,7 +226,7 @@ def described_gguf(files: Files, path: Path) -> tuple[dict[str, Any], dict[str, 
     ids = {f"{name}_id": special.get(name) for name in ("bos_token", "eos_token", "pad_token")}
     ends = sorted(tokenizer.end_ids.union(config.eos_token_id))
     keys = config_keys(path, metadata, files.tensors) | ids
-    keys = {"hidden_act": "silu"} | keys | {"architectures": [family_of(config).causal_lm]}
+    keys = {"hidden_act": "silu"} | keys | {"architectures": [family_of(config).lm_class]}
     if config.rope_scaling is not None and config.rope_scaling.kind == "factors":
         keys["rope_scaling"] = llama3_scaling(config)
     tokenizer_config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -26,7 +26,7 @@ HEADINGS = {
     "family": "family",
     "model_types": "model_type",
     "what": "what it is",
-    "classifiers": "classifies",
+    "classifiers": "classification heads",
     "gguf": ".gguf",
     "checked": "compared with",
 }
@@ -66,16 +66,16 @@ def described(family: Family) -> dict[str, Any]:
     }
 
 
-def cells(described: dict[str, Any]) -> list[str]:
+def cells(row: dict[str, Any]) -> list[str]:
     """The texts of a family's row."""
-    return [", ".join(value) if isinstance(value, list) else value or "" for value in described.values()]
+    return [", ".join(value) if isinstance(value, list) else value or "" for value in row.values()]
 
 
 def markdown(families: list[dict[str, Any]]) -> list[str]:
     """The table of the README."""
     code = [
-        one | {"model_types": [f"`{name}`" for name in one["model_types"]], "gguf": one["gguf"] and f"`{one['gguf']}`"}
-        for one in families
+        row | {"model_types": [f"`{name}`" for name in row["model_types"]], "gguf": row["gguf"] and f"`{row['gguf']}`"}
+        for row in families
     ]
     rows = [[*HEADINGS.values()], ["---"] * len(HEADINGS), *map(cells, code)]
     return ["| " + " | ".join(row) + " |" for row in rows]

@@ -34,7 +34,7 @@ gemma3       a norm on each head's queries and keys; RoPE of its own in layers w
 gemma3_pictures  the text part of Gemma 3's models that also read pictures
 gpt2         absolute positions, LayerNorm, GELU
 bert         attention both ways, to fill gaps
-bert_heads   its heads
+bert_heads   its configuration, weights and heads
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ from .llama import LLAMA
 from .metadata import Metadata
 from .mistral import MISTRAL
 from .mixtral import MIXTRAL
-from .nearest import bare, nearest
+from .nearest import compact, nearest
 from .olmo2 import OLMO2
 from .olmo3 import OLMO3
 from .olmoe import OLMOE
@@ -117,8 +117,8 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
         name = str(reader.get("model_type"))
         remedy = nearest(name, FAMILIES) or "npllm computes no other"
         raise reader.refusal("model_type", "one of those that `npllm models` lists", remedy)
-    if family.causal_lm not in reader.strings("architectures"):
-        check_head(reader, masked=family.causal_lm.endswith("ForMaskedLM"))
+    if family.lm_class not in reader.strings("architectures"):
+        check_head(reader, masked=family.lm_class.endswith("ForMaskedLM"))
     config = family.read_config(reader)
     reader.finish(HARMLESS | {*family.harmless})
     return config
@@ -134,7 +134,7 @@ def gguf_keys(metadata: Metadata) -> dict[str, Any]:
     family = ARCHITECTURES.get(str(metadata.architecture))
     if family is None or family.gguf is None:
         name = str(metadata.architecture)[:80]
-        in_folders = [model_type for model_type in FAMILIES if bare(model_type) == bare(name)]
+        in_folders = [model_type for model_type in FAMILIES if compact(model_type) == compact(name)]
         remedy = f"npllm reads {in_folders[0]} from a folder with config.json and safetensors" if in_folders else ""
         if "bert" in name:  # llama.cpp has several
             remedy = "such a file has no head, and turns texts into vectors; npllm fill reads a BertForMaskedLM folder"

@@ -1,4 +1,4 @@
-"""BERT's heads, which have weights of their own: one fills gaps, one scores labels.
+"""BERT's configuration and weights, and the heads that read them: one fills gaps, one scores labels.
 
 Source: Devlin et al. 2018, "BERT: Pre-training of deep bidirectional transformers for language understanding", sections
 3 and 4; https://github.com/google-research/bert
@@ -30,7 +30,7 @@ class BertWeights(NamedTuple):
     embed_tokens: Weight  # [V, D]
     embed_positions: Weight  # a row for each position
     embed_token_types: Weight  # a row for the first text of a pair, and one for the second
-    norm: Float[Array, " D"]  # of the embeddings
+    norm: Float[Array, " D"]  # of the embeddings: tapped as "embedding_layernorm". Every family has a `norm`
     norm_bias: Float[Array, " D"]
     layers: tuple[GPT2BlockWeights, ...]  # with BERT's numbers: ln_1 after attention, ln_2 after the network
     head_dense: Weight | None = None  # [D, D]

@@ -84,8 +84,8 @@ def queries_keys_values(
     x: Float[Array, "... T D"], weights: BlockLike, config: BlockSparseConfig
 ) -> tuple[Float[Array, "... N T H"], Float[Array, "... K T H"], Float[Array, "... K T H"]]:
     """Queries, keys and values: each group of query heads is stored together with its key head and value head."""
-    xp, kv_heads, group = array_namespace(x), config.num_key_value_heads, config.num_attention_heads
-    group //= kv_heads
+    xp, kv_heads = array_namespace(x), config.num_key_value_heads
+    group = config.num_attention_heads // kv_heads
     qkv = linear(x, weights.qkv_proj, weights.qkv_proj_bias)
     *batch, new, _ = qkv.shape
     qkv = xp.moveaxis(xp.reshape(qkv, (*batch, new, kv_heads, group + 2, config.head_dim)), -4, -2)  # [... K G+2 T H]
@@ -101,7 +101,7 @@ def self_attention(
     config: BlockSparseConfig,
     cos: Float[Array, "... T R"],
     sin: Float[Array, "... T R"],
-    visible: Bool[Array, "... T S"] | None,
+    visible: Bool[Array, "... T S"] | Bool[Array, "... N T S"] | None,
     cache: Cache | None = None,
     layer: int = 0,
     *,

@@ -25,7 +25,7 @@ from .family import Rows, Tapped, Work
 from .keys import Keys
 from .work import linear_work
 
-MOST = 2**16  # experts of a model: existing ones have up to 25,000
+MOST_IN_ALL_LAYERS = 2**16  # experts; existing models have up to 25,000
 
 
 class ExpertWeights(NamedTuple):
@@ -56,13 +56,13 @@ def read_experts(keys: Keys, layers: int, names: Sequence[str], experts: int, ch
     name, count = given[0], keys.integer(given[0], experts)
     if any(keys.integer(other) != count for other in given[1:]):
         raise keys.refusal(given[1], f"the number of experts in {name}, {count}")
-    if count * layers > MOST:
-        raise keys.refusal(name, f"at most {MOST} experts in all layers", got=count)
-    of_each = keys.integer("num_experts_per_tok", chosen)
-    if of_each > count:
-        raise keys.refusal("num_experts_per_tok", f"at most the number of experts, {count}", got=of_each)
+    if count * layers > MOST_IN_ALL_LAYERS:
+        raise keys.refusal(name, f"at most {MOST_IN_ALL_LAYERS} experts in all layers", got=count)
+    active = keys.integer("num_experts_per_tok", chosen)
+    if active > count:
+        raise keys.refusal("num_experts_per_tok", f"at most the number of experts, {count}", got=active)
     keys.mark_read(*names)
-    return {"num_experts": count, "num_experts_per_tok": of_each}
+    return {"num_experts": count, "num_experts_per_tok": active}
 
 
 def route(
@@ -176,7 +176,7 @@ def expert_work(config: ExpertsConfig, weights: Any, T: int) -> list[Work]:
     ]
 
 
-# Keys of training and of what a model returns. In transformers, the jitter is noise of training.
+# Keys of training and of what a model returns. Here the jitter is noise of training; in phimoe.py it is not.
 HARMLESS = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
 INSIDE = tuple(f"feedforward.{leaf}" for leaf in ("gate", "up", "activation"))  # of a network
 PARTS = {name: part for name, part in llama.PARTS.items() if name not in INSIDE} | {

@@ -60,7 +60,7 @@ class Family(NamedTuple):
 
     title: str  # for display
     model_types: Sequence[str]  # config.json's model_type
-    causal_lm: str  # the class in transformers, as config.json's architectures name it
+    lm_class: str  # the class in transformers, as config.json's architectures name it
     read_config: Callable[[Keys], Config]
     harmless: Collection[str]  # keys of config.json that do not affect the computation, besides common.HARMLESS
     names: Mapping[str, str]  # our name of a weight -> its names in Hugging Face's files, see checkpoint/plan.py

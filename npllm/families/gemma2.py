@@ -248,7 +248,7 @@ TRACED = (
 GEMMA2 = GEMMA._replace(
     title="Gemma 2",
     model_types=["gemma2"],
-    causal_lm="Gemma2ForCausalLM",
+    lm_class="Gemma2ForCausalLM",
     read_config=read_config,
     # transformers' Gemma 2 reads `hidden_activation` in place of `hidden_act`.
     harmless=["hidden_act", *GEMMA.harmless],

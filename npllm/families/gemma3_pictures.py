@@ -70,7 +70,7 @@ def framed(spellings: str) -> str:
 GEMMA3_PICTURES = GEMMA3._replace(
     title="Gemma 3 with pictures",
     model_types=["gemma3"],
-    causal_lm="Gemma3ForConditionalGeneration",
+    lm_class="Gemma3ForConditionalGeneration",
     read_config=read_config,
     harmless=[*PICTURES, *OF_TEXT],
     names={name: framed(spellings) for name, spellings in GEMMA3.names.items()},

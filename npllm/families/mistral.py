@@ -32,7 +32,7 @@ def read_config(keys: Keys) -> Config:
 MISTRAL = LLAMA._replace(
     title="Mistral, Ministral",
     model_types=["mistral", "ministral"],
-    causal_lm="MistralForCausalLM",
+    lm_class="MistralForCausalLM",
     read_config=read_config,
     # transformers' Mistral has no biases.
     harmless=["attention_bias", "mlp_bias", "use_sliding_window", "max_window_layers"],

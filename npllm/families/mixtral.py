@@ -91,7 +91,7 @@ GGUF_NAMES = {name: theirs for name, theirs in llama.GGUF_NAMES.items() if name 
 MIXTRAL = LLAMA._replace(
     title="Mixtral",
     model_types=["mixtral"],
-    causal_lm="MixtralForCausalLM",
+    lm_class="MixtralForCausalLM",
     read_config=read_config,
     # transformers' Mixtral has no biases. The rest is for training.
     harmless=["attention_bias", "mlp_bias", "use_sliding_window", "max_window_layers", *experts.HARMLESS],

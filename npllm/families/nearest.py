@@ -53,7 +53,7 @@ NEAREST = {
 LLAMA_CPP = {"phi2": "phi", "command-r": "cohere", "starcoder": "gpt_bigcode", "qwen2vl": "qwen2_vl"}
 
 
-def bare(name: str) -> str:
+def compact(name: str) -> str:
     """A name without the marks in which model_types and llama.cpp's architectures differ: gpt_oss, gpt-oss."""
     return name.replace("_", "").replace("-", "")
 
@@ -64,7 +64,7 @@ def nearest(name: str, computed: Collection[str]) -> str:
     name : a model_type, or a .gguf file's architecture
     computed : the model_types to choose from
     """
-    types = {bare(one): one for one in NEAREST}
-    model_type = LLAMA_CPP.get(name) or types.get(bare(name), "")
+    types = {compact(one): one for one in NEAREST}
+    model_type = LLAMA_CPP.get(name) or types.get(compact(name), "")
     family, difference = NEAREST.get(model_type, ("", ""))
     return f"the nearest is {family}; {name} has {difference}" if family in computed else ""

@@ -226,7 +226,7 @@ GGUF_NAMES = {name: theirs for name, theirs in llama.GGUF_NAMES.items() if name 
 OLMO2 = LLAMA._replace(
     title="OLMo 2",
     model_types=["olmo2"],
-    causal_lm="Olmo2ForCausalLM",
+    lm_class="Olmo2ForCausalLM",
     read_config=read_config,
     harmless=["mlp_bias", "clip_qkv", "use_sliding_window", "max_window_layers"],
     names={name: theirs for name, theirs in llama.NAMES.items() if name != "input_layernorm"}

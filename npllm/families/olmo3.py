@@ -78,7 +78,7 @@ def structure(config: LocalRopeConfig, layer: int) -> list[tuple[str, str]]:
 OLMO3 = OLMO2._replace(
     title="OLMo 3",
     model_types=["olmo3"],
-    causal_lm="Olmo3ForCausalLM",
+    lm_class="Olmo3ForCausalLM",
     read_config=read_config,
     transform=transform,
     structure=structure,

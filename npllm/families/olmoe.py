@@ -96,7 +96,7 @@ def gguf_keys(m: Metadata) -> dict[str, Any]:
 OLMOE = QWEN3_MOE._replace(
     title="OLMoE",
     model_types=["olmoe"],
-    causal_lm="OlmoeForCausalLM",
+    lm_class="OlmoeForCausalLM",
     read_config=read_config,
     harmless=["mlp_bias", "use_sliding_window", "max_window_layers", *experts.HARMLESS],
     shapes=shapes,

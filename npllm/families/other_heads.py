@@ -17,7 +17,7 @@ WHAT = {  # the end of the name: what it is
     "RewardModel": "a reward head",
     "DoubleHeadsModel": "two heads",
 }
-BARE = re.compile(r"(?!.*(LMHead|For[A-Z])).*Model")  # Phi3Model, but not GPT2LMHeadModel
+HEADLESS = re.compile(r"(?!.*(LMHead|For[A-Z])).*Model")  # Phi3Model, but not GPT2LMHeadModel
 COMPUTED = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification")  # in a masked LM
 HEADS = "a language model or a classifier (...ForSequenceClassification, ...ForTokenClassification)"
 
@@ -29,7 +29,7 @@ def check_head(keys: Keys, masked: bool) -> None:
     """
     for name in keys.strings("architectures"):
         what = next((what for ending, what in WHAT.items() if name.endswith(ending)), None)
-        if what is None and BARE.fullmatch(name):
+        if what is None and HEADLESS.fullmatch(name):
             what = "a model without a head, which turns texts into vectors"
         elif masked and what is None and not name.endswith(COMPUTED):
             what = "another head than that of a masked language model"

@@ -74,7 +74,7 @@ FUSED = {
 PHI3 = LLAMA._replace(
     title="Phi-3, Phi-3.5, Phi-4",
     model_types=["phi3"],
-    causal_lm="Phi3ForCausalLM",
+    lm_class="Phi3ForCausalLM",
     read_config=read_config,
     # transformers' Phi-3 has no biases, and one window for all layers, whatever these keys say.
     harmless=["attention_bias", "mlp_bias", "resid_pdrop", "embd_pdrop", *WINDOWS],

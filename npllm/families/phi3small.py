@@ -1,6 +1,6 @@
 """Phi-3-small: block-sparse attention in every second layer, GeGELU, LayerNorm, multipliers (µP).
 
-The multipliers let a model take over the learning rates that were found with a narrower one.
+With the multipliers, the best learning rates are the same at every width, so they can be found with a narrow model.
 
 transformers has no such model: its files come with Python code, which npllm does not run. This module computes the same
 from config.json and the tensors, and its tests compare it with loops of their own. The vocabulary is in tiktoken's
@@ -54,7 +54,7 @@ class Phi3SmallBlockWeights(NamedTuple):
     o_proj: Weight  # [D, N·H]
     post_attention_layernorm: Float[Array, " D"]
     post_attention_layernorm_bias: Float[Array, " D"]
-    up_proj: Weight  # [2F, D]: gate and up in turns
+    up_proj: Weight  # [2F, D]: alternating rows of gate and up
     down_proj: Weight  # [D, F]
     qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None
     o_proj_bias: Float[Array, " D"] | None = None
@@ -63,7 +63,7 @@ class Phi3SmallBlockWeights(NamedTuple):
 
 
 def gegelu(gate: Float[Array, "... F"], up: Float[Array, "... F"], limit: float) -> Float[Array, "... F"]:
-    """gate · sigmoid(1.702 gate) · (up + 1): a GLU with a rough GELU; both are clamped, and `up` begins at 1.
+    """gate · sigmoid(1.702 gate) · (up + 1): a GLU with a rough GELU; both are clamped, and 1 is added to `up`.
 
     Infinities stay, so that an overflow does not look like a large value. Source: Hendrycks and Gimpel 2016, section 2.
     """
@@ -106,7 +106,7 @@ def transform(
     masks: list[Any] = list(visible) if isinstance(visible, Sequence) else [visible] * layers
     sparse = sparse_mask(past, new, config, ids)
     for layer in filter(config.is_sparse, range(layers)):
-        masks[layer] = sparse if masks[layer] is None else sparse & masks[layer][..., None, :, :]
+        masks[layer] = sparse if masks[layer] is None else sparse & masks[layer][..., None, :, :]  # [... N T S]
     scaled = partial(scaled_embed, multiplier=config.mup_embedding_multiplier)
     return layer_normed.transform(ids, weights, config, cache, visible=masks, block=block, embed=scaled, **options)
 
@@ -258,7 +258,7 @@ PARTS = (
 PHI3SMALL = LLAMA._replace(
     title="Phi-3-small",
     model_types=["phi3small"],
-    causal_lm="Phi3SmallForCausalLM",
+    lm_class="Phi3SmallForCausalLM",
     read_config=read_config,
     harmless=HARMLESS,
     names=NAMES,
@@ -279,5 +279,5 @@ PHI3SMALL = LLAMA._replace(
     full_scores=True,
     gguf=None,
     classifiers=["sequence"],
-    checked=["loops in its tests"],
+    checked=["its own loop reference"],
 )

@@ -38,7 +38,8 @@ from .work import attention_work, layer_norm_flops
 class PhimoeConfig(ExpertsConfig):
     """Phi-3.5-MoE's configuration: the common one, that of its experts, and the router's threshold."""
 
-    router_jitter_noise: float = 0.01  # despite its name no noise: half of the distance within which experts compete
+    # Half of the distance within which experts compete. (Noise, as the name says, only in Mixtral: experts.HARMLESS.)
+    router_jitter_noise: float = 0.01
     lm_head_bias: bool = False
 
 
@@ -187,7 +188,7 @@ OUTPUTS = {"router_logits": 0, "shares": 1, "chosen": 2}
 PHIMOE = LLAMA._replace(
     title="Phi-3.5-MoE",
     model_types=["phimoe"],
-    causal_lm="PhimoeForCausalLM",
+    lm_class="PhimoeForCausalLM",
     read_config=read_config,
     harmless=["mlp_bias", "use_sliding_window", "max_window_layers", *HARMLESS],
     names=mixtral.NAMES,

@@ -47,7 +47,7 @@ def biases(config: Config) -> set[str]:
 QWEN2 = LLAMA._replace(
     title="Qwen2, Qwen2.5",
     model_types=["qwen2"],
-    causal_lm="Qwen2ForCausalLM",
+    lm_class="Qwen2ForCausalLM",
     read_config=read_config,
     harmless=["attention_bias", "mlp_bias"],  # transformers' Qwen2 has fixed biases, whatever these say
     biases=biases,

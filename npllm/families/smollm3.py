@@ -104,7 +104,7 @@ def work(config: SmolLM3Config, layer: int, weights: BlockWeights, T: int, S: in
 SMOLLM3 = LLAMA._replace(
     title="SmolLM3",
     model_types=["smollm3"],
-    causal_lm="SmolLM3ForCausalLM",
+    lm_class="SmolLM3ForCausalLM",
     read_config=read_config,
     harmless=["rope_interleaved", "max_window_layers"],
     transform=transform,
