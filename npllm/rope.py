@@ -10,7 +10,7 @@ from .config import Config
 
 
 def rope_frequencies(config: Config, like: Array, total_length: int = 0) -> Float[Array, " R"]:
-    """The angle per position of each pair of dimensions, in radians: theta^(-2i / 2R) for pair i.
+    """The angle per position of each pair of dimensions, in radians: theta^(-i/R) for pair i (in the paper -2i/d).
 
     Pair 0 turns by 1 radian per token and separates neighbours; the last pair hardly turns and separates near from far.
     If the context was extended after training, each pair is slowed down by a factor of its own (families/scaling.py).

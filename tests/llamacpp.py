@@ -211,7 +211,7 @@ def gpt_oss_keys(keys: Keys) -> dict[str, Any]:
 
 
 def gpt_oss_tensors(tensors: Tensors, keys: Keys) -> Tensors:
-    """The experts' matrices as [E, F, D], with gate and up apart instead of by turns; sinks and biases as others."""
+    """The experts' matrices as [E, F, D], with gate and up apart instead of alternating; sinks and biases as others."""
     changed = {}
     for name, tensor in tensors.items():
         stem, kind = (name.removesuffix("_bias"), "bias") if name.endswith("_bias") else (name, "weight")

@@ -19,7 +19,7 @@ from npllm.model import forward, transform
 PAGE = (Path(__file__).parent.parent / "docs" / "taps.md").read_text(encoding="utf-8")
 TODAY, GPT2 = (
     dict(re.findall(r"^\| `([\w.*]+)` \| ([A-Z ]+) \|", section, re.MULTILINE))
-    for section in re.findall(r"^## (?:A model of today|GPT-2)$(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
+    for section in re.findall(r"^## (?:Modern models|GPT-2)$(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
 )
 GROUND_FLOOR = sorted(Path(npllm.__file__).parent.glob("*.py"))
 

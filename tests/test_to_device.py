@@ -42,7 +42,7 @@ def test_a_transposed_matrix_is_turned(sent):
 
 
 def test_alternating_rows_of_a_transposed_matrix_are_reordered(sent):
-    weight = random(4, 10)  # [in, out]: of gate and up by turns
+    weight = random(4, 10)  # [in, out]: alternately of gate and up
     part = Part("w", weight.shape, interleaved_heads=1, head_dim=10, transposed=True)
     expected = np.concatenate([weight.T[::2], weight.T[1::2]])
     np.testing.assert_array_equal(sent((10, 4), [part], w=weight), expected)

@@ -366,7 +366,7 @@ def arrays(job: Job, tensors: Mapping[str, Stored], dtype: str) -> list[np.ndarr
 
 
 def by_turns(weight: np.ndarray) -> np.ndarray:
-    """The rows of the first half and of the second by turns.
+    """The rows of the first half and of the second alternately.
 
     >>> by_turns(np.array([1, 2, 3, 4]))
     array([1, 3, 2, 4])

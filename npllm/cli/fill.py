@@ -10,8 +10,8 @@ from . import options, report
 
 DESCRIPTION = """\
 Fill each [MASK] in TEXT with its likeliest tokens, by a masked language model
-such as BERT, which sees both sides of the gap. Special tokens in TEXT are parsed
-as such; [CLS] and [SEP] are added as the tokenizer says.
+such as BERT, which sees both sides of the gap. Special tokens in TEXT are
+recognized; [CLS] and [SEP] are added as the tokenizer says.
 """
 EXAMPLES = """\
 examples:

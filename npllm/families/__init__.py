@@ -10,6 +10,7 @@ work         the cost of a block's parts
 block_sparse  attention to near blocks and some earlier ones
 layer_normed  the pass of models of today with LayerNorm
 local_rope   RoPE of its own in the layers with a window
+layer_normed  the pass of modern models with LayerNorm
 other_heads  heads that are not computed
 nearest      of families that are not computed: which is most like them
 llama        Llama, and what its descendants share
@@ -23,9 +24,9 @@ gpt_oss      experts in 4 bits, attention with sinks
 qwen2        biases on queries, keys and values
 qwen3        a norm on each head's queries and keys
 qwen3_moe    Qwen3 with experts
-olmo2        norms after the layers; a norm on all queries and all keys
+olmo2        norms after the layers; QK-norm over the full width
 olmo3        OLMo 2 with windows and RoPE by layer
-olmoe        experts, and the same norm on all queries and all keys
+olmoe        experts, and the same QK-norm
 smollm3      no RoPE in every fourth layer
 granite      multipliers of embeddings, scores, layers and logits
 gemma        norms that multiply by 1 + w, GeGLU, scaled embeddings
@@ -33,7 +34,7 @@ gemma2       norms before and after each layer, capped scores and logits
 gemma3       a norm on each head's queries and keys; RoPE of its own in layers with a window
 gemma3_pictures  the text part of Gemma 3's models that also read pictures
 gpt2         absolute positions, LayerNorm, GELU
-bert         attention both ways, to fill gaps
+bert         bidirectional attention, to fill gaps
 bert_heads   its configuration, weights and heads
 """
 
@@ -93,8 +94,8 @@ ALL = (
     GPT2,
     BERT,
 )
-# The only tables by config.json's model_type and by a .gguf file's architecture (Mistral's files say "llama": of two
-# families with one architecture the first in ALL reads the metadata, and says which of them it is).
+# By config.json's model_type, and by a .gguf file's architecture. If several families share an architecture (Mistral's
+# files say "llama"), the first in ALL wins; its gguf.keys tells them apart.
 FAMILIES: dict[str, Family] = {name: family for family in ALL for name in family.model_types}
 ARCHITECTURES = {family.gguf.architecture: family for family in reversed(ALL) if family.gguf is not None}
 

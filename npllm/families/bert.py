@@ -1,4 +1,4 @@
-"""BERT: a masked language model, which fills gaps: attention both ways, norms after the layers.
+"""BERT: a masked language model, which fills gaps: bidirectional attention, norms after the layers.
 
 The block is the original one of 2017 with GELU: each layer adds, then normalizes, so there is no norm after the last
 block. A token's vector is the sum of three, of the token, its position and its segment (token type), normalized. The
@@ -6,7 +6,8 @@ head has a layer of its own before the embedding matrix, to which it is tied, an
 of texts reads the vector of the first token, [CLS], through a layer called the pooler; in training, it predicted
 whether the second text follows the first.
 
-The published files are of several generations: norms are called gamma and beta, and there are copies of tied tensors.
+The published files are of several generations: older files call the norms' weights and biases gamma and beta, and some
+have copies of tied tensors.
 
 Source: Devlin et al. 2018, "BERT: Pre-training of deep bidirectional transformers for language understanding";
 https://huggingface.co/docs/transformers/model_doc/bert
@@ -253,7 +254,7 @@ def norm_flops(config: Config, T: int) -> int:
 
 
 POSITIONS, TYPES = 'tap("position_embedding"', 'tap("token_type_embedding"'
-OUTSIDE = ("norm", "input_layernorm")  # of GPT-2's values, those that BERT has not
+OUTSIDE = ("norm", "input_layernorm")  # of GPT-2's values, those that BERT lacks
 NORMED = Tapped("normalized: the residual stream from here on", "T D", layer_norm, "", "3-29")
 PARTS = {name: part for name, part in GPT2_PARTS.items() if name not in OUTSIDE} | {
     "token_type_embedding": Tapped("its text's row of the table of token types", "T D", bert_transform, TYPES, "3-5"),

@@ -81,14 +81,14 @@ class Family(NamedTuple):
     # heads' axis first; KEY · MODULE: with that output before it is multiplied by a key of the config).
     traced: Mapping[str, str]
     lm_head: Callable[..., Array] = heads.lm_head
-    added: tuple[str, str] = ("attention.output", "feedforward.output")  # what the residual stream gets added
+    added: tuple[str, str] = ("attention.output", "feedforward.output")  # what is added to the residual stream
     # The residual stream as the network reads it, and as the next block does.
     stream: tuple[str, str] = ("residual_after_attention", "residual_after_feedforward")
     weights: type = Weights  # the NamedTuple of the whole model's weights
     sequence_head: Callable[..., Array] = heads.sequence_classification_head
     renamed: Callable[[str], str] = str  # a tensor's name in older files -> its name in `names`
     transposed: Collection[str] = ()  # weights that Hugging Face's files store as [in, out]
-    alternating: Collection[str] = ()  # weights whose one tensor has rows of gate and up by turns
+    alternating: Collection[str] = ()  # weights whose one tensor has rows of gate and up alternately
     bare: Collection[str] = ()  # the ends of tensors' names without .weight, see checkpoint/parameters.py
     # Its attention changes the scores, so all [N, T, S] exist; it ignores `attention` (Phi-3-small: in sparse layers).
     full_scores: bool = False

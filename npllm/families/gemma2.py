@@ -75,12 +75,13 @@ def self_attention(
     x: Float[Array, "... T D"],
     weights: BlockLike,
     config: GemmaConfig,
-    *how: Any,
+    *args: Any,  # those of the chapter's, from `cos` to `layer`
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
     """The chapter's attention layer with `capped_attention`, whatever `attention` says."""
-    return chapter.self_attention(x, weights, config, *how, attention=partial(capped_attention, config=config), tap=tap)
+    attention = partial(capped_attention, config=config)
+    return chapter.self_attention(x, weights, config, *args, attention=attention, tap=tap)
 
 
 def block(

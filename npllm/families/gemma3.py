@@ -47,14 +47,14 @@ def self_attention(
     x: Float[Array, "... T D"],
     weights: Gemma3BlockWeights,
     config: GemmaConfig,
-    *how: Any,
+    *args: Any,  # those of the chapter's, from `cos` to `layer`
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
     """Qwen3's attention layer with norms that multiply by 1 + w, and scores q · k / sqrt(query_pre_attn_scalar)."""
     attention = partial(scaled_attention, scale=config.query_pre_attn_scalar**-0.5, attention=attention)
     weights = weights._replace(q_norm=1.0 + weights.q_norm, k_norm=1.0 + weights.k_norm)
-    return qwen3.self_attention(x, weights, config, *how, attention=attention, tap=tap)
+    return qwen3.self_attention(x, weights, config, *args, attention=attention, tap=tap)
 
 
 block = partial(gemma2.block, self_attention=self_attention)

@@ -130,7 +130,7 @@ def read_config(keys: Keys) -> GraniteConfig:
 
 
 def gguf_keys(m: Metadata) -> dict[str, Any]:
-    """The keys for architecture "granite". As in llama.cpp, a missing multiplier, and 0, is 1 or 1 / sqrt(H)."""
+    """The keys for architecture "granite". A multiplier that is missing or 0 means 1 (for the scores 1/√H)."""
     keys = metadata.common(m, m.tensors)
     metadata.whole_heads_rotate(m, keys["head_dim"])
     if m.get("rope.scaling.finetuned", True) is not True:  # llama.cpp's switch for RoPE

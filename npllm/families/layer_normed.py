@@ -1,6 +1,6 @@
-"""The pass of models of today that kept LayerNorm, with its bias, in place of RMSNorm: Phi-3.5-MoE and Phi-3-small.
+"""The pass of modern models that kept LayerNorm, with its bias, in place of RMSNorm: Phi-3.5-MoE and Phi-3-small.
 
-Their LongRoPE has two factors on cos and sin, one for short texts and one for long ones, which the files name.
+Their LongRoPE has two factors on cos and sin, one for short texts and one for long ones, given in the file.
 
 Source: Abdin et al. 2024, "Phi-3 technical report"; Ding et al. 2024, "LongRoPE".
 """

@@ -1,6 +1,6 @@
 """Mixtral: Mistral with eight feedforward networks in each block, of which every token passes through two.
 
-It has the parameters of a 47 billion model, and reads those of a 13 billion model for each token.
+It has 47 billion parameters and uses 13 billion per token.
 
 Source: Jiang et al. 2024, "Mixtral of experts"; https://huggingface.co/docs/transformers/model_doc/mixtral
 """

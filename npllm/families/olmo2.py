@@ -1,4 +1,4 @@
-"""OLMo 2: norms after the layers and not before them, and a norm on all queries and on all keys of a token.
+"""OLMo 2: norms after the layers and not before them, and QK-norm over the full width, all heads together.
 
 Each layer reads the unnormalized residual stream; its output is normalized, then added. The norms of queries and
 keys go over the whole width, before the heads are split.

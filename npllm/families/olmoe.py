@@ -1,4 +1,4 @@
-"""OLMoE: Llama with experts, and with OLMo 2's norm on all queries and on all keys of a token.
+"""OLMoE: Llama with experts, and with OLMo 2's QK-norm over the full width, all heads together.
 
 Unlike in OLMo 2, the norms come before the layers. The shares of a token's eight experts do not sum to 1: they are
 their probabilities among all 64.

@@ -37,7 +37,7 @@ block = partial(sparse_block, self_attention=qwen3.self_attention)
 
 transform = partial(model.transform, block=block)
 
-# Layers without experts, which no published model has; transformers' weights of a layer then differ.
+# Refused: layers without experts. No published model has them.
 ALLOWED = llama.ALLOWED | {"decoder_sparse_step": (1,), "mlp_only_layers": (None, [])}
 
 

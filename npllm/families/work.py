@@ -1,4 +1,4 @@
-"""The floating-point operations of a block's parts, for T new tokens among S: the pieces of `Family.work`; its weights.
+"""The FLOPs of a block's parts, for T new tokens among S, and the weights they read: the pieces of `Family.work`.
 
 inspect/cost.py defines what is counted, and sums over the layers.
 """
