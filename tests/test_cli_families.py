@@ -13,6 +13,7 @@ pytestmark = [
     pytest.mark.oracle,
     pytest.mark.filterwarnings("default"),  # transformers issues warnings of its own
 ]
+BOTH_WAYS = {"bert"}  # the page of inspect --html shows triangles of attention, and refuses it
 WITHOUT = {"ministral", "gemma3", "phi3small"}  # have no golden model: another's pass; unknown to transformers
 # Of each family the first golden model that continues a text.
 MODELS = {
@@ -38,7 +39,7 @@ def test_every_command_runs(npllm, tmp_path, monkeypatch, family):
         ("convert", folder, tmp_path / "converted", "--dtype", "float32"),
         ("compare", trace, tmp_path / "converted"),
         ("show", "-m", folder),
-        ("inspect", "-m", folder, "--ids", ids, "--html", tmp_path / "page.html"),
+        ("inspect", "-m", folder, "--ids", ids, *(() if family in BOTH_WAYS else ("--html", tmp_path / "page.html"))),
         ("trace", "-m", folder, "--ids", ids, "-o", tmp_path / "ours.safetensors"),
         ("compare", trace, tmp_path / "ours.safetensors"),
     ):
