@@ -8,7 +8,6 @@ scaling      positions in texts longer than in training
 activations  activation functions by name
 work         the cost of a block's parts
 block_sparse  attention to near blocks and some earlier ones
-layer_normed  the pass of models of today with LayerNorm
 local_rope   RoPE of its own in the layers with a window
 layer_normed  the pass of modern models with LayerNorm
 other_heads  heads that are not computed
