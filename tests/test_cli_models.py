@@ -81,8 +81,8 @@ def test_no_neighbour_is_named_for_a_family_that_is_computed():
 
 
 def test_the_nearest_family_is_named_with_the_difference():
-    assert nearest("phi", FAMILIES).startswith("the nearest is phi3; phi has attention and network side by side")
-    assert nearest("phi2", FAMILIES).startswith("the nearest is phi3; phi2 has ")
+    assert nearest("phi", FAMILIES).startswith("the nearest family is phi3, but phi has attention and network in")
+    assert nearest("phi2", FAMILIES).startswith("the nearest family is phi3, but phi2 has ")
     assert nearest("gptneox", FAMILIES) == nearest("gpt_neox", FAMILIES).replace("gpt_neox", "gptneox")
 
 

@@ -231,7 +231,7 @@ def test_what_is_not_a_positive_number_is_refused(key, value):
             {"model_type": "mamba"},
             "model_type: expected one of those that `npllm models` lists, got 'mamba'; npllm comp",
         ),
-        ({"model_type": "phi"}, "got 'phi'; the nearest is phi3; phi has attention and network side by side"),
+        ({"model_type": "phi"}, "got 'phi'; the nearest family is phi3, but phi has attention and network in parallel"),
         ({"model_type": ["phi3"]}, "model_type: expected one of"),
         ({"hidden_act": "gelu"}, "hidden_act: expected 'silu' or 'swish', got 'gelu'"),
         ({"is_causal": 1}, "is_causal: expected True, got 1; npllm does not compute it"),

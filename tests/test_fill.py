@@ -86,7 +86,7 @@ def test_what_cannot_be_filled_is_one_line(lm, text, options, message):
 
 
 def test_a_tokenizer_without_a_mask_is_refused(lm):
-    with pytest.raises(ModelFileError, match=r"no tokenizer\.json: expected one, which knows the mask token"):
+    with pytest.raises(ModelFileError, match=r"no tokenizer\.json: expected one with a mask token"):
         npllm.fill(lm._replace(tokenizer=None), "a [MASK]")
     other = tokenizer_from_folder(GOLDEN / "tokenizer-bytes")
     with pytest.raises(ModelFileError, match="the tokenizer has no mask token"):
@@ -96,9 +96,9 @@ def test_a_tokenizer_without_a_mask_is_refused(lm):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpt2", "got GPT2LMHeadModel; it continues texts: npllm generate"),
-        ("bert-sequence-classification", r"got BertForSequenceClassification; it classifies: npllm\.apps\.classify"),
-        ("phi3-token-classification", r"got Phi3ForTokenClassification; it classifies: npllm\.apps\.classify"),
+        ("gpt2", "got GPT2LMHeadModel, which npllm generate runs"),
+        ("bert-sequence-classification", r"got BertForSequenceClassification, which npllm\.apps\.classify runs"),
+        ("phi3-token-classification", r"got Phi3ForTokenClassification, which npllm\.apps\.classify runs"),
     ],
 )
 def test_another_model_is_refused(name, message):

@@ -327,7 +327,7 @@ def refuses(path, *parts):
         ("general.architecture", "mamba", "got 'mamba'; npllm computes no other"),
         ("general.architecture", "mamba", "phi3, "),
         ("general.architecture", "mamba", "expected one of "),
-        ("general.architecture", "phi2", "got 'phi2'; the nearest is phi3; phi2 has attention and network side by"),
+        ("general.architecture", "phi2", "got 'phi2'; the nearest family is phi3, but phi2 has attention and"),
         ("general.architecture", "smol-lm3", "npllm reads smollm3 from a folder with config.json and safetensors"),
         ("general.architecture", "nomic-bert", "such a file has no head, and turns texts into vectors; npllm fill"),
         ("general.architecture", None, "got None"),

@@ -24,7 +24,7 @@ from npllm.families.other_heads import check_head
         ("Phi3Model", "a model without a head"),
         ("GPT2Model", "a model without a head"),
         ("Qwen2ForRewardModel", "a reward head"),
-        ("GPT2DoubleHeadsModel", "two heads"),
+        ("GPT2DoubleHeadsModel", "a model with two heads"),
         ("Gemma3ForConditionalGeneration", "a model with an encoder"),
     ],
 )
@@ -34,18 +34,21 @@ def test_a_head_that_is_not_computed_is_named(name, what, masked):
         check_head(Keys({"architectures": [name]}), masked)
     assert "config.json: architectures: expected a language model or a classifier (" in str(raised.value)
     assert f", got {name}: {what}" in str(raised.value)
+    assert str(raised.value).endswith(f"checkpoint with {'a masked-LM' if masked else 'an LM'} head or a classifier")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["BertLMHeadModel", "BertForCausalLM", "Other"])
 def test_a_masked_model_with_a_head_that_writes_is_refused(name):
     check_head(Keys({"architectures": [name]}), masked=False)
-    with pytest.raises(ModelFileError, match=f"got {name}: another head than that of a masked language model"):
+    with pytest.raises(ModelFileError, match=f"got {name}: not a masked language model"):
         check_head(Keys({"architectures": [name]}), masked=True)
 
 
 def test_a_masked_head_on_a_decoder_is_refused():
-    with pytest.raises(ModelFileError, match="LlamaForMaskedLM: a masked language model, which npllm computes only of"):
+    with pytest.raises(
+        ModelFileError, match="LlamaForMaskedLM: a masked language model, which npllm computes only"
+    ):
         check_head(Keys({"architectures": ["LlamaForMaskedLM"]}), masked=False)
 
 

@@ -62,7 +62,7 @@ def gaps(lm: LM, text: str | Sequence[int], top_k: int = 5, *, pair: str | None 
     check_masked(lm)
     top_k = whole_number("top_k", top_k, 1, lm.config.vocab_size)
     if lm.tokenizer is None:
-        raise ModelFileError("the model has no tokenizer.json: expected one, which knows the mask token")
+        raise ModelFileError("the model has no tokenizer.json: expected one with a mask token")
     name, mask = mask_token(lm.tokenizer)
     ids, token_types = encode(lm, text, pair)
     places = [position for position, token in enumerate(ids) if token == mask]
@@ -72,16 +72,16 @@ def gaps(lm: LM, text: str | Sequence[int], top_k: int = 5, *, pair: str | None 
     xp = array_namespace(hidden)
     logits = to_host(lm_head(xp.take(hidden, xp.asarray(places, device=device(hidden)), axis=0), lm))
     check_finite(logits, "the logits")
-    shares = softmax(logits)
-    best = np.argsort(-shares, axis=-1, kind="stable")[:, :top_k]
-    alone, pad = len(places) == 1, lm.config.pad_token_id
+    probabilities = softmax(logits)
+    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top_k]
+    only_mask, pad = len(places) == 1, lm.config.pad_token_id
     found = []
-    for place, tokens, of_place in zip(places, best.tolist(), shares, strict=True):
+    for place, tokens, scores in zip(places, best.tolist(), probabilities, strict=True):
         answers = []
         for token in tokens:
             filled = [token if position == place else other for position, other in enumerate(ids)]
-            sequence = lm.tokenizer.decode([one for one in filled if one != pad], skip_special_tokens=alone)
-            answer = {"score": float(of_place[token]), "token": token, "token_str": lm.tokenizer.decode([token])}
+            sequence = lm.tokenizer.decode([other for other in filled if other != pad], skip_special_tokens=only_mask)
+            answer = {"score": float(scores[token]), "token": token, "token_str": lm.tokenizer.decode([token])}
             answers.append(answer | {"sequence": sequence})
         found.append(Gap(place, answers))
     return ids, found
@@ -93,9 +93,9 @@ def check_masked(lm: LM) -> None:
     if lm.config.bidirectional and lm.weights.lm_head is not None:
         return
     got = ", ".join(lm.config.architectures) or lm.config.family
-    other = "it classifies: npllm.apps.classify" if lm.weights.lm_head is None else "it continues texts: npllm generate"
+    runs = "npllm.apps.classify" if lm.weights.lm_head is None else "npllm generate"
     raise UsageError(
-        f"model: expected a masked language model, such as google-bert/bert-base-uncased, got {got}; {other}"
+        f"model: expected a masked language model, such as google-bert/bert-base-uncased, got {got}, which {runs} runs"
     )
 
 

@@ -8,41 +8,41 @@ Source: the models of transformers, https://github.com/huggingface/transformers/
 
 from collections.abc import Collection
 
-# By model_type: the nearest family's model_type, and what this one has in place of that family's parts, or besides.
+# By model_type: the nearest family's model_type, and how this one differs: what it has instead, or in addition.
 NEAREST = {
-    "phi": ("phi3", "attention and network side by side after one LayerNorm, and a network without a gate"),
+    "phi": ("phi3", "attention and network in parallel after one LayerNorm, and a network without a gate"),
     "phi3_v": ("phi3", "an image encoder"),
     "phi4_multimodal": ("phi3", "encoders for images and sound, with LoRA adapters"),
     "stablelm": ("llama", "LayerNorm, and RoPE on a quarter of each head"),
     "arcee": ("llama", "a network without a gate, with ReLU²"),
     "nemotron": ("llama", "LayerNorm with weights 1 + w, RoPE on half of each head, and ReLU² without a gate"),
-    "helium": ("llama", "RoPE on pairs of neighbours"),
-    "ernie4_5": ("llama", "RoPE on pairs of neighbours"),
-    "glm": ("llama", "RoPE on pairs of neighbours in half of each head"),
-    "glm4": ("llama", "RoPE on pairs of neighbours in half of each head, and norms after the layers besides"),
+    "helium": ("llama", "interleaved RoPE"),
+    "ernie4_5": ("llama", "interleaved RoPE"),
+    "glm": ("llama", "interleaved RoPE on half of each head"),
+    "glm4": ("llama", "interleaved RoPE on half of each head, and also norms after the layers"),
     "olmo": ("llama", "LayerNorm without weights, and a limit on queries, keys and values"),
-    "cohere": ("llama", "LayerNorm, attention and network side by side, RoPE on pairs of neighbours, scaled logits"),
-    "cohere2": ("smollm3", "LayerNorm, attention and network side by side, RoPE on pairs of neighbours, scaled logits"),
+    "cohere": ("llama", "LayerNorm, attention and network in parallel, interleaved RoPE, and scaled logits"),
+    "cohere2": ("smollm3", "LayerNorm, attention and network in parallel, interleaved RoPE, and scaled logits"),
     "internlm2": ("llama", "queries, keys and values in one tensor, group by group"),
-    "seed_oss": ("qwen2", "biases that its config can switch off"),
+    "seed_oss": ("qwen2", "biases that the config can switch off"),
     "starcoder2": ("mistral", "LayerNorm, biases, and a network without a gate"),
     "ministral3": ("ministral", "queries scaled by position"),
     "mistral3": ("mistral", "an image encoder"),
-    "qwen2_vl": ("qwen2", "an image encoder, and RoPE over three axes"),
-    "qwen2_5_vl": ("qwen2", "an image encoder, and RoPE over three axes"),
-    "qwen3_vl": ("qwen3", "an image encoder, and RoPE over three axes"),
+    "qwen2_vl": ("qwen2", "an image encoder, and RoPE with three positions per token"),
+    "qwen2_5_vl": ("qwen2", "an image encoder, and RoPE with three positions per token"),
+    "qwen3_vl": ("qwen3", "an image encoder, and RoPE with three positions per token"),
     "qwen2_moe": ("qwen3_moe", "biases in place of QK-norm, and an expert that all tokens share"),
     "hunyuan_v1_dense": ("qwen3", "QK-norm after RoPE, not before it"),
     "apertus": ("qwen3", "a network without a gate, with xIELU"),
     "exaone4": ("olmo3", "QK-norm by head, and no RoPE in the layers with full attention"),
     "dbrx": ("mixtral", "LayerNorm, and a limit on queries, keys and values"),
-    "minicpm": ("granite", "the multipliers under other names"),
+    "minicpm": ("granite", "other names for the multipliers"),
     "granitemoe": ("granite", "a mixture of experts"),
     "gemma3n": ("gemma3_text", "several residual streams, embeddings for each layer, and sparse activations"),
-    "gpt_bigcode": ("gpt2", "one key and value head for all"),
+    "gpt_bigcode": ("gpt2", "one key head and one value head for all queries"),
     "gpt_neo": ("gpt2", "unscaled scores, and a window in every second layer"),
-    "gpt_neox": ("gpt2", "RoPE in place of position embeddings, attention and network side by side"),
-    "gptj": ("gpt2", "RoPE in place of position embeddings, attention and network side by side after one LayerNorm"),
+    "gpt_neox": ("gpt2", "RoPE in place of position embeddings, and attention and network in parallel"),
+    "gptj": ("gpt2", "RoPE in place of position embeddings, and attention and network in parallel after one LayerNorm"),
     "opt": ("gpt2", "ReLU, and positions that begin at 2"),
     "bloom": ("gpt2", "ALiBi in place of position embeddings, and a norm after the embeddings"),
     "mpt": ("gpt2", "ALiBi in place of position embeddings, and no biases"),
@@ -64,7 +64,7 @@ def nearest(name: str, computed: Collection[str]) -> str:
     name : a model_type, or a .gguf file's architecture
     computed : the model_types to choose from
     """
-    types = {compact(one): one for one in NEAREST}
+    types = {compact(other): other for other in NEAREST}
     model_type = LLAMA_CPP.get(name) or types.get(compact(name), "")
     family, difference = NEAREST.get(model_type, ("", ""))
-    return f"the nearest is {family}; {name} has {difference}" if family in computed else ""
+    return f"the nearest family is {family}, but {name} has {difference}" if family in computed else ""

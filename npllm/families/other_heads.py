@@ -9,13 +9,13 @@ from ..errors import ModelFileError
 from .keys import Keys
 
 WHAT = {  # the end of the name: what it is
-    "ForQuestionAnswering": "a question-answering head, which marks the answer in a text",
+    "ForQuestionAnswering": "a question-answering head",
     "ForMultipleChoice": "a multiple-choice head",
     "ForNextSentencePrediction": "a head that says whether one text follows another",
-    "ForConditionalGeneration": "a model with an encoder, of text, images or sound",
-    "ForImageTextToText": "a model with an encoder of images",
+    "ForConditionalGeneration": "a model with an encoder for text, images or sound",
+    "ForImageTextToText": "a model with an image encoder",
     "RewardModel": "a reward head",
-    "DoubleHeadsModel": "two heads",
+    "DoubleHeadsModel": "a model with two heads",
 }
 HEADLESS = re.compile(r"(?!.*(LMHead|For[A-Z])).*Model")  # Phi3Model, but not GPT2LMHeadModel
 COMPUTED = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification")  # in a masked LM
@@ -27,16 +27,17 @@ def check_head(keys: Keys, masked: bool) -> None:
 
     masked : whether the family is one of masked language models
     """
+    head = "a masked-LM head" if masked else "an LM head"
     for name in keys.strings("architectures"):
         what = next((what for ending, what in WHAT.items() if name.endswith(ending)), None)
         if what is None and HEADLESS.fullmatch(name):
             what = "a model without a head, which turns texts into vectors"
         elif masked and what is None and not name.endswith(COMPUTED):
-            what = "another head than that of a masked language model"
+            what = "not a masked language model"
         elif not masked and name.endswith("ForMaskedLM"):
-            what = "a masked language model, which npllm computes only of BERT"
+            what = "a masked language model, which npllm computes only for BERT"
         if what is not None:
             raise ModelFileError(
-                f"{keys.where}: architectures: expected {HEADS}, got {name[:80]}: {what}; take a checkpoint with"
-                " another head"
+                f"{keys.where}: architectures: expected {HEADS}, got {name[:80]}: {what}; use a checkpoint"
+                f" with {head} or a classifier"
             )
