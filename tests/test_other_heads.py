@@ -46,9 +46,7 @@ def test_a_masked_model_with_a_head_that_writes_is_refused(name):
 
 
 def test_a_masked_head_on_a_decoder_is_refused():
-    with pytest.raises(
-        ModelFileError, match="LlamaForMaskedLM: a masked language model, which npllm computes only"
-    ):
+    with pytest.raises(ModelFileError, match="LlamaForMaskedLM: a masked language model, which npllm computes only"):
         check_head(Keys({"architectures": ["LlamaForMaskedLM"]}), masked=False)
 
 

@@ -24,11 +24,11 @@ from ..masks import decoder_mask
 from ..norm import layer_norm
 from ..shapes import GPT2BlockWeights, Weights
 from ..tap import Tap, under, untapped
-from . import common
+from . import common, llama
 from .activations import ACTIVATIONS, FLOPS
 from .family import Family, Gguf, Rows, Tapped, Work
 from .keys import Keys
-from .llama import PARTS, attention_text, score_bias
+from .llama import PARTS, attention_text, moved, score_bias
 from .metadata import Metadata, end_ids, vocab_size
 from .work import attention_work, layer_norm_flops, linear_work
 
@@ -53,20 +53,17 @@ def gpt2_block(
 ) -> Float[Array, "... T D"]:
     """GPT-2's block: pre-norm like the modern block, but with LayerNorm, GELU and biases, and without RoPE.
 
-    Its norms are called `ln_1` and `ln_2` in the files; their taps have the names of the modern block.
-
-    Parameters as in `npllm.block.block`.
+    Its norms are called `ln_1` and `ln_2` in the files; their taps have the names of the modern block. Parameters as in
+    `npllm.block.block`.
     """
-    eps = config.layer_norm_epsilon
+    eps, inside = config.layer_norm_epsilon, under(tap, "attention")
     normed = tap("input_layernorm", layer_norm(x, weights.ln_1, weights.ln_1_bias, eps))
-    x = x + self_attention(
-        normed, weights, config, None, None, visible, cache, layer, attention=attention, tap=under(tap, "attention")
-    )
-    x = tap("residual_after_attention", x)
+    y = self_attention(normed, weights, config, None, None, visible, cache, layer, attention=attention, tap=inside)
+    x = tap("residual_after_attention", x + y)
     normed = tap("post_attention_layernorm", layer_norm(x, weights.ln_2, weights.ln_2_bias, eps))
     activation = ACTIVATIONS[config.activation_function]
-    x = x + plain_feedforward(normed, weights, activation, tap=under(tap, "feedforward"))
-    return tap("residual_after_feedforward", x)
+    y = plain_feedforward(normed, weights, activation, tap=under(tap, "feedforward"))
+    return tap("residual_after_feedforward", x + y)
 
 
 def gpt2_transform(
@@ -101,8 +98,8 @@ def gpt2_transform(
     masks = visible if isinstance(visible, Sequence) else [visible] * config.num_hidden_layers
 
     x = tap("embedding", embed(ids, weights.embed_tokens))
-    x = x + tap("position_embedding", embed(positions, weights.embed_positions))
-    x = tap("residual_after_embedding", x)
+    place = tap("position_embedding", embed(positions, weights.embed_positions))
+    x = tap("residual_after_embedding", x + place)
     for layer, block_weights in enumerate(weights.layers):
         inside = under(tap, f"layers.{layer}")
         x = block(x, block_weights, config, masks[layer], cache, layer, attention=attention, tap=inside)
@@ -132,14 +129,10 @@ NAMES = {
     "c_fc": "h.*.mlp.c_fc | transformer.h.*.mlp.c_fc",
     "c_proj": "h.*.mlp.c_proj | transformer.h.*.mlp.c_proj",
 }
-GGUF_NAMES = {
-    "embed_tokens": "token_embd",
+GGUF_NAMES = {name: llama.GGUF_NAMES[name] for name in ("embed_tokens", "norm", "lm_head", "o_proj")} | {
     "embed_positions": "position_embd",
-    "norm": "output_norm",
-    "lm_head": "output",
     "ln_1": "blk.*.attn_norm",
     "qkv_proj": "blk.*.attn_qkv",
-    "o_proj": "blk.*.attn_output",
     "ln_2": "blk.*.ffn_norm",
     "c_fc": "blk.*.ffn_up",
     "c_proj": "blk.*.ffn_down",
@@ -280,14 +273,10 @@ ADDED, POSITIONS = 'tap("residual_after_embedding"', 'tap("position_embedding"'
 GPT2_PARTS = {name: part for name, part in PARTS.items() if not name.endswith(("_rotated", ".gate"))} | {
     "position_embedding": Tapped("each position's row of its table", "T D", gpt2_transform, POSITIONS, "3-32"),
     "residual_after_embedding": Tapped("their sum", "T D", gpt2_transform, ADDED, "3-29"),
-    "input_layernorm": PARTS["input_layernorm"]._replace(function=layer_norm, figures="3-29"),
-    "residual_after_attention": PARTS["residual_after_attention"]._replace(function=gpt2_block, figures="3-29"),
-    "post_attention_layernorm": PARTS["post_attention_layernorm"]._replace(function=layer_norm, figures="3-29"),
-    "feedforward.up": PARTS["feedforward.up"]._replace(function=plain_feedforward),
+    **moved(layer_norm, "input_layernorm", "post_attention_layernorm", "norm", figures="3-29"),
+    **moved(gpt2_block, "residual_after_attention", "residual_after_feedforward", figures="3-29"),
+    **moved(plain_feedforward, "feedforward.up", "feedforward.output"),
     "feedforward.activation": Tapped("the activation function", "T F", plain_feedforward, 'tap("output"', "3-29"),
-    "feedforward.output": PARTS["feedforward.output"]._replace(function=plain_feedforward),
-    "residual_after_feedforward": PARTS["residual_after_feedforward"]._replace(function=gpt2_block, figures="3-29"),
-    "norm": PARTS["norm"]._replace(function=layer_norm, figures="3-29"),
 }
 TRACED = {
     "embedding": "transformer.wte",

@@ -197,9 +197,9 @@ PARTS = {
 }
 
 
-def moved(function: Callable[..., Any], *names: str) -> dict[str, Tapped]:
+def moved(function: Callable[..., Any], *names: str, **changes: str) -> dict[str, Tapped]:
     """The descriptions of these values, computed by another function in lines like those of the chapter's."""
-    return {name: PARTS[name]._replace(function=function) for name in names}
+    return {name: PARTS[name]._replace(function=function, **changes) for name in names}
 
 
 # The same values in transformers: the output of a module, or its input (>). tools/hf_trace.py reads it.
