@@ -258,7 +258,7 @@ def test_what_is_not_a_positive_number_is_refused(key, value):
         ({"model_type": "llama", "layer_types": [["full_attention"]] * 32}, "layer_types: expected full_attention"),
         (
             {"model_type": "mistral", "sliding_window": None, "layer_types": ["sliding_attention"] * 32},
-            "sliding_window: expected a number of tokens, since layer_types has sliding_attention",
+            "layer_types: expected full_attention alone, since there is no sliding window",
         ),
         (
             {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 32},

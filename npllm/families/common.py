@@ -251,14 +251,17 @@ def windows(layers: int, window: int | None, first: int = 0) -> tuple[str, ...]:
     return tuple("sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers))
 
 
-def layer_types(keys: Keys, layers: int, default: Sequence[str]) -> tuple[str, ...]:
+def layer_types(keys: Keys, layers: int, default: Sequence[str], window: int | None) -> tuple[str, ...]:
     """The layer types that the file lists, or the default."""
-    return keys.strings("layer_types", layers, KINDS) or tuple(default)
+    kinds = keys.strings("layer_types", layers, KINDS) or tuple(default)
+    if window is None and "sliding_attention" in kinds:
+        raise keys.refusal("layer_types", "full_attention alone, since there is no sliding window", got=[*kinds])
+    return kinds
 
 
 def same_window(keys: Keys, layers: int, window: int | None) -> tuple[str, ...]:
     """The layer types of a family with the same window in all layers, or none."""
     kinds = windows(layers, window)
-    if layer_types(keys, layers, kinds) != kinds:
+    if layer_types(keys, layers, kinds, window) != kinds:
         raise keys.refusal("layer_types", f"{kinds[0]} alone", "this family has the same window in all layers")
     return kinds

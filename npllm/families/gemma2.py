@@ -145,10 +145,7 @@ def windowed(keys: Keys, layers: int, every: int) -> dict[str, Any]:
     """The fields of the window: without `layer_types` all layers have it but the last of each `every` layers."""
     window = keys.optional("sliding_window", absent=4096)
     kinds = ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(layers)]
-    kinds = list(common.layer_types(keys, layers, default=kinds))
-    if window is None and "sliding_attention" in kinds:
-        raise keys.refusal("sliding_window", "a number of tokens, since some layers have a window")
-    return {"sliding_window": window, "layer_types": tuple(kinds)}
+    return {"sliding_window": window, "layer_types": common.layer_types(keys, layers, default=kinds, window=window)}
 
 
 def cap_of(keys: Keys, key: str, absent: float | None) -> float | None:

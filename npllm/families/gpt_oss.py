@@ -133,9 +133,7 @@ def read_config(keys: Keys) -> GptOssConfig:
     sizes = common.sizes(keys, kv_heads=8, head_dim=64)
     layers, window = sizes["num_hidden_layers"], keys.optional("sliding_window", absent=128)
     alternating = [("sliding_attention", "full_attention")[layer % 2] for layer in range(layers)]
-    kinds = common.layer_types(keys, layers, default=alternating)
-    if window is None and "sliding_attention" in kinds:
-        raise keys.refusal("sliding_window", "a number of tokens, since some layers have sliding_attention")
+    kinds = common.layer_types(keys, layers, default=alternating, window=window)
     return GptOssConfig(
         family="gpt_oss",
         **sizes,

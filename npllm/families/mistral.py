@@ -15,9 +15,7 @@ def read_config(keys: Keys) -> Config:
     sizes = common.sizes(keys, kv_heads=8)
     layers = sizes["num_hidden_layers"]
     window = keys.optional("sliding_window", absent=4096)
-    kinds = common.layer_types(keys, layers, default=common.windows(layers, window))
-    if window is None and "sliding_attention" in kinds:
-        raise keys.refusal("sliding_window", "a number of tokens, since layer_types has sliding_attention")
+    kinds = common.layer_types(keys, layers, default=common.windows(layers, window), window=window)
     return Config(
         family="mistral",
         **sizes,

@@ -28,9 +28,7 @@ def read_config(keys: Keys) -> LocalRopeConfig:
     layers = sizes["num_hidden_layers"]
     window = keys.optional("sliding_window", absent=4096)
     fourth = ["full_attention" if (layer + 1) % 4 == 0 else "sliding_attention" for layer in range(layers)]
-    kinds = common.layer_types(keys, layers, default=fourth)
-    if window is None and "sliding_attention" in kinds:
-        raise keys.refusal("sliding_window", "a number of tokens, since some layers have sliding_attention")
+    kinds = common.layer_types(keys, layers, default=fourth, window=window)
     return LocalRopeConfig(
         family="olmo3",
         **sizes,

@@ -33,9 +33,7 @@ def windowed(keys: Keys, layers: int) -> dict[str, Any]:
     keys.mark_read("sliding_window")  # read only if it is used
     window = keys.optional("sliding_window", absent=4096) if keys.boolean("use_sliding_window") else None
     first = keys.integer("max_window_layers", 28, least=0)
-    kinds = common.layer_types(keys, layers, default=common.windows(layers, window, first))
-    if window is None and "sliding_attention" in kinds:
-        raise keys.refusal("layer_types", "full_attention alone, since there is no sliding window")
+    kinds = common.layer_types(keys, layers, default=common.windows(layers, window, first), window=window)
     return {"sliding_window": window, "layer_types": kinds}
 
 

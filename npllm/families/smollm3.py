@@ -59,9 +59,7 @@ def read_config(keys: Keys) -> SmolLM3Config:
     rotated = rotated_layers(keys, layers)
     used, window = keys.boolean("use_sliding_window"), keys.optional("sliding_window")
     local = ["sliding_attention" if used and window and not turns else "full_attention" for turns in rotated]
-    kinds = common.layer_types(keys, layers, default=local)
-    if window is None and "sliding_attention" in kinds:
-        raise keys.refusal("layer_types", "full_attention alone, since there is no sliding window")
+    kinds = common.layer_types(keys, layers, default=local, window=window)
     return SmolLM3Config(
         family="smollm3",
         **sizes,
