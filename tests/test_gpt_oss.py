@@ -16,7 +16,8 @@ import npllm
 from npllm.checkpoint.write import convert
 from npllm.errors import ModelFileError
 from npllm.families import read_config
-from npllm.families.gpt_oss import attention_with_sinks, bounded_swiglu
+from npllm.families.activations import bounded_glu
+from npllm.families.gpt_oss import attention_with_sinks
 from npllm.families.scaling import yarn
 
 
@@ -36,11 +37,10 @@ def test_attention_with_sinks_is_the_loop():
 
 
 def test_the_activation_is_bounded():
-    config = families.random_lm("gpt_oss", swiglu_limit=2.0).config
     gate, up = (np.array(values, np.float32) for values in ([-9, 1, 9, 9, 9], [1, 1, 1, 9, -9]))
     bounded = zip([-9, 1, 2, 2, 2], [1, 1, 1, 2, -2], strict=True)
     expected = [g / (1 + math.exp(-1.702 * g)) * (u + 1) for g, u in bounded]
-    assert_close("activation", bounded_swiglu(gate, up, config), np.array(expected, np.float32))
+    assert_close("activation", bounded_glu(gate, up, limit=2.0), np.array(expected, np.float32))
 
 
 def test_a_file_that_says_little_has_the_published_model():
@@ -58,7 +58,7 @@ def test_a_file_that_says_little_has_the_published_model():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"sliding_window": None}, "sliding_window: expected a number of tokens"),
+        ({"sliding_window": None}, "layer_types: expected full_attention alone"),
         ({"num_experts_per_tok": 6}, "num_experts_per_tok: expected at most the number of experts, 5"),
         ({"swiglu_limit": 0}, "swiglu_limit: expected a positive number"),
     ],

@@ -23,6 +23,20 @@ def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x * xp.where(x > 0, 1.0 - tail, tail)
 
 
+def bounded_glu(
+    gate: Float[Array, "... F"], up: Float[Array, "... F"], limit: float, alpha: float = 1.702
+) -> Float[Array, "... F"]:
+    """gate · sigmoid(α · gate) · (up + 1): gate at most `limit`, up within it on both sides.
+
+    With `up` at zero, the gate itself passes; with α = 1.702 it passes a rough GELU. Infinities stay, so that an
+    overflow does not look like a large value. Source: Hendrycks and Gimpel 2016, section 2.
+    """
+    xp = array_namespace(gate)
+    gate = xp.where(xp.isinf(gate), gate, xp.minimum(gate, limit))
+    up = xp.where(xp.isinf(up), up, xp.maximum(xp.minimum(up, limit), -limit))
+    return gate / (1.0 + xp.exp(xp.minimum(-alpha * gate, 88.0))) * (up + 1.0)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # by their names in config.json
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), gelu),
     **dict.fromkeys(("gelu", "gelu_python"), exact_gelu),

@@ -17,11 +17,11 @@ from .. import model
 from ..arrays import Array, Bool, Float, Int, Weight, array_namespace
 from ..attention import attention, attention_weights, combine, relevance_scores
 from ..config import Config
-from ..feedforward import silu
 from ..linear import linear
 from ..sampling import softmax
 from ..tap import Tap, untapped
 from . import common, experts, llama, metadata
+from .activations import bounded_glu
 from .experts import ExpertsConfig, ExpertWeights, mixture
 from .family import Gguf, Rows, Tapped, Work
 from .keys import Keys
@@ -82,23 +82,11 @@ def route(
     return chosen, tap("shares", softmax(xp.take_along_axis(logits, chosen, axis=-1)))
 
 
-def bounded_swiglu(
-    gate: Float[Array, "... F"], up: Float[Array, "... F"], config: GptOssConfig
-) -> Float[Array, "... F"]:
-    """gate · sigmoid(α · gate) · (up + 1): gate at most `swiglu_limit`, up within it on both sides.
-
-    With `up` at zero, the gate itself passes.
-    """
-    xp, alpha, limit = array_namespace(gate), config.swiglu_alpha, config.swiglu_limit
-    gate, up = xp.minimum(gate, limit), xp.maximum(xp.minimum(up, limit), -limit)
-    return silu(alpha * gate) / alpha * (up + 1.0)
-
-
 def expert_feedforward(x: Float[Array, "T D"], expert: ExpertWeights, config: GptOssConfig) -> Float[Array, "T D"]:
     """The output of one expert: the network of `npllm.feedforward` with this activation."""
     gate_up = linear(x, expert.gate_up_proj, expert.gate_up_proj_bias)
     width = gate_up.shape[-1] // 2
-    activation = bounded_swiglu(gate_up[..., :width], gate_up[..., width:], config)
+    activation = bounded_glu(gate_up[..., :width], gate_up[..., width:], config.swiglu_limit, config.swiglu_alpha)
     return linear(activation, expert.down_proj, expert.down_proj_bias)
 
 
@@ -198,7 +186,7 @@ def work(config: GptOssConfig, layer: int, weights: GptOssBlockWeights, T: int, 
     own = {
         "softmax": Work("softmax", T * config.num_attention_heads * (4 * S + 3), ["sinks"]),
         "shares": Work("shares", T * (4 * config.num_experts_per_tok - 1)),
-        "SwiGLU": Work("bounded SwiGLU", 7 * runs * config.intermediate_size),
+        "SwiGLU": Work("bounded SwiGLU", 6 * runs * config.intermediate_size),
     }
     parts = [
         Work("input_layernorm", norm, ["input_layernorm"]),

@@ -27,6 +27,7 @@ from ..masks import decoder_mask
 from ..shapes import Weights
 from ..tap import Tap, untapped
 from . import common, layer_normed, llama
+from .activations import bounded_glu
 from .block_sparse import BlockSparseConfig, queries_keys_values, self_attention, sparse_mask
 from .family import Rows, Tapped, Work
 from .granite import scaled_embed
@@ -62,24 +63,13 @@ class Phi3SmallBlockWeights(NamedTuple):
     down_proj_bias: Float[Array, " D"] | None = None
 
 
-def gegelu(gate: Float[Array, "... F"], up: Float[Array, "... F"], limit: float) -> Float[Array, "... F"]:
-    """gate · sigmoid(1.702 gate) · (up + 1): a GLU with a rough GELU; both are clamped, and 1 is added to `up`.
-
-    Infinities stay, so that an overflow does not look like a large value. Source: Hendrycks and Gimpel 2016, section 2.
-    """
-    xp = array_namespace(gate)
-    gate = xp.where(xp.isinf(gate), gate, xp.minimum(gate, limit))
-    up = xp.where(xp.isinf(up), up, xp.maximum(xp.minimum(up, limit), -limit))
-    return gate / (1.0 + xp.exp(xp.minimum(-1.702 * gate, 88.0))) * (up + 1.0)
-
-
 def feedforward(
     x: Float[Array, "... T D"], weights: Phi3SmallBlockWeights, config: Phi3SmallConfig, *, tap: Tap = untapped
 ) -> Float[Array, "... T D"]:
     """The network with GeGELU. Row 2i of `up_proj` is the gate of element i, row 2i + 1 what it lets pass."""
     both = linear(x, weights.up_proj, weights.up_proj_bias)
     gate, up = tap("gate", both[..., ::2]), tap("up", both[..., 1::2])
-    activation = tap("activation", gegelu(gate, up, config.gegelu_limit))
+    activation = tap("activation", bounded_glu(gate, up, config.gegelu_limit))
     return tap("output", linear(activation, weights.down_proj, weights.down_proj_bias))
 
 
@@ -250,7 +240,7 @@ PARTS = (
         **moved(queries_keys_values, "attention.q", "attention.k", "attention.v"),
         **moved(self_attention, "attention.output"),
         **moved(feedforward, "feedforward.gate", "feedforward.up", "feedforward.output"),
-        "feedforward.activation": Tapped("GeGELU: gelu(gate) · (up + 1)", "T F", gegelu, "", "3-30"),
+        "feedforward.activation": Tapped("GeGELU: gelu(gate) · (up + 1)", "T F", bounded_glu, "", "3-30"),
         **moved(lm_head, "logits"),
     }
 )
