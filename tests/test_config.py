@@ -504,7 +504,7 @@ def test_olmo3_has_rope_by_kind_of_layer():
         ({"rope_parameters": YARN}, "rope_parameters: expected an object for each of full_attention and sliding_atten"),
         ({"rope_parameters": {"sliding_attention": YARN}}, "rope_parameters: expected one of default, got 'yarn'"),
         ({"rope_parameters": {"sliding_attention": 7}}, "rope_parameters: expected an object for each of"),
-        ({"sliding_window": None}, "sliding_window: expected a number of tokens"),
+        ({"sliding_window": None}, "layer_types: expected full_attention alone"),
     ],
 )
 def test_keys_of_rope_that_transformers_would_ignore_are_refused_in_olmo3(keys, message):

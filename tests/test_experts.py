@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import families
 import llamacpp
@@ -118,7 +119,7 @@ def test_a_decode_step_reads_only_the_experts_that_the_router_chose():
 def test_the_best_experts_get_their_shares_of_the_softmax(normalized):
     config = replace(families.random_lm("mixtral").config, norm_topk_prob=normalized)
     router = np.array([[1.0], [3.0], [2.0], [-1.0], [0.0]], np.float32)
-    chosen, shares = route(np.ones((1, 1), np.float32), router, config)
+    chosen, shares = route(np.ones((1, 1), np.float32), SimpleNamespace(router=router), config)
     exponentials = np.exp(router[:, 0])
     expected = exponentials[[1, 2]] / (exponentials[[1, 2]].sum() if normalized else exponentials.sum())
     assert chosen.tolist() == [[1, 2]]

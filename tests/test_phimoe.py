@@ -19,7 +19,7 @@ import npllm
 from npllm.checkpoint.write import convert
 from npllm.devices.device import to_host
 from npllm.errors import ModelFileError
-from npllm.families import experts, gguf_keys, layer_normed, phimoe, read_config
+from npllm.families import experts, gguf_keys, layer_normed, read_config
 from npllm.families.metadata import Metadata
 from npllm.families.phimoe import sparsemixer
 from npllm.norm import rms_norm
@@ -172,5 +172,6 @@ def test_but_for_the_norm_and_the_router_a_gguf_file_is_read_as_by_llama_cpp(tmp
         with pytest.raises(AssertionError, match="expected log-probability"):
             assert_agrees_with_llama_cpp(lm, tmp_path / "m.gguf", ids, FLOAT32)
         monkeypatch.setattr(layer_normed, "layer_norm", lambda x, weight, bias, eps: rms_norm(x, weight, eps) + bias)
-        monkeypatch.setattr(phimoe, "route", experts.route)
+        block = partial(layer_normed.block, feedforward=experts.mixture_of_experts)
+        lm = lm._replace(transform=partial(layer_normed.transform, block=block))
         assert_agrees_with_llama_cpp(lm, tmp_path / "m.gguf", ids, FLOAT32)

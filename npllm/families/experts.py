@@ -66,14 +66,14 @@ def read_experts(keys: Keys, layers: int, names: Sequence[str], experts: int, ch
 
 
 def route(
-    x: Float[Array, "... T D"], router: Weight, config: ExpertsConfig, *, tap: Tap = untapped
+    x: Float[Array, "... T D"], weights: Any, config: ExpertsConfig, *, tap: Tap = untapped
 ) -> tuple[Int[Array, "... T A"], Float[Array, "... T A"]]:
     """The experts of each token, the best first, and their shares: their probabilities in the softmax over all experts.
 
     With `norm_topk_prob` these are divided by their sum. Without it the shares of a token sum to less than 1.
     """
     xp = array_namespace(x)
-    logits = tap("router_logits", linear(x, router))
+    logits = tap("router_logits", linear(x, weights.router))
     probabilities = softmax(logits)
     chosen = xp.argsort(-probabilities, axis=-1, stable=True)[..., : config.num_experts_per_tok]
     chosen = tap("chosen", chosen)
@@ -113,20 +113,26 @@ def mixture(
     return xp.sum(shares[..., None] * of_tokens, axis=-2)
 
 
-def sparse_feedforward(
-    x: Float[Array, "... T D"], weights: Any, config: ExpertsConfig, *, tap: Tap = untapped
+def mixture_of_experts(
+    x: Float[Array, "... T D"],
+    weights: Any,
+    config: ExpertsConfig,
+    *,
+    route: Callable[..., tuple[Int[Array, "... T A"], Float[Array, "... T A"]]] = route,
+    feedforward: Callable[..., Float[Array, "T D"]] = feedforward,
+    tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
     """The network of a block with experts: `route`, then `mixture`. `weights` has `router` and `experts`."""
-    chosen, shares = route(x, weights.router, config, tap=tap)
-    return tap("output", mixture(x, chosen, shares, weights.experts))
+    chosen, shares = route(x, weights, config, tap=tap)
+    return tap("output", mixture(x, chosen, shares, weights.experts, feedforward=feedforward))
 
 
-def sparse_block(
+def block_with_experts(
     x: Float[Array, "... T D"],
     weights: Any,
     config: ExpertsConfig,
     *how: Any,
-    feedforward: Callable[..., Float[Array, "... T D"]] = sparse_feedforward,
+    feedforward: Callable[..., Float[Array, "... T D"]] = mixture_of_experts,
     **options: Any,
 ) -> Float[Array, "... T D"]:
     """The pre-norm block with experts. Parameters as in `npllm.block.block`; `feedforward` gets config, too."""

@@ -20,14 +20,13 @@ from ..config import Config
 from ..linear import linear
 from ..sampling import softmax
 from ..tap import Tap, untapped
-from . import common, experts, llama, metadata
+from . import common, experts, llama, metadata, mixtral
 from .activations import bounded_glu
-from .experts import ExpertsConfig, ExpertWeights, mixture
+from .experts import ExpertsConfig, ExpertWeights, block_with_experts, mixture_of_experts
 from .family import Gguf, Rows, Tapped, Work
 from .keys import Keys
 from .llama import LLAMA
 from .metadata import Metadata
-from .work import attention_work, rms_norm_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +89,6 @@ def expert_feedforward(x: Float[Array, "T D"], expert: ExpertWeights, config: Gp
     return linear(activation, expert.down_proj, expert.down_proj_bias)
 
 
-def feedforward(
-    x: Float[Array, "... T D"], weights: GptOssBlockWeights, config: GptOssConfig, *, tap: Tap = untapped
-) -> Float[Array, "... T D"]:
-    """The network of a block: `route`, then the mixture of the chosen experts."""
-    chosen, shares = route(x, weights, config, tap=tap)
-    network = partial(expert_feedforward, config=config)
-    return tap("output", mixture(x, chosen, shares, weights.experts, feedforward=network))
-
-
 def block(
     x: Float[Array, "... T D"],
     weights: GptOssBlockWeights,
@@ -109,7 +99,8 @@ def block(
 ) -> Float[Array, "... T D"]:
     """The pre-norm block with sinks and experts. Parameters as in `npllm.block.block`; `attention` is not used."""
     with_sinks = partial(attention_with_sinks, sinks=weights.sinks)
-    return experts.sparse_block(x, weights, config, *how, attention=with_sinks, feedforward=feedforward, tap=tap)
+    network = partial(mixture_of_experts, route=route, feedforward=partial(expert_feedforward, config=config))
+    return block_with_experts(x, weights, config, *how, attention=with_sinks, feedforward=network, tap=tap)
 
 
 transform = partial(model.transform, block=block)
@@ -150,16 +141,14 @@ def gguf_keys(m: Metadata) -> dict[str, Any]:
     return keys | {
         "rope_parameters": scaling | {"truncate": False},
         "intermediate_size": m.count("expert_feed_forward_length"),
-        "num_local_experts": m.count("expert_count"),
-        "num_experts_per_tok": m.count("expert_used_count"),
+        **metadata.experts(m),
         "sliding_window": m.count("attention.sliding_window"),
     }
 
 
 def shapes(config: GptOssConfig) -> dict[str, Rows]:
     """The rows of each tensor that a weight may be split into, and its columns."""
-    dense = {name: rows for name, rows in llama.shapes(config).items() if name not in DENSE}
-    return dense | experts.expert_shapes(config) | {"sinks": ([config.num_attention_heads], None)}
+    return mixtral.shapes(config) | {"sinks": ([config.num_attention_heads], None)}
 
 
 def biases(config: Config) -> set[str]:
@@ -182,38 +171,29 @@ def structure(config: GptOssConfig, layer: int) -> list[tuple[str, str]]:
 
 def work(config: GptOssConfig, layer: int, weights: GptOssBlockWeights, T: int, S: int) -> list[Work]:
     """What the parts of a block cost."""
-    norm, runs = rms_norm_flops(T, config.hidden_size), T * config.num_experts_per_tok
+    runs = T * config.num_experts_per_tok
     own = {
         "softmax": Work("softmax", T * config.num_attention_heads * (4 * S + 3), ["sinks"]),
         "shares": Work("shares", T * (4 * config.num_experts_per_tok - 1)),
         "SwiGLU": Work("bounded SwiGLU", 6 * runs * config.intermediate_size),
     }
-    parts = [
-        Work("input_layernorm", norm, ["input_layernorm"]),
-        *attention_work(config, weights, T, S),
-        Work("post_attention_layernorm", norm, ["post_attention_layernorm"]),
-        *experts.expert_work(config, weights, T),
-        Work("residual", 2 * T * config.hidden_size),
-    ]
-    return [own.get(part.part, part) for part in parts]
+    return [own.get(part.part, part) for part in mixtral.work(config, layer, weights, T, S)]
 
 
 # Positions of a file that does not mention them.
 YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 YARN |= {"original_max_position_embeddings": 4096}
 UNUSED = ("hidden_act", "mlp_bias", "use_sliding_window", "experts_per_token", "initial_context_length")
-DENSE = ("gate_up_proj", "down_proj")  # the weights of a network that all tokens pass through
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
-NAMES = {name: theirs for name, theirs in llama.NAMES.items() if name not in DENSE} | {
+NAMES = mixtral.NAMES | {
     "sinks": "model.layers.*.self_attn.sinks",
     "router": "model.layers.*.mlp.router",
     "experts.gate_up_proj": "model.layers.*.mlp.experts.gate_up_proj.#",
     "experts.down_proj": "model.layers.*.mlp.experts.down_proj.#",
 }
-GGUF_NAMES = {name: theirs for name, theirs in llama.GGUF_NAMES.items() if name not in DENSE} | {
+GGUF_NAMES = mixtral.GGUF_NAMES | {
     "sinks": "blk.*.attn_sinks",
     "post_attention_layernorm": "blk.*.post_attention_norm",
-    "router": "blk.*.ffn_gate_inp",
     "experts.gate_up_proj": "blk.*.ffn_gate_exps.# blk.*.ffn_up_exps.#",
     "experts.down_proj": "blk.*.ffn_down_exps.#",
 }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .. import model
 from ..arrays import Array, Float, Weight
 from . import common, experts, llama
-from .experts import ExpertsConfig, ExpertWeights, sparse_block
+from .experts import ExpertsConfig, ExpertWeights, block_with_experts
 from .family import Gguf, Rows, Work
 from .keys import Keys
 from .llama import LLAMA
@@ -31,7 +31,7 @@ class MixtralBlockWeights(NamedTuple):
     o_proj_bias: None = None
 
 
-transform = partial(model.transform, block=sparse_block)
+transform = partial(model.transform, block=block_with_experts)
 
 
 def read_config(keys: Keys) -> ExpertsConfig:
@@ -100,7 +100,7 @@ MIXTRAL = LLAMA._replace(
     biases=llama.score_bias,
     block_weights=MixtralBlockWeights,
     transform=transform,
-    block=sparse_block,
+    block=block_with_experts,
     structure=structure,
     parts=experts.PARTS,
     work=work,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from .. import model
 from ..arrays import Array, Float, Weight
 from . import common, experts, llama, metadata, mixtral, olmo2, qwen3
-from .experts import ExpertsConfig, ExpertWeights, sparse_block
+from .experts import ExpertsConfig, ExpertWeights, block_with_experts
 from .family import Gguf, Rows, Work
 from .keys import Keys
 from .metadata import Metadata
@@ -35,7 +35,7 @@ class OlmoeBlockWeights(NamedTuple):
     o_proj_bias: Float[Array, " D"] | None = None
 
 
-block = partial(sparse_block, self_attention=olmo2.self_attention)
+block = partial(block_with_experts, self_attention=olmo2.self_attention)
 
 
 transform = partial(model.transform, block=block)

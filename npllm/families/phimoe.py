@@ -25,7 +25,7 @@ from ..linear import linear
 from ..sampling import softmax
 from ..tap import Tap, untapped
 from . import common, experts, layer_normed, llama, metadata, mixtral
-from .experts import ExpertsConfig, ExpertWeights, mixture
+from .experts import ExpertsConfig, ExpertWeights, mixture_of_experts
 from .family import Gguf, Work
 from .keys import Keys
 from .layer_normed import norm_text, with_mscales
@@ -81,25 +81,16 @@ def sparsemixer(
 
 
 def route(
-    x: Float[Array, "... T D"], router: Weight, config: PhimoeConfig, *, tap: Tap = untapped
+    x: Float[Array, "... T D"], weights: PhimoeBlockWeights, config: PhimoeConfig, *, tap: Tap = untapped
 ) -> tuple[Int[Array, "... T A"], Float[Array, "... T A"]]:
     """The experts of each token, and their shares."""
-    logits = tap("router_logits", linear(x, router))
+    logits = tap("router_logits", linear(x, weights.router))
     chosen, shares = sparsemixer(logits, config.router_jitter_noise)
     return tap("chosen", chosen), tap("shares", shares)
 
 
-def feedforward(
-    x: Float[Array, "... T D"], weights: PhimoeBlockWeights, config: PhimoeConfig, *, tap: Tap = untapped
-) -> Float[Array, "... T D"]:
-    """The network of a block: `route`, then the mixture of the chosen experts."""
-    chosen, shares = route(x, weights.router, config, tap=tap)
-    return tap("output", mixture(x, chosen, shares, weights.experts))
-
-
+feedforward = partial(mixture_of_experts, route=route)
 block = partial(layer_normed.block, feedforward=feedforward)
-
-
 transform = partial(layer_normed.transform, block=block)
 
 
@@ -138,8 +129,7 @@ def gguf_keys(m: Metadata) -> dict[str, Any]:
         raise m.refusal("rope.scaling.attn_factor", "1.0 without the tensors of LongRoPE's factors")
     return keys | {
         "model_type": "phimoe",
-        "num_local_experts": m.count("expert_count"),
-        "num_experts_per_tok": m.count("expert_used_count"),
+        **metadata.experts(m),
         "sliding_window": m.get("attention.sliding_window", 0) or None,
         "attention_bias": "blk.0.attn_q.bias" in m.tensors or "blk.0.attn_qkv.bias" in m.tensors,
         "lm_head_bias": "output.bias" in m.tensors,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from .. import model
 from ..arrays import Array, Float, Weight
 from . import common, experts, llama, metadata, mixtral, qwen3
-from .experts import ExpertsConfig, ExpertWeights, sparse_block
+from .experts import ExpertsConfig, ExpertWeights, block_with_experts
 from .family import Gguf, Rows, Work
 from .keys import Keys
 from .metadata import Metadata
@@ -32,7 +32,7 @@ class Qwen3MoeBlockWeights(NamedTuple):
     o_proj_bias: Float[Array, " D"] | None = None
 
 
-block = partial(sparse_block, self_attention=qwen3.self_attention)
+block = partial(block_with_experts, self_attention=qwen3.self_attention)
 
 
 transform = partial(model.transform, block=block)
