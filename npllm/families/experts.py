@@ -131,12 +131,12 @@ def block_with_experts(
     x: Float[Array, "... T D"],
     weights: Any,
     config: ExpertsConfig,
-    *how: Any,
+    *args: Any,
     feedforward: Callable[..., Float[Array, "... T D"]] = mixture_of_experts,
     **options: Any,
 ) -> Float[Array, "... T D"]:
     """The pre-norm block with experts. Parameters as in `npllm.block.block`; `feedforward` gets config, too."""
-    return block(x, weights, config, *how, feedforward=partial(feedforward, config=config), **options)
+    return block(x, weights, config, *args, feedforward=partial(feedforward, config=config), **options)
 
 
 def expert_shapes(config: ExpertsConfig) -> dict[str, Rows]:

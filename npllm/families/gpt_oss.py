@@ -93,14 +93,14 @@ def block(
     x: Float[Array, "... T D"],
     weights: GptOssBlockWeights,
     config: GptOssConfig,
-    *how: Any,
+    *args: Any,
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
     """The pre-norm block with sinks and experts. Parameters as in `npllm.block.block`; `attention` is not used."""
     with_sinks = partial(attention_with_sinks, sinks=weights.sinks)
     network = partial(mixture_of_experts, route=route, feedforward=partial(expert_feedforward, config=config))
-    return block_with_experts(x, weights, config, *how, attention=with_sinks, feedforward=network, tap=tap)
+    return block_with_experts(x, weights, config, *args, attention=with_sinks, feedforward=network, tap=tap)
 
 
 transform = partial(model.transform, block=block)

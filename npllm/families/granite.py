@@ -59,13 +59,13 @@ def self_attention(
     x: Float[Array, "... T D"],
     weights: BlockWeights,
     config: GraniteConfig,
-    *how: Any,
+    *args: Any,
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
     """The chapter's attention layer with these scores, its output multiplied."""
     attention = partial(scaled_attention, scale=config.attention_multiplier, attention=attention)
-    y = chapter.self_attention(x, weights, config, *how, attention=attention, tap=tap)
+    y = chapter.self_attention(x, weights, config, *args, attention=attention, tap=tap)
     return tap("scaled_output", y * config.residual_multiplier)
 
 
@@ -77,11 +77,11 @@ def feedforward(
 
 
 def block(
-    x: Float[Array, "... T D"], weights: BlockWeights, config: GraniteConfig, *how: Any, **options: Any
+    x: Float[Array, "... T D"], weights: BlockWeights, config: GraniteConfig, *args: Any, **options: Any
 ) -> Float[Array, "... T D"]:
     """The chapter's block with these layers."""
     network = partial(feedforward, config=config)
-    return chapter.block(x, weights, config, *how, self_attention=self_attention, feedforward=network, **options)
+    return chapter.block(x, weights, config, *args, self_attention=self_attention, feedforward=network, **options)
 
 
 def scaled_embed(ids: Int[Array, "... T"], embed_tokens: Weight, multiplier: float) -> Float[Array, "... T D"]:
