@@ -176,6 +176,7 @@ def weight_names(family):
 
 
 NAMES = sorted(FAMILIES)
+WRITERS = [name for name in NAMES if name != "bert"]  # those that predict the next token
 
 # The chapter's pass, its most common form, and the passes that are most unlike them.
 QUICK = {"phi3", "llama", "gpt2", "gemma3_text", "gpt_oss"}

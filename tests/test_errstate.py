@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from checkpoints import write_folder
-from families import NAMES, random_lm
+from families import WRITERS, random_lm
 
 import npllm
 from npllm.apps.ablate import without_layers
@@ -27,7 +27,7 @@ SAMPLED = {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "repetit
 def sharpened(name):
     """A model whose attention is sharp: the exp of most scores underflows."""
     lm = random_lm(name)
-    weight = "q_norm" if name in ("qwen3", "olmo2") else "qkv_proj"
+    weight = "q_norm" if "q_norm" in lm.weights.layers[0]._fields else "qkv_proj"
     layers = tuple(block._replace(**{weight: 400 * getattr(block, weight)}) for block in lm.weights.layers)
     return lm._replace(weights=lm.weights._replace(layers=layers, lm_head=60 * lm.weights.lm_head))
 
@@ -58,20 +58,19 @@ def results(lm):
     return {name: np.asarray(value) for name, value in (trace(lm, IDS) | found).items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WRITERS)
 def test_a_pass_and_its_tokens(name):
     lm = sharpened(name)
     expected = npllm.generate(lm, IDS, max_new_tokens=2, **SAMPLED)
     with np.errstate(all="raise"):
-        with pytest.raises(
-            FloatingPointError, match="underflow"
-        ):  # the family's own functions: there is something to see
-            lm.transform(np.array(IDS), lm.weights, lm.config)
+        if name != "gemma2":  # its scores are capped
+            with pytest.raises(FloatingPointError, match="underflow"):  # the family's own functions
+                lm.transform(np.array(IDS), lm.weights, lm.config)
         assert npllm.generate(lm, IDS, max_new_tokens=2, **SAMPLED) == expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WRITERS)
 def test_every_call_of_every_family(name):
     lm = sharpened(name)
     expected = results(lm)

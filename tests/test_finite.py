@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from checkpoints import write_folder
-from families import NAMES, random_lm
+from families import WRITERS, random_lm
 from safetensors.numpy import load_file, save_file
 
 import npllm
@@ -38,14 +38,22 @@ def overflowing(name, weight, layer, factor):
     if layer is None:
         return lm._replace(weights=lm.weights._replace(**{weight: getattr(lm.weights, weight) * np.float32(factor)}))
     layers = list(lm.weights.layers)
-    layers[layer] = layers[layer]._replace(**{weight: getattr(layers[layer], weight) * np.float32(factor)})
+
+    def with_large(part):
+        return part._replace(**{weight: getattr(part, weight) * np.float32(factor)})
+
+    block = layers[layer]
+    if weight in block._fields:
+        layers[layer] = with_large(block)
+    else:
+        layers[layer] = block._replace(experts=tuple(map(with_large, block.experts)))
     return lm._replace(weights=lm.weights._replace(layers=tuple(layers)))
 
 
 PLACES = [
-    *((name, "embed_tokens", None) for name in NAMES),
-    *((name, "o_proj", 0) for name in NAMES),
-    *((name, "c_proj" if name == "gpt2" else "down_proj", 3) for name in NAMES),
+    *((name, "embed_tokens", None) for name in WRITERS),
+    *((name, "o_proj", 0) for name in WRITERS),
+    *((name, "c_proj" if name == "gpt2" else "down_proj", 3) for name in WRITERS),
     ("qwen3", "qkv_proj", 1),
     ("olmo2", "qkv_proj", 1),
 ]
@@ -122,20 +130,21 @@ def test_a_conversation_a_pipeline_and_a_classifier_notice(overflowing_folder):
             call(lm, "Hello")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WRITERS)
 def test_a_float16_cache_that_overflows_is_to_blame_and_no_weight(name):
     lm = random_lm(name)
     bias = lm.weights.layers[2].qkv_proj_bias
     width = lm.config.num_key_value_heads * lm.config.head_dim
     large = np.zeros(lm.config.num_attention_heads * lm.config.head_dim + 2 * width, np.float32)
-    large[-width:] = 1e5  # the values: keys may be normalized
+    large[-width:] = 1e5  # the values, since keys may be normalized; in Phi-3-small one key and its value
     large = large if bias is None else bias + large
     layers = [b._replace(qkv_proj_bias=large) if i == 2 else b for i, b in enumerate(lm.weights.layers)]
     lm = lm._replace(weights=lm.weights._replace(layers=tuple(layers)))
     for dtype in ("float32", "bfloat16"):
         npllm.generate(lm, [1, 2, 3], max_new_tokens=3, cache_dtype=dtype)
     blame = (
-        r"^cache_dtype: expected bfloat16 or float32 for this model, got float16: values of layer 2 are beyond 65,504"
+        "^cache_dtype: expected bfloat16 or float32 for this model, got float16:"
+        rf" {'keys' if name == 'phi3small' else 'values'} of layer 2 are beyond 65,504"
     )
     with pytest.raises(UsageError, match=blame):
         npllm.generate(lm, [1, 2, 3], max_new_tokens=3, cache_dtype="float16")
