@@ -23,6 +23,7 @@ from ..masks import block_local
 from ..rope import apply_rope
 from ..shapes import BlockLike
 from ..tap import Tap, untapped
+from .granite import scaled_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,6 @@ def self_attention(
     q, k = tap("q_rotated", apply_rope(q, cos, sin)), tap("k_rotated", apply_rope(k, cos, sin))
     if cache is not None:
         k, v = append(cache, layer, k, v)
-    q = q * (config.score_scale * math.sqrt(config.head_dim))  # relevance_scores divides by sqrt(H)
-    mixed = (sparse_attention if config.is_sparse(layer) else attention)(q, k, v, visible, tap=tap)
+    attention = sparse_attention if config.is_sparse(layer) else attention
+    mixed = scaled_attention(q, k, v, visible, scale=config.score_scale, attention=attention, tap=tap)
     return tap("output", linear(merge_heads(mixed), weights.o_proj, weights.o_proj_bias))

@@ -8,7 +8,6 @@ combinatorial optimization with reinforcement learning" (the cap);
 https://huggingface.co/docs/transformers/model_doc/gemma2
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from ..tap import Tap, under, untapped
 from . import common, gemma, llama
 from .family import Gguf, Rows, Tapped, Work
 from .gemma import GEMMA, GemmaConfig, feedforward, norm, norm_flops
+from .granite import scaled_attention
 from .keys import Keys
 from .metadata import Metadata
 from .work import attention_work
@@ -55,19 +55,12 @@ def capped_attention(
     v: Float[Array, "... K S H"],
     visible: Bool[Array, "... T S"] | None = None,
     *,
-    config: GemmaConfig,
+    cap: float | None,
     tap: Tap = untapped,
 ) -> Float[Array, "... N T H"]:
-    """The chapter's attention with scores q · k / sqrt(query_pre_attn_scalar), capped before the mask hides any.
-
-    The tapped "scores" are the capped ones.
-    """
-    q = q * math.sqrt(q.shape[-1] / config.query_pre_attn_scalar)  # `relevance_scores` divides by sqrt(H)
+    """The chapter's attention with scores that are capped before the mask hides any: the tapped "scores"."""
     # One expression, so that the scores are freed when their softmax begins.
-    weights = tap(
-        "weights",
-        attention_weights(tap("scores", capped(relevance_scores(q, k), config.attn_logit_softcapping)), visible),
-    )
+    weights = tap("weights", attention_weights(tap("scores", capped(relevance_scores(q, k), cap)), visible))
     return tap("mixed", combine(weights, v))
 
 
@@ -79,8 +72,9 @@ def self_attention(
     attention: Callable[..., Float[Array, "... N T H"]] = attention,
     tap: Tap = untapped,
 ) -> Float[Array, "... T D"]:
-    """The chapter's attention layer with `capped_attention`, whatever `attention` says."""
-    attention = partial(capped_attention, config=config)
+    """The chapter's attention layer with `capped_attention`, whatever `attention` says, and a scale of its own."""
+    within_cap = partial(capped_attention, cap=config.attn_logit_softcapping)
+    attention = partial(scaled_attention, scale=config.query_pre_attn_scalar**-0.5, attention=within_cap)
     return chapter.self_attention(x, weights, config, *args, attention=attention, tap=tap)
 
 

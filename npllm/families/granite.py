@@ -45,7 +45,7 @@ def scaled_attention(
     q: Float[Array, "... N T H"],
     k: Float[Array, "... K S H"],
     v: Float[Array, "... K S H"],
-    visible: Bool[Array, "... T S"] | None = None,
+    visible: Bool[Array, "..."] | None = None,
     *,
     scale: float,
     attention: Callable[..., Float[Array, "... N T H"]],
