@@ -135,10 +135,7 @@ def shapes(config: Config) -> dict[str, Rows]:
 def structure(config: Gemma3Config, layer: int) -> list[tuple[str, str]]:
     """The lines of a block for `npllm show`."""
     rows = gemma2.structure(local_rope.local(config) if config.window(layer) else config, layer)
-    at = 1 + [name for _, name in rows].index("qkv_proj")
-    text = f"GemmaRMSNorm({config.head_dim}, eps={config.rms_norm_eps:g})"
-
-    return [*rows[:at], (f"  (q_norm): {text}", "q_norm"), (f"  (k_norm): {text}", "k_norm"), *rows[at:]]
+    return qwen3.structure_with_norms(config, rows, norm="GemmaRMSNorm")
 
 
 def work(config: GemmaConfig, layer: int, weights: Gemma3BlockWeights, T: int, S: int) -> list[Work]:

@@ -28,6 +28,7 @@ from .family import Gguf, Rows, Tapped, Work
 from .keys import Keys, is_positive
 from .llama import LLAMA
 from .metadata import Metadata
+from .qwen3 import structure_with_norms, work_with_norms
 from .scaling import sharpening
 from .work import attention_work, linear_work, rms_norm_flops
 
@@ -160,15 +161,9 @@ def shapes(config: Config) -> dict[str, Rows]:
 
 def structure(config: Config, layer: int) -> list[tuple[str, str]]:
     """The lines of a block for `npllm show`."""
-    q_norm, k_norm = (
-        f"RMSNorm({heads * config.head_dim}, eps={config.rms_norm_eps:g})"
-        for heads in (config.num_attention_heads, config.num_key_value_heads)
-    )
-    return [
+    rows = [
         (f"(self_attn): {llama.attention_text(config, layer)}", ""),
         ("  (qkv_proj): Linear", "qkv_proj"),
-        (f"  (q_norm): {q_norm}", "q_norm"),
-        (f"  (k_norm): {k_norm}", "k_norm"),
         (f"  (rotary_emb): {llama.rope_text(config)}", ""),
         ("  (o_proj): Linear", "o_proj"),
         (f"(post_attention_layernorm): {llama.rms_norm_text(config)}", "post_attention_layernorm"),
@@ -178,17 +173,14 @@ def structure(config: Config, layer: int) -> list[tuple[str, str]]:
         ("  (down_proj): Linear", "down_proj"),
         (f"(post_feedforward_layernorm): {llama.rms_norm_text(config)}", "post_feedforward_layernorm"),
     ]
+    return structure_with_norms(config, rows, whole=True)
 
 
 def work(config: Config, layer: int, weights: Olmo2BlockWeights, T: int, S: int) -> list[Work]:
     """What the parts of a block cost, in the order of execution."""
-    N, K, H, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.hidden_size
-    qkv, *attention = attention_work(config, weights, T, S)
-    return [
-        qkv,
-        Work("q_norm", rms_norm_flops(T, N * H), ["q_norm"]),
-        Work("k_norm", rms_norm_flops(T, K * H), ["k_norm"]),
-        *attention,
+    D = config.hidden_size
+    parts = [
+        *attention_work(config, weights, T, S),
         Work("post_attention_layernorm", rms_norm_flops(T, D), ["post_attention_layernorm"]),
         linear_work("gate_up_proj", weights, T),
         Work("SwiGLU", 4 * T * config.intermediate_size),
@@ -196,6 +188,7 @@ def work(config: Config, layer: int, weights: Olmo2BlockWeights, T: int, S: int)
         Work("post_feedforward_layernorm", rms_norm_flops(T, D), ["post_feedforward_layernorm"]),
         Work("residual", 2 * T * D),
     ]
+    return work_with_norms(config, parts, T, whole=True)
 
 
 SAME_LENGTH = "each vector scaled to the same length"

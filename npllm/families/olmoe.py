@@ -17,7 +17,6 @@ from .family import Gguf, Rows, Work
 from .keys import Keys
 from .metadata import Metadata
 from .qwen3_moe import QWEN3_MOE
-from .work import rms_norm_flops
 
 
 class OlmoeBlockWeights(NamedTuple):
@@ -71,21 +70,12 @@ def shapes(config: ExpertsConfig) -> dict[str, Rows]:
 
 def structure(config: ExpertsConfig, layer: int) -> list[tuple[str, str]]:
     """The lines of a block for `npllm show`."""
-    rows = mixtral.structure(config, layer)
-    norms = [row for row in olmo2.structure(config, layer) if row[1] in ("q_norm", "k_norm")]
-    at = 1 + [name for _, name in rows].index("qkv_proj")
-    return [*rows[:at], *norms, *rows[at:]]
+    return qwen3.structure_with_norms(config, mixtral.structure(config, layer), whole=True)
 
 
 def work(config: ExpertsConfig, layer: int, weights: OlmoeBlockWeights, T: int, S: int) -> list[Work]:
     """What the parts of a block cost."""
-    N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    parts = mixtral.work(config, layer, weights, T, S)
-    at = 1 + [part.part for part in parts].index("qkv_proj")
-    norms = [
-        Work(f"{one}_norm", rms_norm_flops(T, heads * H), [f"{one}_norm"]) for one, heads in {"q": N, "k": K}.items()
-    ]
-    return [*parts[:at], *norms, *parts[at:]]
+    return qwen3.work_with_norms(config, mixtral.work(config, layer, weights, T, S), T, whole=True)
 
 
 def gguf_keys(m: Metadata) -> dict[str, Any]:

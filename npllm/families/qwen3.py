@@ -100,11 +100,26 @@ def structure(config: Config, layer: int) -> list[tuple[str, str]]:
     return structure_with_norms(config, llama.structure(config, layer))
 
 
-def structure_with_norms(config: Config, rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The lines of a block without QK-norm, and those of the two norms."""
-    norm = f"RMSNorm({config.head_dim}, eps={config.rms_norm_eps:g})"
+def structure_with_norms(
+    config: Config, rows: list[tuple[str, str]], *, whole: bool = False, norm: str = "RMSNorm"
+) -> list[tuple[str, str]]:
+    """The lines of a block without QK-norm, and those of the two norms.
+
+    whole : whether a norm goes over all heads of a token, and not over each
+    norm : its name
+    """
     at = 1 + [name for _, name in rows].index("qkv_proj")
-    return [*rows[:at], (f"  (q_norm): {norm}", "q_norm"), (f"  (k_norm): {norm}", "k_norm"), *rows[at:]]
+    norms = [
+        (f"  ({name}): {norm}({width}, eps={config.rms_norm_eps:g})", name)
+        for name, (_, width) in normalized(config, whole).items()
+    ]
+    return [*rows[:at], *norms, *rows[at:]]
+
+
+def normalized(config: Config, whole: bool) -> dict[str, tuple[int, int]]:
+    """The number of vectors of a token that each of the two norms normalizes, and their width."""
+    N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    return {"q_norm": (1, N * H), "k_norm": (1, K * H)} if whole else {"q_norm": (N, H), "k_norm": (K, H)}
 
 
 def work(config: Config, layer: int, weights: Qwen3BlockWeights, T: int, S: int) -> list[Work]:
@@ -112,12 +127,14 @@ def work(config: Config, layer: int, weights: Qwen3BlockWeights, T: int, S: int)
     return work_with_norms(config, llama.work(config, layer, weights, T, S), T)
 
 
-def work_with_norms(config: Config, parts: list[Work], T: int) -> list[Work]:
-    """The parts of a block without QK-norm, and the two norms."""
+def work_with_norms(config: Config, parts: list[Work], T: int, *, whole: bool = False) -> list[Work]:
+    """The parts of a block without QK-norm, and the two norms. `whole` as in `structure_with_norms`."""
     at = 1 + [part.part for part in parts].index("qkv_proj")
-    q_norm = Work("q_norm", rms_norm_flops(T * config.num_attention_heads, config.head_dim), ["q_norm"])
-    k_norm = Work("k_norm", rms_norm_flops(T * config.num_key_value_heads, config.head_dim), ["k_norm"])
-    return [*parts[:at], q_norm, k_norm, *parts[at:]]
+    norms = [
+        Work(name, rms_norm_flops(T * count, width), [name])
+        for name, (count, width) in normalized(config, whole).items()
+    ]
+    return [*parts[:at], *norms, *parts[at:]]
 
 
 GGUF_NORMS = {"q_norm": "blk.*.attn_q_norm", "k_norm": "blk.*.attn_k_norm"}
