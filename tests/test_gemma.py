@@ -45,11 +45,10 @@ def test_a_cap_bounds_what_is_large_and_keeps_what_is_small():
 
 def test_the_scores_are_within_the_cap_and_hidden_after_it():
     """A token that is hidden gets no weight, although the cap would make minus infinity a finite score."""
-    config = config_of("gemma2", attn_logit_softcapping=2.0, query_pre_attn_scalar=5)
     q = 9 * np.random.default_rng(0).standard_normal((4, 6, 8), dtype=np.float32)
     k, seen = q[::2], {}
-    capped_attention(q, k, k, np.tri(6) > 0, config=config, tap=npllm.record(seen))
-    plain = np.einsum("gjth,gsh->gjts", q.reshape(2, 2, 6, 8), k).reshape(4, 6, 6) / math.sqrt(5)
+    capped_attention(q, k, k, np.tri(6) > 0, cap=2.0, tap=npllm.record(seen))
+    plain = np.einsum("gjth,gsh->gjts", q.reshape(2, 2, 6, 8), k).reshape(4, 6, 6) / math.sqrt(8)
     assert_close("scores", seen["scores"], 2 * np.tanh(plain / 2))
     assert np.all(seen["weights"][:, np.tri(6) == 0] == 0)
 
@@ -60,7 +59,7 @@ def test_the_memory_of_attention_without_tiles_is_foreseen():
     q = np.ones((4, rows, 256), np.float32)
     k, visible = np.ones((4, length, 256), np.float32), np.ones((rows, length), bool)
     tracemalloc.start()
-    capped_attention(q, k, k, visible, config=config)
+    capped_attention(q, k, k, visible, cap=config.attn_logit_softcapping)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 0.5 < peak / attention_bytes(config, rows, length, (rows, length)) <= 1
