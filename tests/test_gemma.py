@@ -4,6 +4,7 @@ import math
 import tracemalloc
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 from counting import counted_flops
@@ -19,6 +20,7 @@ from npllm.families.gemma import norm
 from npllm.families.gemma2 import capped, capped_attention
 from npllm.families.metadata import Metadata
 from npllm.inspect.cost import costs, total
+from npllm.inspect.lens import logit_lens
 from npllm.storage.stored import Stored, read_rows
 
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
@@ -51,6 +53,12 @@ def test_the_scores_are_within_the_cap_and_hidden_after_it():
     plain = np.einsum("gjth,gsh->gjts", q.reshape(2, 2, 6, 8), k).reshape(4, 6, 6) / math.sqrt(8)
     assert_close("scores", seen["scores"], 2 * np.tanh(plain / 2))
     assert np.all(seen["weights"][:, np.tri(6) == 0] == 0)
+
+
+def test_the_last_norm_of_the_lens_is_that_of_the_pass():
+    lm, seen = families.random_lm("gemma"), {}
+    logits, _ = npllm.forward([1, 2, 3], lm, tap=npllm.record(seen))
+    np.testing.assert_array_equal(logit_lens(seen["layers.3.residual_after_feedforward"], lm), logits)
 
 
 def test_the_memory_of_attention_without_tiles_is_foreseen():
