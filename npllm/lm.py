@@ -22,6 +22,7 @@ from .text.arguments import check_hidden, check_lists, check_model, check_pass
 from .tokenizer import Tokenizer
 
 Ids = Int[Array, "... T"] | Sequence[Any]  # an array, or a list of integers (for a batch, of equally long lists)
+NUMBERS = ("positions", "token_types")  # options that may be lists, too
 
 
 class LM(NamedTuple):
@@ -41,11 +42,13 @@ def transform(
 ) -> tuple[Float[Array, "... T D"], Cache | None]:
     """The hidden states, one for each token id, and the cache: the chapter's `model.model(input_ids)`.
 
-    Options as in `npllm.model.transform`. Raises UsageError if an argument is invalid, such as an id (in a list, or on
-    the CPU) without an embedding, or the cache of another model.
+    Options as in `npllm.model.transform`; positions and token types may be lists, too. Raises UsageError if an argument
+    is invalid, such as an id (in a list, or on the CPU) without an embedding, the cache of another model, or more
+    tokens than position embeddings.
     """
     array = as_array(ids, lm)
-    check_pass(array, lm.config, lm.weights.norm, cache, options)
+    check_pass(array, lm, cache, options)
+    options |= {name: on_device(value, lm) for name, value in options.items() if name in NUMBERS and value is not None}
     return lm.transform(array, lm.weights, lm.config, cache, **options)
 
 
@@ -70,8 +73,12 @@ def forward(
 def as_array(ids: Ids, lm: LM) -> Int[Array, "... T"]:
     """The ids as an array on the model's device. Lists are checked; an array is returned as is."""
     check_model(lm)
-    if not isinstance(ids, Sequence):
-        return ids
-    ids = check_lists(ids, lm.config.vocab_size)
+    return on_device(check_lists(ids, lm.config.vocab_size) if isinstance(ids, Sequence) else ids, lm)
+
+
+def on_device(numbers: Ids, lm: LM) -> Int[Array, "... T"]:
+    """Lists of whole numbers as an array on the model's device. An array is returned as is."""
+    if not isinstance(numbers, Sequence):
+        return numbers
     xp = array_namespace(lm.weights.norm)  # any weight, for its array library and device
-    return xp.asarray(ids, dtype=xp.int64, device=device(lm.weights.norm))
+    return xp.asarray(numbers, dtype=xp.int64, device=device(lm.weights.norm))

@@ -107,7 +107,8 @@ CACHES = [
 MODELS = [None, 5, "model", [1, 2], np.zeros(3), LM.config, LM.weights, object(), {"config": LM.config}, npllm.LM]
 MASK = np.ones((2, 2), dtype=bool)
 PASS = {
-    "positions": [[0, 1], 5, "ab", np.array([0.0, 1.0]), np.array([0]), np.zeros((2, 3), int), np.array([True, True])],
+    "positions": [[0, "a"], [0], [[0], [0, 1]], [0, 2**70], [0.0, 1.0], 5, "ab", np.array([0.0, 1.0]), np.array([0]),
+                  np.zeros((2, 3), int), np.array([True, True])],
     "visible": [MASK.astype(int), MASK.astype(np.float32), np.where(MASK, 0.0, -np.inf), MASK[:1], MASK[:, :1], 5, "ab",
                 [MASK] * 3, [], [None, None, None, 5], True],
     "total_length": [2.0, "2", 0, -1, True, [2]],
@@ -178,6 +179,49 @@ def test_the_ids_of_a_pass(call):
 def test_an_option_of_a_pass(call, name):
     for value in PASS[name]:
         refused(lambda value=value: call([1, 2], LM, **{name: value}), f"{name}: expected ")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "bert"])
+def test_an_option_of_transformers_is_refused_with_its_name_here(family):
+    lm = random_lm(family)
+    for name, instead in {"attention_mask": "visible", "position_ids": "positions", "use_cache": "cache"}.items():
+        with pytest.raises(UsageError, match=f"^{name}: expected an option of this .*; use {instead}$"):
+            npllm.forward([1, 2], lm, **{name: None})
+    has = "; use token_types" if family == "bert" else r"\)"
+    with pytest.raises(UsageError, match=f"^token_type_ids: expected an option .*{has}$"):
+        npllm.transform([1, 2], lm, token_type_ids=[0, 0])
+    refused(lambda: npllm.transform([1, 2], lm, temperature=1.0), "temperature: expected an option")
+
+
+def test_a_pass_that_takes_any_option_takes_those_of_the_model():
+    """As the passes of a GPU do, which wrap the family's."""
+    lm = random_lm("bert")
+    wrapped = lm._replace(transform=lambda *arguments, **options: lm.transform(*arguments, **options))
+    expected, _ = npllm.forward([1, 2], lm, token_types=[0, 1], positions=[1, 0])
+    np.testing.assert_array_equal(npllm.forward([1, 2], wrapped, token_types=[0, 1], positions=[1, 0])[0], expected)
+    refused(lambda: npllm.forward([1, 2], wrapped, token_type_ids=[0, 1]), "token_type_ids: .*use token_types")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_positions_end_with_their_embeddings(family):
+    lm = random_lm(family)
+    rows = lm.weights.embed_positions.shape[0]
+    npllm.forward([1] * rows, lm)
+    message = f"^ids: expected at most {rows} tokens, the rows of the position embeddings, got {rows + 1}$"
+    with pytest.raises(UsageError, match=message):
+        npllm.forward([1] * (rows + 1), lm)
+    for place in (rows, -1):
+        for positions in ([0, place], np.array([0, place]), [[0, place]]):
+            with pytest.raises(UsageError, match=f"^positions: expected positions from 0 to {rows - 1}, got {place}$"):
+                npllm.transform([1, 2], lm, positions=positions)
+    last, _ = npllm.transform([1], lm, positions=[rows - 1])
+    np.testing.assert_array_equal(npllm.transform([1], lm, positions=np.array([rows - 1]))[0], last)
+    if family == "gpt2":
+        cache = empty_cache(lm.config, rows + 1, like=lm.weights.norm)
+        npllm.forward([1] * rows, lm, cache)
+        with pytest.raises(UsageError, match=message):
+            npllm.forward([1], lm, cache)
+        npllm.forward([1], lm, cache, positions=[0])
 
 
 def test_a_cache():

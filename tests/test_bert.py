@@ -89,6 +89,12 @@ def test_token_types_default_to_the_first_text_and_are_checked():
     assert np.any(npllm.forward(ids, lm, token_types=np.ones(4, dtype=np.int64))[0] != expected)
     with pytest.raises(UsageError, match=r"token_types: expected an array of whole numbers \[..., 4\]"):
         npllm.forward(ids, lm, token_types=np.zeros(3, dtype=np.int64))
+    two = npllm.forward(ids, lm, token_types=np.array([0, 0, 1, 1]))[0]
+    np.testing.assert_array_equal(npllm.forward(ids, lm, token_types=[0, 0, 1, 1])[0], two)
+    for wrong in (9, -1):
+        for types in ([0, 0, 0, wrong], np.array([0, 0, 0, wrong])):
+            with pytest.raises(UsageError, match=f"^token_types: expected token types from 0 to 1, got {wrong}$"):
+                npllm.forward(ids, lm, token_types=types)
 
 
 def test_every_token_sees_all_others():

@@ -4,6 +4,7 @@ A number may be Python's or NumPy's, or an array without axes. It comes out as P
 a sum, and a float64 would widen float32 arrays. Booleans and strings are not numbers.
 """
 
+import inspect
 import math
 import operator
 import reprlib
@@ -17,6 +18,7 @@ from ..arrays import Array, array_namespace
 from ..cache import CACHE_DTYPES, Cache
 from ..config import Config
 from ..errors import UsageError
+from ..model import transform
 
 SHORT = reprlib.Repr()
 LONGEST = SHORT.maxstring = SHORT.maxother = 80  # characters
@@ -175,37 +177,83 @@ def one_reader(tokens: Iterator[int], cache: Cache, ids: list[int]) -> Iterator[
             raise UsageError(message)
 
 
-def check_pass(ids: Array, config: Config, like: Array, cache: Any, options: Mapping[str, Any]) -> None:
+def check_pass(ids: Array, lm: Any, cache: Any, options: Mapping[str, Any]) -> None:
     """Raise UsageError unless the arrays fit a pass over these ids; `model.transform` documents them.
 
-    ids on the CPU must have rows in the embedding matrix. On a GPU they are not checked: the host would have to wait.
+    ids, positions and token types in a list or on the CPU must have rows in their embedding matrices. On a GPU they are
+    not checked: the host would have to wait.
     """
+    config, weights = lm.config, lm.weights
     if not hasattr(ids, "dtype") or not hasattr(ids, "shape") or not ids.shape or 0 in ids.shape:
         raise UsageError(f"ids: expected a list or an array of at least one token id, got {shown(ids)}")
     xp, new = array_namespace(ids), ids.shape[-1]
     if not xp.isdtype(ids.dtype, "integral"):
         raise UsageError(f"ids: expected whole numbers, got an array of {ids.dtype}")
-    if isinstance(ids, np.ndarray) and (ids.min() < 0 or ids.max() >= config.vocab_size):
-        wrong = int(ids.min() if ids.min() < 0 else ids.max())
-        raise UsageError(f"ids: expected ids from 0 to {config.vocab_size - 1}, got {wrong}")
+    check_rows("ids", ids, "ids", config.vocab_size)
     past = 0
     if cache is not None:
-        capacity, past = check_cache(cache, config, like, ids.shape[:-1]), int(cache["length"])
+        capacity, past = check_cache(cache, config, weights.norm, ids.shape[:-1]), int(cache["length"])
         if past + new > capacity:
             raise UsageError(f"cache: expected room for {past + new} tokens, got {capacity}; use npllm.cache.grow")
+    check_names(lm, options)
     for name in ("tap", "attention", "block"):
         if name in options and not callable(options[name]):
             raise UsageError(f"{name}: expected a function, got {shown(options[name])}")
     if options.get("total_length") is not None:
         whole_number("total_length", options["total_length"])
     for name in ("positions", "token_types"):
-        check_axes(name, options.get(name), "integral", (new,))
+        numbers, table = listed(options.get(name)), getattr(weights, f"embed_{name}", None)
+        check_axes(name, numbers, "integral", (new,))
+        if table is not None and numbers is not None:
+            check_rows(name, numbers, name.replace("_", " "), table.shape[0])
+        elif table is not None and name == "positions" and past + new > table.shape[0]:
+            most = f"at most {table.shape[0]} tokens, the rows of the position embeddings"
+            raise UsageError(f"ids: expected {most}, got {past + new}")
     visible, layers = options.get("visible"), config.num_hidden_layers
     masks = visible if isinstance(visible, list | tuple) else [visible] * layers
     if len(masks) != layers:
         raise UsageError(f"visible: expected a mask, or {layers} of them, one for each layer, got {len(masks)}")
     for mask in masks:
         check_axes("visible", mask, "bool", (new, past + new))
+
+
+# Options of transformers' forward pass, and npllm's.
+INSTEAD = {
+    "attention_mask": "visible",
+    "past_key_values": "cache",
+    "position_ids": "positions",
+    "token_type_ids": "token_types",
+    "use_cache": "cache",
+}
+
+
+def check_names(lm: Any, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that the model's pass does not have."""
+    parameters = [*inspect.signature(lm.transform).parameters.values()]
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):  # it hands the others on to the chapter's pass
+        parameters += inspect.signature(transform).parameters.values()
+    known = {one.name for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
+    known -= {"ids", "weights", "config", "cache"}
+    known |= {"token_types"} if hasattr(lm.weights, "embed_token_types") else set()
+    for name in {*options} - known:
+        use = INSTEAD.get(name)
+        instead = f"; use {use}" if use in {*known, "cache"} else ""
+        raise UsageError(f"{name}: expected an option of this model's pass ({', '.join(sorted(known))}){instead}")
+
+
+def listed(numbers: Any) -> Any:
+    """A list of whole numbers, or of such lists, as an array; any other value unchanged."""
+    try:
+        return np.asarray(numbers) if isinstance(numbers, list | tuple) else numbers
+    except ValueError:  # lists of several lengths
+        return numbers
+
+
+def check_rows(name: str, numbers: Array, what: str, rows: int) -> None:
+    """Raise UsageError for a number that has no row in a table. An array on a GPU is not checked."""
+    if isinstance(numbers, np.ndarray) and (numbers.min() < 0 or numbers.max() >= rows):
+        wrong = int(numbers.min() if numbers.min() < 0 else numbers.max())
+        raise UsageError(f"{name}: expected {what} from 0 to {rows - 1}, got {wrong}")
 
 
 KINDS = {"integral": "whole numbers", "bool": "booleans", "real floating": "floating-point numbers"}
