@@ -20,7 +20,10 @@ def lm_head(hidden: Float[Array, "... T D"], weights: Weights, config: Config) -
     softmax(logits) turns them into probabilities. `config` is for families that scale or cap the logits; unused here.
     """
     if weights.lm_head is None:
-        raise UsageError("the model has no LM head: expected one, got a classifier; see npllm.apps.classify")
+        raise UsageError(
+            "the model has no LM head: expected one, got a classifier;"
+            " npllm.apps.classify classifies with it, from Python"
+        )
     return linear(hidden, weights.lm_head, weights.lm_head_bias)
 
 

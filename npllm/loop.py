@@ -172,6 +172,7 @@ def next_token(
 
 def stream(lm: LM, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
     """The generated text, piece by piece. Parameters as in `steps`; the prompt is text or token ids."""
+    check_writes(lm)
     for step in steps(lm, as_ids(lm, prompt), **options):
         if step.text:
             yield step.text
@@ -184,6 +185,7 @@ def generate(lm: LM, prompt: str | Sequence[int], **options: Any) -> Generation:
     >>> npllm.generate(npllm.load(), "The capital of France is", max_new_tokens=2).text
     ' Paris.'
     """
+    check_writes(lm)
     prompt_ids = as_ids(lm, prompt)
     made = list(steps(lm, prompt_ids, **options))
     text, ids = "".join(step.text for step in made), [step.id for step in made]

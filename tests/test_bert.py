@@ -1,5 +1,6 @@
 """BERT: the pass and the heads are those of transformers, and its files are of several generations."""
 
+import io
 import json
 import shutil
 
@@ -191,7 +192,7 @@ def test_it_writes_nothing(capsys):
         Chat(lm)
     with pytest.raises(UsageError, match="cache: expected None with BERT"):
         npllm.forward([2, 8, 3], lm, empty_cache(lm.config, 3, like=lm.weights.norm))
-    with pytest.raises(UsageError, match=r"which classifies: npllm\.apps\.classify"):
+    with pytest.raises(UsageError, match=r"got a classifier; npllm\.apps\.classify classifies"):
         npllm.generate(npllm.load(GOLDEN / HEADS[0]), "Paris is")
     with pytest.raises(UsageError, match="the model has no LM head"):
         npllm.forward([2, 8, 3], npllm.load(GOLDEN / HEADS[0]))
@@ -202,16 +203,41 @@ def test_it_writes_nothing(capsys):
     "command",
     [
         ["generate", "Paris"],
-        ["generate", "Paris", "--prompt-lookup", "2"],
+        ["generate", "Paris " * 99, "--prompt-lookup", "2"],
+        ["chat"],
         ["evaluate", __file__],
+        ["evaluate", __file__, "--window", "999"],
         ["inspect", "Paris", "-n", "2"],
+        ["bench", "decode", "--context", "9999"],
+        ["bench", "prefill", "--context", "9999"],
+        ["bench", "cache"],
+        pytest.param(["bench", "load"], marks=pytest.mark.slow),
+        ["selftest"],
     ],
 )
-def test_each_command_that_writes_says_what_it_is(capsys, command):
+def test_each_command_that_writes_says_what_it_is(capsys, monkeypatch, command):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     assert main([*command, "-m", str(GOLDEN / "bert")]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "got bert, which fills gaps: npllm fill" in err
+    assert err.startswith("npllm: error: --model: expected a model that predicts the next token, got bert, which fills")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["evaluate", __file__, "--against", str(GOLDEN / "bert")], "--against: expected a model that predicts the"),
+        (["generate", "a", "--draft-model", str(GOLDEN / "bert")], "--draft-model: expected a model that predicts the"),
+        (["compare", "a", "--b-chunk", "2", "-m", str(GOLDEN / "bert")], "--b-chunk: expected none with BERT, where"),
+        (["inspect", "a " * 999, "--html", "new.html", "-m", str(GOLDEN / "bert")], "--html: expected a model whose"),
+    ],
+)
+def test_the_flag_that_names_it_is_said(capsys, command, message):
+    assert main([*command, "-m", str(GOLDEN / "llama-biases-tied")] if "-m" not in command else command) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"npllm: error: {message}")
     assert err.count("\n") == 1
 
 

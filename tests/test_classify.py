@@ -227,10 +227,16 @@ def test_the_command_line_shows_the_labels_and_does_not_generate(folder, kind, c
     assert main(["generate", "--model", str(folder), "the hen"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("npllm: error: the model has no LM head: expected one, got a classifier")
+    assert err.startswith(
+        "npllm: error: --model: expected a model that predicts the next token, got a classifier; npllm"
+    )
     assert err.count("\n") == 1
-    with pytest.raises(UsageError, match="no LM head"):
-        npllm.generate(npllm.load(folder), "the hen")
+    (folder / "tokenizer.json").unlink()
+    for call in (npllm.generate, lambda *text: next(npllm.stream(*text))):
+        with pytest.raises(
+            UsageError, match=r"got a classifier; npllm\.apps\.classify classifies with it, from Python"
+        ):
+            call(npllm.load(folder), "the hen")
 
 
 def test_the_command_line_shows_a_gpt2(tmp_path, capsys):

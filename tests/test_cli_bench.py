@@ -138,7 +138,7 @@ def test_load_for_people(npllm):
         (["prefill", "-n", "3"], "--new-tokens: bench prefill does not take this flag"),
         (["prefill"], "expected at most 255 together, one less than the model's context, got 512 and 0"),
         (["load", "--repeat", "0"], "--repeat: expected at least 1, got 0"),
-        (["decode", "--cache-dtype", "int8"], "cache_dtype: expected float32 or float16 or bfloat16, got 'int8'"),
+        (["decode", "--cache-dtype", "int8"], "--cache-dtype: expected float32 or float16 or bfloat16, got 'int8'"),
         (["prefill", "--cache-dtype", "float16"], "--cache-dtype: bench prefill does not take this flag"),
         (["cache", "--context", "3"], "--context: bench cache does not take this flag"),
         (["cache", "--dtype", "float32,int8"], "--dtype: bench cache takes a single dtype, got 'float32,int8'"),

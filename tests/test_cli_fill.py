@@ -39,8 +39,16 @@ def test_fill_prints_json(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["Paris is", *MODEL], 2, "the text has no [MASK]"),
-        (["a [MASK]", "--top-k", "0", *MODEL], 2, "top_k: expected 1 to 74, got 0"),
+        (["Paris is", *MODEL], 2, "the text has no [MASK]: expected one where a token is to be filled in\n"),
+        (["Paris <mask>", *MODEL], 2, "to be filled in, written [MASK]"),
+        (["Paris", "--pair", "[mask]", *MODEL], 2, "to be filled in, written [MASK]"),
+        (["Paris", "[MASK]", *MODEL], 2, "unrecognized arguments: [MASK]; quote a text of several words; see"),
+        (
+            ["a [MASK]"],
+            2,
+            "--model: expected a masked language model, such as google-bert/bert-base-uncased, got the def",
+        ),
+        (["a [MASK]", "--top-k", "0", *MODEL], 2, "--top-k: expected 1 to 74, got 0"),
         (["a [MASK]", "-m", str(GOLDEN / "gpt2")], 2, "expected a masked language model"),
         (["a [MASK]", "-m", "/nothing/there"], 3, "there is nothing of that name"),
     ],

@@ -86,7 +86,7 @@ def test_the_cache_takes_half_the_memory(npllm, lm):
         (("--draft-model", "x", "--draft-tokens", 65), "--draft-tokens: expected a number of tokens from 1 to 64"),
         (("--draft-tokens", 3), "--draft-tokens: expected together with --draft-model"),
         (("--prompt-lookup", 3, "--draft-model", "x"), "--prompt-lookup: expected without --draft-model"),
-        (("--cache-dtype", "int8"), "cache_dtype: expected float32 or float16 or bfloat16, got 'int8'"),
+        (("--cache-dtype", "int8"), "--cache-dtype: expected float32 or float16 or bfloat16, got 'int8'"),
     ],
 )
 def test_flags_that_mean_nothing_are_refused(npllm, flags, message):
@@ -107,4 +107,4 @@ def test_a_draft_model_with_another_vocabulary_is_one_line(npllm, tmp_path):
     vocabulary = keys["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(keys))
-    fails(npllm("generate", "Hello", "--draft-model", tmp_path / "other"), 2, "draft model: expected .* has the id")
+    fails(npllm("generate", "Hello", "--draft-model", tmp_path / "other"), 2, "--draft-model: expected .* has the id")

@@ -38,8 +38,8 @@ def cache_runs(lm: LM, prompt_ids: Sequence[int], new_tokens: int, repeat: int) 
     context = lm.config.max_position_embeddings
     if len(prompt_ids) + new_tokens > context:
         raise UsageError(
-            f"prompt and new tokens: expected at most {context} together, the model's context, got {len(prompt_ids)}"
-            f" and {new_tokens}"
+            f"--prompt and --new-tokens: expected at most {context} together, the model's context, got"
+            f" {len(prompt_ids)} and {new_tokens}"
         )
     generate(lm, prompt_ids, max_new_tokens=1)
     return (timed(lm, prompt_ids, new_tokens, use_cache) for _ in range(repeat) for use_cache in (True, False))

@@ -22,6 +22,7 @@ from ..text.arguments import check_model, whole_number
 from ..tokenizer import Tokenizer
 from .encoder import encode, hidden_states
 
+MASKED = "a masked language model, such as google-bert/bert-base-uncased"
 MASKS = ("[MASK]", "<mask>")
 
 
@@ -67,7 +68,9 @@ def gaps(lm: LM, text: str | Sequence[int], top_k: int = 5, *, pair: str | None 
     ids, token_types = encode(lm, text, pair)
     places = [position for position, token in enumerate(ids) if token == mask]
     if not places:
-        raise UsageError(f"the text has no {name}: expected one where a token is to be filled in")
+        near = any(other in f"{text} {pair}".lower() for other in ("[mask]", "<mask>"))
+        written = f", written {name}" if near else ""
+        raise UsageError(f"the text has no {name}: expected one where a token is to be filled in{written}")
     _, hidden = hidden_states(lm, ids, token_types)
     xp = array_namespace(hidden)
     logits = to_host(lm_head(xp.take(hidden, xp.asarray(places, device=device(hidden)), axis=0), lm))
@@ -94,9 +97,7 @@ def check_masked(lm: LM) -> None:
         return
     got = ", ".join(lm.config.architectures) or lm.config.family
     runs = "npllm.apps.classify" if lm.weights.lm_head is None else "npllm generate"
-    raise UsageError(
-        f"model: expected a masked language model, such as google-bert/bert-base-uncased, got {got}, which {runs} runs"
-    )
+    raise UsageError(f"model: expected {MASKED}, got {got}, which {runs} runs")
 
 
 def mask_token(tokenizer: Tokenizer) -> tuple[str, int]:

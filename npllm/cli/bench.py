@@ -129,7 +129,7 @@ def fill_defaults(args: argparse.Namespace) -> None:
 
 def load_as(args: argparse.Namespace, dtype: str) -> LM:
     """The model that the flags name, in this dtype."""
-    lm = options.load_model(argparse.Namespace(**{**vars(args), "dtype": dtype}))
+    lm = options.load_writer(argparse.Namespace(**{**vars(args), "dtype": dtype}))
     speed.check_context(lm, args.context, args.new_tokens or 0)
     return lm
 
@@ -206,7 +206,7 @@ def run_cache(args: argparse.Namespace) -> int:
     prompt = options.read_prompt(args.prompt)
     if "," in args.dtype:
         raise UsageError(f"--dtype: bench cache takes a single dtype, got {args.dtype!r}")
-    lm = options.load_model(args)
+    lm = options.load_writer(args)
     ids = as_ids(lm, prompt)
     runs = cache_runs(lm, ids, args.new_tokens, args.repeat)
     result = {"prompt_tokens": len(ids)} | compare(list(with_progress(runs, 2 * args.repeat)))

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(sys.stdin, io.TextIOWrapper):
         raise UsageError("stdin is closed: expected the turns of the conversation")
     CHILD.start()  # which imports jinja2 while the weights are read
-    chat = Chat(options.load_model(args), system, args.cache_dtype)
+    chat = Chat(options.load_writer(args), system, args.cache_dtype)
     how |= options.speculation(args, {})
     # utf-8-sig drops a byte order mark. An invalid line must not end the chat: see below.
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")

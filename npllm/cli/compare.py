@@ -89,8 +89,13 @@ def run(args: argparse.Namespace) -> int:
                 lm = None  # one model at a time: free the other's weights first
                 lm, loaded = load(args, how), (how.model, how.device, how.dtype)
             assert lm is not None
+            if lm.config.bidirectional and how.chunk is not None:
+                flag = f"--{'ab'[i]}-chunk"
+                raise UsageError(
+                    f"{flag}: expected none with BERT, where every token sees the later ones; leave it out"
+                )
             ids = as_ids(lm, prompt) if ids is None else ids
-            if lm.config.bidirectional and how.chunk is None:  # it has no cache
+            if lm.config.bidirectional:  # it has no cache
                 runs[i] = how._replace(use_cache=False)
             sides[i] = from_run(lm, runs[i], ids, args.only)
     a, b = sides

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         theirs, against = predictions(
             args, text
         )  # one model at a time: its blocks are freed before the other is loaded
-    lm = options.load_model(args)
+    lm = options.load_writer(args)
     ids = as_ids(lm, text)
     if theirs is not None and theirs != ids:
         raise UsageError(
@@ -110,7 +110,7 @@ def predictions(args: argparse.Namespace, text: str) -> tuple[list[int], Referen
         other = {"dtype": args.against}
     else:
         other = {"model": args.against, "dtype": "auto", "revision": None}
-    lm = options.load_model(argparse.Namespace(**{**vars(args), **other}))
+    lm = options.load_writer(argparse.Namespace(**{**vars(args), **other}), "--against")
     ids = as_ids(lm, text)
     with bar(f"reference {args.against}", len(ids) - 1) as progress:
         for made in reference(lm, ids, *windows_of(args, lm)):

@@ -3,7 +3,8 @@
 import argparse
 import json
 
-from ..apps.fill import gaps
+from ..apps.fill import MASKED, gaps
+from ..errors import UsageError
 from ..inspect.terminal import percent
 from ..inspect.tokens import padded
 from . import options, report
@@ -38,6 +39,10 @@ def run(args: argparse.Namespace) -> int:
     """Fill, print, and return the exit code."""
     text = options.read_text(args.text, "TEXT")
     pair = None if args.pair is None else options.utf8("--pair", args.pair)
+    if args.model is None:
+        raise UsageError(
+            f"--model: expected {MASKED}, got the default model, which npllm generate runs; give one with -m"
+        )
     ids, found = gaps(options.load_model(args), text, args.top_k, pair=pair)
     if args.json:
         result = {"ids": ids, "masks": [gap._asdict() for gap in found]}

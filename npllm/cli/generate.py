@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     if args.chat:
         CHILD.start()  # which imports jinja2 while the weights are read
-    lm = options.load_model(args)
+    lm = options.load_writer(args)
     how |= {"cache_dtype": args.cache_dtype} | options.speculation(args, counts)
     load_time = time.perf_counter() - started
 

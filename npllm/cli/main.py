@@ -99,7 +99,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, where argparse prints its usage and exits."""
+        _, is_rest, rest = message.partition("unrecognized arguments: ")
+        if is_rest and not rest.startswith("-") and any(action.dest == "text" for action in self._actions):
+            message += "; quote a text of several words"
         raise UsageError(f"{message}; see {self.prog} --help")
+
+    def with_flag(self, message: str) -> str:
+        """A message that begins with the name of a Python argument, with that of the flag; any other unchanged.
+
+        "top_k: expected ..." becomes "--top-k: expected ...". compare has several flags for a dtype: it is unchanged.
+        """
+        name, colon, rest = message.partition(": ")
+        flag = "model" if name == "lm" else name.replace("_", "-").replace(" ", "-")
+        known = self._option_string_actions
+        return f"--{flag}{colon}{rest}" if f"--{flag}" in known and f"--a-{flag}" not in known else message
 
 
 def run(argv: Sequence[str]) -> int:
@@ -115,7 +128,11 @@ def run(argv: Sequence[str]) -> int:
     logging.getLogger("concurrent.futures").disabled = True  # a thread without memory would log a page; it raises, too
     parser = Parser(f"npllm {name}", command.DESCRIPTION, command.EXAMPLES)
     command.add_arguments(parser)
-    return command.run(parser.parse_args(argv[1:]))
+    args = parser.parse_args(argv[1:])
+    try:
+        return command.run(args)
+    except UsageError as error:
+        raise UsageError(parser.with_flag(str(error))) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

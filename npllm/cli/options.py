@@ -15,6 +15,7 @@ from ..checkpoint.load import load_tokenizer as load_tokenizer_of
 from ..errors import UsageError
 from ..lm import LM
 from ..options import check_options
+from ..text.arguments import check_writes
 from ..text.utf8 import checked_text
 from ..tokenizer import Tokenizer
 
@@ -232,6 +233,16 @@ def load_model(args: argparse.Namespace, name: str | None = None) -> LM:
         progress=sys.stderr is not None and sys.stderr.isatty(),
         kernels=not args.no_kernels,
     )
+
+
+def load_writer(args: argparse.Namespace, flag: str = "--model") -> LM:
+    """The model that the flags name. Raises UsageError, with the name of the flag, unless it predicts the next token.
+
+    That is checked first: no prompt is too long for a model that cannot continue it.
+    """
+    lm = load_model(args)
+    check_writes(lm, flag)
+    return lm
 
 
 def load_tokenizer(args: argparse.Namespace) -> Tokenizer:

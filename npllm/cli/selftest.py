@@ -9,6 +9,7 @@ from ..devices.memory import format_bytes
 from ..errors import UsageError
 from ..inspect.compare import TOLERANCES, first_beyond
 from ..loop import as_ids
+from ..text.arguments import check_writes
 from . import options, report
 from .compare import lines
 
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--dtype: expected {', '.join(TOLERANCES)}, whose tolerances are known; got {dtype}")
     where = {"revision": args.revision, "cache_dir": args.cache_dir, "offline": args.offline}
     lm = load(args.model, **where)
+    check_writes(lm, "--model")
     ids = as_ids(lm, PROMPT)
     # The page begins before the work, in case it cannot be written.
     kernels = (

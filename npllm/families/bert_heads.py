@@ -53,7 +53,10 @@ def masked_lm_head(
     Unlike a decoder's, the logits at a position are for that position, not for the next.
     """
     if weights.lm_head is None:
-        raise UsageError("the model has no LM head: expected one, got a classifier; see npllm.apps.classify")
+        raise UsageError(
+            "the model has no LM head: expected one, got a classifier;"
+            " npllm.apps.classify classifies with it, from Python"
+        )
     x = ACTIVATIONS[config.hidden_act](linear(hidden, weights.head_dense, weights.head_dense_bias))
     x = layer_norm(x, weights.head_norm, weights.head_norm_bias, config.layer_norm_epsilon)
     return linear(x, weights.lm_head, weights.lm_head_bias)

@@ -54,10 +54,14 @@ LETTERS = {
 }
 
 
-def check_page(lm: LM, ids: Sequence[int]) -> None:
-    """Refuse a text that is too long for a page, before computing anything."""
+def check_kind(lm: LM) -> None:
+    """Refuse a model whose tokens see later ones, for which there is no page."""
     if lm.config.bidirectional:
         raise UsageError("--html: expected a model whose tokens see only earlier ones; leave it out, or take --json")
+
+
+def check_page(lm: LM, ids: Sequence[int]) -> None:
+    """Refuse a text that is too long for a page, before computing anything."""
     maps = lm.config.num_hidden_layers * lm.config.num_attention_heads
     most = math.isqrt(2 * LARGEST // maps)
     if len(ids) > most:

@@ -123,11 +123,11 @@ def check_model(lm: Any, name: str = "lm") -> None:
 def check_writes(lm: Any, name: str = "lm") -> None:
     """Raise UsageError for anything but a model that predicts the next token."""
     check_model(lm, name)
-    if lm.config.bidirectional:
-        other = "fills gaps: npllm fill" if lm.weights.lm_head is not None else "classifies: npllm.apps.classify"
-        raise UsageError(
-            f"{name}: expected a model that predicts the next token, got {lm.config.family}, which {other}"
-        )
+    got = f"{lm.config.family}, which fills gaps: npllm fill" if lm.config.bidirectional else ""
+    if lm.weights.lm_head is None:
+        got = "a classifier; npllm.apps.classify classifies with it, from Python"
+    if got:
+        raise UsageError(f"{name}: expected a model that predicts the next token, got {got}")
 
 
 def check_cache(cache: Any, config: Config, like: Array, batch: tuple[int, ...] = ()) -> int:
