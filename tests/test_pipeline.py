@@ -187,7 +187,10 @@ def test_a_sampling_option_without_do_sample_is_warned_of(lm, name, value):
 @pytest.mark.parametrize(
     ("task", "model", "more", "message"),
     [
-        ("text-classification", None, {}, "task: expected text-generation, got 'text-classification'"),
+        ("text-classification", None, {}, "got 'text-classification'; npllm.apps.classify classifies$"),
+        ("ner", None, {}, "got 'ner'; npllm.apps.classify classifies$"),
+        ("fill-mask", None, {}, "task: expected text-generation, got 'fill-mask'; npllm.fill fills masks$"),
+        ("summarization", None, {}, "task: expected text-generation, got 'summarization'$"),
         ("text-generation", 3, {}, "model: expected what npllm.load takes or returns, got int"),
         ("text-generation", "LM", {"tokenizer": "gpt2"}, r"tokenizer: expected npllm.load\(...\).tokenizer, got str"),
         ("text-generation", "LM", {"device_map": "cuda"}, r"device_map: .*npllm.load\(name, device="),

@@ -52,6 +52,15 @@ INSTEAD = {  # arguments of transformers' pipeline, and what to do instead
     "stop_strings": "use stop",
 }
 
+CLASSIFIES = "npllm.apps.classify classifies"
+ELSEWHERE = {  # other tasks of transformers' pipeline
+    "fill-mask": "npllm.fill fills masks",
+    "text-classification": CLASSIFIES,
+    "sentiment-analysis": CLASSIFIES,
+    "token-classification": CLASSIFIES,
+    "ner": CLASSIFIES,
+}
+
 
 def pipeline(task: str, model: Any = None, tokenizer: Any = None, **options: Any) -> Callable[..., list[Any]]:
     """A function that continues prompts with this model and returns `[{"generated_text": ...}]`.
@@ -72,7 +81,8 @@ def pipeline(task: str, model: Any = None, tokenizer: Any = None, **options: Any
     [{'generated_text': 'The capital of France is Paris'}]
     """
     if task != "text-generation":
-        raise UsageError(f"task: expected text-generation, got {task!r}")
+        instead = f"; {ELSEWHERE[task]}" if task in ELSEWHERE else ""
+        raise UsageError(f"task: expected text-generation, got {task!r}{instead}")
     if not isinstance(model, LM | str | Path | None):
         raise UsageError(f"model: expected what npllm.load takes or returns, got {type(model).__name__}")
     if not isinstance(tokenizer, Tokenizer | None):
