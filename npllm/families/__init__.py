@@ -57,7 +57,7 @@ from .llama import LLAMA
 from .metadata import Metadata
 from .mistral import MISTRAL
 from .mixtral import MIXTRAL
-from .nearest import compact, nearest
+from .nearest import meant, nearest
 from .olmo2 import OLMO2
 from .olmo3 import OLMO3
 from .olmoe import OLMOE
@@ -116,6 +116,10 @@ def read_config(keys: Mapping[str, Any], where: str = "config.json") -> Config:
     if family is None:
         name = str(reader.get("model_type"))
         remedy = nearest(name, FAMILIES) or "npllm computes no other"
+        if keys.get("model_type") is None:
+            remedy = "there is none"
+        elif one := meant(name, FAMILIES):
+            remedy = f"did you mean {one!r}?"
         raise reader.refusal("model_type", "one of those that `npllm models` lists", remedy)
     if family.lm_class not in reader.strings("architectures"):
         check_head(reader, masked=family.lm_class.endswith("ForMaskedLM"))
@@ -134,14 +138,16 @@ def gguf_keys(metadata: Metadata) -> dict[str, Any]:
     family = ARCHITECTURES.get(str(metadata.architecture))
     if family is None or family.gguf is None:
         name = str(metadata.architecture)[:80]
-        in_folders = [model_type for model_type in FAMILIES if compact(model_type) == compact(name)]
-        remedy = f"npllm reads {in_folders[0]} from a folder with config.json and safetensors" if in_folders else ""
+        remedy = nearest(name, FAMILIES) or "npllm computes no other"
         if "bert" in name:  # llama.cpp has several
             remedy = "such a file has no head, and turns texts into vectors; npllm fill reads a BertForMaskedLM folder"
+        elif one := meant(name, ARCHITECTURES):
+            remedy = f"did you mean {one!r}?"
+        elif one := meant(name, FAMILIES):
+            remedy = f"npllm reads {one} from a folder with config.json and safetensors"
         raise ModelFileError(
             f"{metadata.path}: general.architecture: expected one of {', '.join(sorted(ARCHITECTURES))}, got"
-            f" {str(repr(metadata.architecture))[:80]};"
-            f" {remedy or nearest(name, FAMILIES) or 'npllm computes no other'}"
+            f" {str(repr(metadata.architecture))[:80]}; {remedy}"
         )
     keys = family.gguf.keys(metadata)
     metadata.finish()

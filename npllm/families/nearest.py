@@ -6,7 +6,7 @@ RWKV, latent attention (DeepSeek) or an encoder with a decoder (T5) are another 
 Source: the models of transformers, https://github.com/huggingface/transformers/tree/main/src/transformers/models
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 # By model_type: the nearest family's model_type, and how this one differs: what it has instead, or in addition.
 NEAREST = {
@@ -54,8 +54,17 @@ LLAMA_CPP = {"phi2": "phi", "command-r": "cohere", "starcoder": "gpt_bigcode", "
 
 
 def compact(name: str) -> str:
-    """A name without the marks in which model_types and llama.cpp's architectures differ: gpt_oss, gpt-oss."""
-    return name.replace("_", "").replace("-", "")
+    """A name without capitals and the marks in which llama.cpp's architectures differ: gpt_oss is gpt-oss."""
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The known name that differs only in case or such a mark; "" if there is none.
+
+    >>> meant("GPT-OSS", ["gpt2", "gpt_oss"])
+    'gpt_oss'
+    """
+    return next((other for other in known if compact(other) == compact(name)), "")
 
 
 def nearest(name: str, computed: Collection[str]) -> str:
