@@ -140,6 +140,8 @@ def test_both_spellings_of_gemma_3s_rope_are_the_same():
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention: expected False or None"),
         ("gemma2", {"sliding_window": None}, "layer_types: expected full_attention alone"),
         ("gemma3", {"text_config": SIZES | {"final_logit_softcapping": 3.0}}, "text_config: final_logit_softcapping: "),
+        ("gemma3", {"text_config": {}}, "text_config: expected the keys of the text part, got {}; there are none"),
+        ("gemma3", {"text_config": {"model_type": "gemma3_text"}}, "expected the keys of the text part, "),
         ("gemma3", {"architectures": ["Gemma3ForSequenceClassification"]}, "architectures: expected a model that cont"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: expected None, got 50.0"),
         (

@@ -87,12 +87,21 @@ def test_a_bare_model_is_refused_before_its_tensors(folder, capsys):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_an_adapter_names_its_base(folder, whole):
+@pytest.mark.parametrize("config", [True, False])
+def test_an_adapter_names_its_base(folder, config):
+    (folder / "model.safetensors").unlink()
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}')
-    if not whole:
+    if not config:
         (folder / "config.json").unlink()
     with pytest.raises(ModelFileError, match=r"expected a whole model, got an adapter \(LoRA\) for owner/base; load"):
+        npllm.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_model_with_an_adapter_beside_it_is_refused(folder, name):
+    (folder / "model.safetensors").rename(folder / name)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelFileError, match=r"beside it; merge the adapter first, or remove adapter_config\.json$"):
         npllm.load(folder)
 
 

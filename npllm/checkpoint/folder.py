@@ -7,6 +7,7 @@ from ..storage.json_file import read_json
 from ..storage.safetensors_file import read_header
 from ..storage.stored import Stored
 
+WHOLE = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = "adapter_config.json"
 # Of a model of sentence-transformers, these heads are complete; ...ForCausalLM is only the name of what it came from.
 HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
@@ -23,7 +24,7 @@ def read_folder(folder: Path) -> dict[str, Stored]:
     ------
     ModelFileError : files are missing, truncated or inconsistent
     """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole, index = (folder / name for name in WHOLE)
     if whole.is_file():
         return read_header(whole)
     if not index.is_file():
@@ -48,6 +49,11 @@ def read_folder(folder: Path) -> dict[str, Stored]:
 def check_kind(folder: Path) -> None:
     """Refuse a folder that is no whole language model or classifier: a LoRA adapter, or of sentence-transformers."""
     if (folder / ADAPTER).is_file():
+        if any((folder / name).is_file() for name in WHOLE):
+            raise ModelFileError(
+                f"{folder}: expected a whole model, got a model with a LoRA adapter beside it; merge the adapter first,"
+                f" or remove {ADAPTER}"
+            )
         base = str(read_json(folder / ADAPTER).get("base_model_name_or_path"))[:200]
         raise ModelFileError(
             f"{folder}: expected a whole model, got an adapter (LoRA) for {base}; load that one, or merge both with"

@@ -44,7 +44,10 @@ def read_config(keys: Keys) -> GemmaConfig:
     if any(name.endswith(common.CLASSIFIERS) for name in keys.strings("architectures")):
         raise keys.refusal("architectures", "a model that continues a text, not a classifier")
     outer = {key: keys.get(key) for key in ("architectures", "eos_token_id") if keys.get(key) is not None}
-    inside = {**DEFAULTS, **keys.object("text_config"), **outer}
+    part = keys.object("text_config")
+    if not part.keys() - {"model_type"}:  # the defaults are those of no published model
+        raise keys.refusal("text_config", "the keys of the text part", "there are none")
+    inside = {**DEFAULTS, **part, **outer}
     inside["tie_word_embeddings"] = keys.boolean("tie_word_embeddings", True)
     keys.mark_read("id2label", "problem_type", "num_labels", "pad_token_id")  # only a classifier needs them
     text = Keys(inside, f"{keys.where}: text_config")
