@@ -9,7 +9,7 @@ from ..apps.chat import Chat
 from ..checkpoint.hub import DEFAULT_FILE
 from ..errors import UsageError
 from ..inspect.look import look
-from ..inspect.page import check_kind, check_page, page, write_page
+from ..inspect.page import check_direction, check_page, page, write_page
 from ..inspect.summary import check_choice, finite, summary
 from ..inspect.terminal import coloured, plain, report, wants_colour
 from ..inspect.trace import parse_ids
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     path = None if args.html is None else output_file(args.html, f"--html {args.html}")
     lm = options.load_model(args)
     if path is not None:
-        check_kind(lm)
+        check_direction(lm)
     ids = Chat(lm).ids_with(str(prompt)) if args.chat else as_ids(lm, prompt)
     prompt_length = len(ids)
     if args.max_new_tokens:

@@ -54,7 +54,7 @@ LETTERS = {
 }
 
 
-def check_kind(lm: LM) -> None:
+def check_direction(lm: LM) -> None:
     """Refuse a model whose tokens see later ones, for which there is no page."""
     if lm.config.bidirectional:
         raise UsageError("--html: expected a model whose tokens see only earlier ones; leave it out, or take --json")
