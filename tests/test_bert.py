@@ -261,6 +261,9 @@ def test_a_look_shows_the_prediction_at_the_same_position(capsys):
     assert "In the place of token 4 '[MASK]'" in out
     assert "KV cache" not in out
     assert "one more token" not in out
+    for text, place in [("a [MASK] is [MASK]", "2 '[MASK]'"), ("Paris is", "3 '[SEP]'")]:
+        assert main(["inspect", text, "-m", str(GOLDEN / "bert")]) == 0
+        assert f"In the place of token {place}" in capsys.readouterr().out
     assert main(["inspect", "Paris", "--json", "-m", str(GOLDEN / "bert")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kv_cache"] is None

@@ -91,7 +91,7 @@ def test_a_token_that_is_no_whole_character_has_bytes_and_no_text():
 )
 def test_what_is_not_there_is_refused_with_the_range(choice, message):
     with pytest.raises(UsageError, match=re.escape(message)):
-        check_choice(tiny_lm(), IDS, **({"layer": 0, "head": 0, "token": None, "top_k": 1} | choice))
+        check_choice(tiny_lm(), IDS, **({"layer": 0, "head": 0, "token": 0, "top_k": 1} | choice))
 
 
 @pytest.mark.parametrize("ids", [[], [11], list(range(10)) * 7])

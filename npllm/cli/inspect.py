@@ -3,9 +3,11 @@
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..apps.chat import Chat
+from ..apps.fill import MASKS
 from ..checkpoint.hub import DEFAULT_FILE
 from ..errors import UsageError
 from ..inspect.look import look
@@ -13,6 +15,7 @@ from ..inspect.page import check_direction, check_page, page, write_page
 from ..inspect.summary import check_choice, finite, summary
 from ..inspect.terminal import coloured, plain, report, wants_colour
 from ..inspect.trace import parse_ids
+from ..lm import LM
 from ..loop import as_ids, steps
 from ..storage.paths import output_file
 from . import options
@@ -49,7 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layer", type=int, default=0, metavar="L", help="show the attention of this layer (default: 0)"
     )
     parser.add_argument("--head", type=int, default=0, metavar="N", help="and of this head (default: 0)")
-    parser.add_argument("--token", type=int, metavar="T", help="show predictions after this token (default: the last)")
+    parser.add_argument(
+        "--token",
+        type=int,
+        metavar="T",
+        help="show predictions after this token, or with BERT in its place (default: the last; with BERT, the first"
+        " [MASK])",
+    )
     parser.add_argument(
         "--top-k", type=int, default=10, metavar="K", help="show the K likeliest next tokens (default: %(default)s)"
     )
@@ -74,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
     prompt_length = len(ids)
     if args.max_new_tokens:
         ids = [*ids, *(step.id for step in steps(lm, ids, max_new_tokens=args.max_new_tokens))]
-    check_choice(lm, ids, args.layer, args.head, args.token, args.top_k)
-    token = len(ids) - 1 if args.token is None else args.token
+    token = default_token(lm, ids) if args.token is None else args.token
+    check_choice(lm, ids, args.layer, args.head, token, args.top_k)
     if path is not None:
         check_page(lm, ids)
         write_page(path, page(look(lm, ids), prompt_length, model_name(args)))
@@ -89,6 +98,17 @@ def run(args: argparse.Namespace) -> int:
     lines = report(found, lm, width, colour=colour, ascii_only=not output.writes_all())
     output.write(coloured(lines) if colour else plain(lines), styled=colour)
     return 0
+
+
+def default_token(lm: LM, ids: Sequence[int]) -> int:
+    """The token whose predictions are shown: for a masked language model the first mask, if there is one; or the last.
+
+    BERT's last token is [SEP], in whose place it predicts nothing of interest.
+    """
+    masks = []
+    if lm.config.bidirectional and lm.tokenizer is not None:
+        masks = [lm.tokenizer.backend.token_to_id(name) for name in MASKS]
+    return next((position for position, token in enumerate(ids) if token in masks), len(ids) - 1)
 
 
 def model_name(args: argparse.Namespace) -> str:

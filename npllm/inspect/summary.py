@@ -13,12 +13,12 @@ from .look import Look, given, lens, norms
 from .tokens import token_bytes
 
 
-def check_choice(lm: LM, ids: Sequence[int], layer: int, head: int, token: int | None, top_k: int) -> None:
+def check_choice(lm: LM, ids: Sequence[int], layer: int, head: int, token: int, top_k: int) -> None:
     """Raise UsageError for a layer, head or token that does not exist, before the pass runs."""
     for name, value, count, what in [
         ("layer", layer, lm.config.num_hidden_layers, "layers"),
         ("head", head, lm.config.num_attention_heads, "heads"),
-        ("token", len(ids) - 1 if token is None else token, len(ids), "tokens"),
+        ("token", token, len(ids), "tokens"),
     ]:
         if not 0 <= value < count:
             raise UsageError(f"--{name}: expected 0 to {count - 1} (there are {count} {what}), got {value}")
