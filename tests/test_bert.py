@@ -184,6 +184,17 @@ def test_a_converted_model_is_the_same(tmp_path, name, dtype):
 # What it does not do
 
 
+def test_of_a_published_model_the_masked_lm_is_written_as_what_it_is(tmp_path, capsys):
+    folder = tmp_path / "m"
+    assert main(["convert", str(GOLDEN / PUBLISHED), str(folder), "--dtype", "float32"]) == 0
+    assert "only what it computes: the masked LM, as BertForMaskedLM\n" in capsys.readouterr().err
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+    assert convert(GOLDEN / "bert", tmp_path / "n", "float32").part == ""
+    ids = [2, 8, 9, 4, 3]
+    logits, _ = npllm.forward(ids, npllm.load(folder))
+    np.testing.assert_array_equal(logits, npllm.forward(ids, npllm.load(GOLDEN / PUBLISHED, dtype="float32"))[0])
+
+
 def test_it_writes_nothing(capsys):
     lm = npllm.load(GOLDEN / "bert")
     with pytest.raises(UsageError, match="expected a model that predicts the next token, got bert, which fills gaps"):

@@ -1,5 +1,6 @@
 """npllm convert: it writes the same model in another dtype, completely or not at all."""
 
+import dataclasses
 import errno
 import importlib
 import json
@@ -81,7 +82,9 @@ def left_in(folder):
 def test_a_folder_in_another_dtype_is_the_same_model(tmp_path, name, dtype):
     done = convert(GOLDEN / name, tmp_path / "m", dtype)
     lm, expected = load(tmp_path / "m", dtype=dtype), load(GOLDEN / name, dtype=dtype)
-    assert lm.config == expected.config
+    parts = {"BertForPreTraining": "BertForMaskedLM"}  # the part that is written
+    heads = tuple(parts.get(name, name) for name in expected.config.architectures)
+    assert lm.config == dataclasses.replace(expected.config, architectures=heads)
     assert lm.generation_config == expected.generation_config
     assert_same_weights(lm.weights, expected.weights)
     np.testing.assert_array_equal(logits(lm), logits(expected))

@@ -1,5 +1,6 @@
 """Gemma, Gemma 2, Gemma 3: their config.json, their .gguf metadata, and what is special about their passes."""
 
+import json
 import math
 import tracemalloc
 from pathlib import Path
@@ -7,12 +8,16 @@ from pathlib import Path
 import families
 import numpy as np
 import pytest
+from bridge import tool
 from counting import counted_flops
-from families import random_lm
+from families import KEYS, random_lm
+from safetensors.numpy import load_file, save_file
 from tolerance import assert_close
 
 import npllm
 from npllm.checkpoint.load import gguf_tensors, plan_folder
+from npllm.checkpoint.write import convert
+from npllm.cli.main import main
 from npllm.devices.memory import attention_bytes
 from npllm.errors import ModelFileError
 from npllm.families import FAMILIES, gguf_keys, read_config
@@ -118,6 +123,69 @@ def test_the_text_part_is_read_in_both_spellings_and_the_vision_part_is_not(newe
     assert {part.name for several in parts.values() for part in several} == {
         name for name in tensors if "vision" not in name and "multi_modal" not in name
     }
+
+
+def write_with_pictures(folder, prefix):
+    """A tiny model with a vision encoder of one tensor, under the names of older files or of newer ones."""
+    lm = random_lm("gemma3")
+    shapes, names = FAMILIES["gemma3"].shapes(lm.config), FAMILIES["gemma3_text"].names
+    tensors = {"vision_tower.x.weight": np.ones(5, np.float32)}
+    blocks = [(f"{i}", block) for i, block in enumerate(lm.weights.layers)]
+    for ours, (rows, _) in shapes.items():
+        theirs = names[ours].split(" | ")[0].split()
+        for layer, weights in blocks if "*" in theirs[0] else [("", lm.weights)]:
+            cut = np.split(getattr(weights, ours), np.cumsum(rows)[:-1])
+            for name, value in zip(theirs, cut, strict=True):
+                full = name.replace("model.", prefix, 1).replace("*", layer)
+                tensors |= {f"{full}.weight": np.ascontiguousarray(value)} if ours != "lm_head" else {}
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    keys = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "eos_token_id": [1, 2]}
+    text = KEYS["gemma3"]["text_config"] | {"torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(keys | {"text_config": text, "vision_config": {}}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_of_a_model_with_pictures_the_text_part_is_written_as_what_it_is(tmp_path, capsys, prefix, dtype):
+    write_with_pictures(tmp_path / "m", prefix)
+    assert main(["convert", str(tmp_path / "m"), str(tmp_path / "n"), "--dtype", dtype]) == 0
+    assert "npllm writes only what it computes: the text part, as Gemma3ForCausalLM\n" in capsys.readouterr().err
+    lm, new, ids = npllm.load(tmp_path / "m", dtype=dtype), npllm.load(tmp_path / "n", dtype=dtype), [3, 1, 4, 1, 5]
+    np.testing.assert_array_equal(npllm.forward(ids, new)[0], npllm.forward(ids, lm)[0])
+    assert (new.config.family, new.config.eos_token_id) == ("gemma3_text", (1, 2))
+    names = {name.removesuffix(".codes") for name in load_file(tmp_path / "n" / "model.safetensors")}
+    assert {"model.embed_tokens.weight", "model.layers.3.mlp.up_proj.weight", "model.norm.weight"} < names
+    keys = json.loads((tmp_path / "n" / "config.json").read_text())
+    assert keys["model_type"] == "gemma3_text"
+    assert not keys.keys() & {"text_config", "vision_config"}
+    convert(tmp_path / "n", tmp_path / "again", "float32")
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_transformers_loads_the_text_part_that_was_written(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[oracle]'")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision |= {"image_size": 8, "patch_size": 4}
+    text = SIZES | {"head_dim": 4, "num_key_value_heads": 2, "sliding_window": 3, "pad_token_id": 0}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    tool("make_golden").randomize(model, 0)
+    model.eval().save_pretrained(tmp_path / "m")
+    done = convert(tmp_path / "m", tmp_path / "n", "float32")
+    assert done.part == "the text part, as Gemma3ForCausalLM"
+    auto = transformers.AutoModelForCausalLM
+    written, info = auto.from_pretrained(tmp_path / "n", output_loading_info=True, dtype=torch.float32)
+    assert type(written).__name__ == "Gemma3ForCausalLM"
+    assert not any(info.values()), info
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    with torch.no_grad():
+        expected, got = model(input_ids=ids).logits[0].numpy(), written.eval()(ids).logits[0].numpy()
+    assert_close("logits", got, expected)
+    assert_close("logits", npllm.forward(ids[0].tolist(), npllm.load(tmp_path / "n"))[0], expected)
 
 
 def test_a_cap_of_null_is_none():

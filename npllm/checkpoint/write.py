@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from ..devices.memory import check_memory, format_bytes
 from ..errors import ModelFileError, UsageError
-from ..families import family_of, read_config
+from ..families import FAMILIES, family_of, read_config
+from ..families.family import Family
 from ..storage.blocks import Split
 from ..storage.files import new_file, remove_stale, write_errors, write_folder
 from ..storage.groups import GroupLayout, quantize_groups
@@ -68,6 +69,8 @@ class Written(NamedTuple):
     folder: Path
     files: int  # safetensors files
     nbytes: int  # of the weights
+    part: str = ""  # what was written, if npllm does not compute the whole model, and the class that loads it
+    quantized: int = 0  # matrices in 8 or 4 bits
 
 
 def convert(
@@ -104,9 +107,9 @@ def convert(
     path = find(None if source is None else str(source), revision, cache_dir, offline)
     with refusals(path):
         files = open_files(path)
-        jobs = planned(files, path, dtype)
-        keys, small = described(files, path, dtype)
-        check_reading(files, keys, jobs, place)
+        keys, small, part = described(files, path, dtype)
+        jobs = planned(files, path, dtype, FAMILIES[keys["model_type"]])
+        check_reading(files, keys, jobs, place, part)
         shards = in_shards(stacked_entries([output for job in jobs for output in job.outputs]), shard_bytes)
         check_room(jobs, place)
 
@@ -115,7 +118,8 @@ def convert(
             write_texts(folder, small, shards, keys)
 
         write_folder(place, fill, last="config.json")
-    return Written(place, len(shards), sum_bytes(output for group in shards.values() for output in group))
+    nbytes = sum_bytes(output for group in shards.values() for output in group)
+    return Written(place, len(shards), nbytes, part, sum(job.layout is not None for job in jobs))
 
 
 def checked_place(destination: str | Path) -> Path:
@@ -131,15 +135,15 @@ def checked_place(destination: str | Path) -> Path:
     return place
 
 
-def planned(files: Files, path: Path, dtype: str) -> list[Job]:
-    """The tensors to write, in the order of the pass."""
-    jobs, family, from_folder = [], family_of(files.config), path.is_dir()
+def planned(files: Files, path: Path, dtype: str, family: Family) -> list[Job]:
+    """The tensors to write, in the order of the pass. `family` is that of the new folder: another for a part."""
+    jobs, from_folder, own_names = [], path.is_dir(), path.is_dir() and family is family_of(files.config)
     for ours, parts in files.plans.items():
         plain = without_numbers(ours).removesuffix("_bias")
         halves = parts if plain in family.alternating and not from_folder else ()
         if halves:
             parts = [parts[0]._replace(shape=weight_shape(parts))]
-        names = [part.name for part in parts] if from_folder else hugging_face_names(ours, len(parts), family.names)
+        names = [part.name for part in parts] if own_names else hugging_face_names(ours, len(parts), family.names)
         for part, name in zip(parts, names, strict=True):
             if from_folder:  # a folder's rows stay in their order
                 part = part._replace(interleaved_heads=0)
@@ -184,19 +188,21 @@ def hugging_face_names(ours: str, parts: int, names: Mapping[str, str]) -> list[
     return [f"{name}.{kind}" for name in spelling]
 
 
-def described(files: Files, path: Path, dtype: str) -> tuple[dict[str, Any], dict[str, str | bytes]]:
-    """The keys of config.json, and the other small files, by name."""
+def described(files: Files, path: Path, dtype: str) -> tuple[dict[str, Any], dict[str, str | bytes], str]:
+    """The keys of config.json, the other small files by name, and what is written, if it is not the whole model."""
+    part = ""
     if path.is_dir():
+        of_part, part = family_of(files.config).part(files.keys)
         # auto_map names code in files that are not copied.
         left_out = ("dtype", "torch_dtype", "quantization_config", "auto_map")
-        keys = {key: value for key, value in files.keys.items() if key not in left_out}
+        keys = {key: value for key, value in of_part.items() if key not in left_out}
         small: dict[str, str | bytes] = {name: small_file(path / name) for name in COPIED if (path / name).is_file()}
     else:
         keys, small = described_gguf(files, path)
     keys["torch_dtype"] = dtype if dtype in NAMES_IN_FILES else "float32"  # newer versions also read it as "dtype"
     if dtype in QUANTIZED:
         keys["quantization_config"] = quantization_config(QUANTIZED[dtype])
-    return keys, small
+    return keys, small, f"{part}, as {', '.join(keys['architectures'])}" if part else ""
 
 
 def small_file(path: Path) -> bytes:
@@ -241,8 +247,10 @@ def described_gguf(files: Files, path: Path) -> tuple[dict[str, Any], dict[str, 
     }
 
 
-def check_reading(files: Files, keys: Mapping[str, Any], jobs: list[Job], place: Path) -> None:
+def check_reading(files: Files, keys: Mapping[str, Any], jobs: list[Job], place: Path, part: str) -> None:
     """Refuse a model that would not load again as the same one, before anything is written.
+
+    part : what is written, if it is not the whole model: it may be of another family
 
     Raises
     ------
@@ -252,6 +260,7 @@ def check_reading(files: Files, keys: Mapping[str, Any], jobs: list[Job], place:
     ours = files.config
     same = replace(
         config,
+        family=ours.family if part else config.family,
         architectures=ours.architectures,
         rope_scaling=ours.rope_scaling,
         eos_token_id=ours.eos_token_id,

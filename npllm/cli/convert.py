@@ -52,5 +52,7 @@ def run(args: argparse.Namespace) -> int:
         shard_bytes=int(args.shard_size * 1e9) if 0 < args.shard_size < 1e9 else 0,
     )
     files = "1 file" if done.files == 1 else f"{done.files} files"
+    if done.part:
+        report.note(f"{done.folder}: npllm writes only what it computes: {done.part}")
     report.note(f"{done.folder}: {format_bytes(done.nbytes)} of weights in {files}")
     return 0

@@ -14,7 +14,8 @@ https://huggingface.co/docs/transformers/model_doc/bert
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from array_api_compat import device
 
@@ -128,6 +129,7 @@ NOT_NEEDED = tuple(
     f"{name}.{kind}" for name in (".pooler.dense", "cls.seq_relationship") for kind in ("weight", "bias")
 )
 NOT_NEEDED += ("embeddings.position_ids", "embeddings.token_type_ids", "cls.predictions.bias")
+PRETRAINED = "BertForPreTraining"
 ALLOWED = common.ALLOWED | {
     "is_causal": (False, None),
     "is_decoder": (False,),
@@ -172,6 +174,13 @@ def read_config(keys: Keys) -> BertConfig:
         hidden_act=keys.choice("hidden_act", ACTIVATIONS, "gelu"),
         type_vocab_size=keys.integer("type_vocab_size", default=2),
     )
+
+
+def masked_part(keys: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """config.json of the masked LM, without the pooler and the head that predicts the next text, and its name."""
+    if PRETRAINED not in (keys.get("architectures") or ()):
+        return keys, ""
+    return {**keys, "architectures": [BERT.lm_class]}, "the masked LM"
 
 
 def shapes(config: BertConfig) -> dict[str, Rows]:
@@ -312,6 +321,7 @@ BERT = Family(
     traced=TRACED,
     lm_head=masked_lm_head,
     not_needed=NOT_NEEDED,
+    part=masked_part,
     stream=("post_attention_layernorm", "post_feedforward_layernorm"),
     weights=BertWeights,
     sequence_head=pooled_head,

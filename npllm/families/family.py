@@ -94,6 +94,8 @@ class Family(NamedTuple):
     full_scores: bool = False
     not_read: Sequence[str] = ()  # prefixes of the tensors of a part that is not computed, such as a vision encoder
     not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
+    # config.json -> config.json of the part that is computed, and the name of this part: "" if it is the whole model.
+    part: Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], str]] = lambda keys: (keys, "")
     gguf: Gguf | None = None
     # The operations on a token's embedding, and on its logits besides the product.
     outside_flops: Callable[[Any], tuple[int, int]] = lambda _: (0, 0)

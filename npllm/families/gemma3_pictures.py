@@ -7,7 +7,9 @@ has the same logits as in the whole model.
 Source: Gemma Team 2025, "Gemma 3 technical report"; https://huggingface.co/docs/transformers/model_doc/gemma3
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from . import common, gemma3
 from .gemma import GemmaConfig
@@ -59,6 +61,15 @@ def read_config(keys: Keys) -> GemmaConfig:
     return replace(config, family="gemma3")
 
 
+def text_part(keys: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """config.json of the text part alone, which is a Gemma 3 without pictures, and its name."""
+    found = {**DEFAULTS, **(keys.get("text_config") or {})}
+    found |= {key: keys[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if keys.get(key) is not None}
+    tied = keys.get("tie_word_embeddings")
+    found |= {"model_type": GEMMA3.model_types[0], "architectures": [GEMMA3.lm_class]}
+    return found | {"tie_word_embeddings": True if tied is None else tied}, "the text part"
+
+
 def framed(spellings: str) -> str:
     """The names of a weight in these files, newer and older, from those in Gemma 3's.
 
@@ -79,6 +90,7 @@ GEMMA3_PICTURES = GEMMA3._replace(
     names={name: framed(spellings) for name, spellings in GEMMA3.names.items()},
     traced={name: path.replace("model.", "model.language_model.", 1) for name, path in GEMMA3.traced.items()},
     not_read=NOT_READ,
+    part=text_part,
     classifiers=[],
     gguf=None,
 )
