@@ -14,8 +14,7 @@ https://huggingface.co/docs/transformers/model_doc/bert
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from array_api_compat import device
 
@@ -31,7 +30,7 @@ from ..shapes import GPT2BlockWeights
 from ..tap import Tap, under, untapped
 from . import common
 from .activations import ACTIVATIONS, FLOPS
-from .bert_heads import BertConfig, BertWeights, masked_lm_head, pooled_head
+from .bert_heads import BertConfig, BertWeights, masked_lm_head, masked_part, pooled_head
 from .family import Family, Rows, Tapped, Work
 from .gpt2 import GPT2_PARTS, layer_norm_text
 from .keys import Keys
@@ -129,12 +128,8 @@ NOT_NEEDED = tuple(
     f"{name}.{kind}" for name in (".pooler.dense", "cls.seq_relationship") for kind in ("weight", "bias")
 )
 NOT_NEEDED += ("embeddings.position_ids", "embeddings.token_type_ids", "cls.predictions.bias")
-PRETRAINED = "BertForPreTraining"
-ALLOWED = common.ALLOWED | {
-    "is_causal": (False, None),
-    "is_decoder": (False,),
-    "position_embedding_type": ("absolute",),
-}
+ALLOWED = common.ALLOWED | {"is_causal": (False, None), "is_decoder": (False,)}
+ALLOWED |= {"position_embedding_type": ("absolute",)}
 OTHER_FAMILIES = ("num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "use_sliding_window")
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
@@ -174,13 +169,6 @@ def read_config(keys: Keys) -> BertConfig:
         hidden_act=keys.choice("hidden_act", ACTIVATIONS, "gelu"),
         type_vocab_size=keys.integer("type_vocab_size", default=2),
     )
-
-
-def masked_part(keys: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """config.json of the masked LM, without the pooler and the head that predicts the next text, and its name."""
-    if PRETRAINED not in (keys.get("architectures") or ()):
-        return keys, ""
-    return {**keys, "architectures": [BERT.lm_class]}, "the masked LM"
 
 
 def shapes(config: BertConfig) -> dict[str, Rows]:

@@ -4,8 +4,9 @@ Source: Devlin et al. 2018, "BERT: Pre-training of deep bidirectional transforme
 3 and 4; https://github.com/google-research/bert
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..arrays import Array, Float, Int, Weight, array_namespace
 from ..config import Config
@@ -69,3 +70,10 @@ def pooled_head(
     xp = array_namespace(hidden)
     pooled = xp.tanh(linear(hidden[..., 0, :], weights.pooler, weights.pooler_bias))
     return linear(pooled, weights.score, weights.score_bias)
+
+
+def masked_part(keys: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """config.json without the pooler and the head that says whether one text follows the other, and what is left."""
+    if "BertForPreTraining" not in (keys.get("architectures") or ()):
+        return keys, ""
+    return {**keys, "architectures": ["BertForMaskedLM"]}, "the masked LM"
