@@ -19,6 +19,7 @@ from npllm import families
 from npllm.errors import ModelFileError
 
 FAMILIES = sorted(getattr(families, "FAMILIES", ("phi3", "llama", "mistral", "qwen2", "gpt2")))
+FAMILIES = [name for name in FAMILIES if name not in ("bert", "phi3small")]  # no decoder; unknown to transformers
 WITH_ROPE = [family for family in FAMILIES if family != "gpt2"]
 oracle = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # transformers issues warnings of its own
 
