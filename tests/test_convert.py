@@ -194,6 +194,15 @@ def test_rows_that_no_group_fits_stay_float32(tmp_path, model_type):
     assert_same_groups(load(tmp_path / "q", dtype="int8").weights, load(tmp_path / "m", dtype="int8").weights)
 
 
+@pytest.mark.parametrize(("width", "said"), [(40, True), (64, False)])
+def test_a_folder_in_which_nothing_is_quantized_is_reported(npllm, tmp_path, width, said):
+    write_folder(tmp_path / "m", "llama", hidden_size=width, intermediate_size=width, head_dim=width // 4)
+    done = npllm("convert", tmp_path / "m", tmp_path / "q", "--dtype", "int8")
+    assert done.code == 0
+    assert ("q: not quantized: a matrix in 8 or 4 bits has rows of a multiple of 32 numbers" in done.err) == said
+    assert len(done.err.splitlines()) == 1 + said
+
+
 # GGUF
 
 

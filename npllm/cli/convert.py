@@ -51,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
         progress=sys.stderr is not None and sys.stderr.isatty(),
         shard_bytes=int(args.shard_size * 1e9) if 0 < args.shard_size < 1e9 else 0,
     )
+    if args.dtype.startswith("int") and not done.quantized:
+        rows = "a matrix in 8 or 4 bits has rows of a multiple of 32 numbers, up to 65,536, and this model has none"
+        report.note(f"{done.folder}: not quantized: {rows}; all weights are float32")
     files = "1 file" if done.files == 1 else f"{done.files} files"
     if done.part:
         report.note(f"{done.folder}: npllm writes only what it computes: {done.part}")
