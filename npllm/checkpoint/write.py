@@ -85,7 +85,8 @@ def convert(
 ) -> Written:
     """Write a model to a new folder with its weights as dtype, and return what was written.
 
-    `load` reads the folder, and so does transformers unless it is quantized.
+    `load` reads the folder, and so does transformers unless it is quantized. If npllm computes a part of the model
+    only, such as the text part of one that reads pictures, that part is written, as the model that it is.
 
     Parameters
     ----------
