@@ -82,7 +82,7 @@ BASES = {
         "logits_scaling": 3.0,
     },
     "smollm3": {"use_sliding_window": True, "sliding_window": WINDOW},
-    "gemma": {"head_dim": 8, "hidden_act": "gelu_pytorch_tanh", "rope_theta": 500.0},
+    "gemma": {"hidden_size": 48, "head_dim": 8, "hidden_act": "gelu_pytorch_tanh", "rope_theta": 500.0},
     "gemma2": {
         "head_dim": 8,
         "hidden_activation": "gelu_pytorch_tanh",

@@ -13,6 +13,8 @@ from npllm.errors import UnavailableError
 NEEDED = {  # what a command needs besides the flag under test
     "generate": ["Hello", "-n", "2"],
     "chat": ["-n", "2"],
+    "fill": ["a [MASK]"],
+    "models": [],
     "tokenize": ["Hello"],
     "show": [],
     "trace": ["Hello", "-o", "x"],
