@@ -48,17 +48,21 @@ def default(golden):
     return model, lm, ids, others
 
 
-@pytest.fixture(scope="module", params=CLASSES)
+@pytest.fixture(
+    scope="module", params=[name for name in CLASSES if name != "gemma3"]
+)  # its pass is that of gemma3_text
 def tiny(request, transformers, golden, tmp_path_factory):
     """A tiny random model in transformers and in npllm, and two prompts."""
     path = tmp_path_factory.mktemp("model")
     rng = np.random.default_rng(CLASSES.index(request.param))
     keys = random_config_keys(request.param, rng) | {"num_hidden_layers": 2}
+    if "layer_types" in keys:
+        keys["layer_types"] = (2 * keys["layer_types"])[:2]
     config = transformers.AutoConfig.for_model(request.param, **keys)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=golden.torch.float32)
     golden.randomize(model, 0)
     model.save_pretrained(path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=golden.torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=golden.torch.float32, **golden.EAGER)
     ids, others = (rng.integers(0, config.vocab_size, 9).tolist() for _ in range(2))
     return model, npllm.load(path), ids, others
 
@@ -86,7 +90,7 @@ def hooked(golden, model, ids, module, change, before=False):
     """The logits of transformers while a hook changes a module's output, or its input if `before`."""
 
     def change_output(_, args, out):
-        return change(out)
+        return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
 
     def change_input(_, args):
         return (change(args[0]), *args[1:])
@@ -127,22 +131,23 @@ def check_interventions(golden, model, lm, ids, others, layers, heads, neurons):
             change = {f"layers.{layer}.attention.mixed": zero_head(head)}
             check(f"layer {layer} without head {head}", change, block.self_attn.o_proj, without_head, before=True)
 
-        def without_neurons(activation):
-            activation = activation.clone()
-            activation[..., list(neurons)] = 0
-            return activation
+        if neurons:  # experts have no activation that all tokens share
+            name = f"layers.{layer}.feedforward.activation"
 
-        name = f"layers.{layer}.feedforward.activation"
+            def without_neurons(activation):
+                activation = activation.clone()
+                activation[..., list(neurons)] = 0
+                return activation
 
-        def zeros(activation):
-            activation[..., list(neurons)] = 0
-            return activation
+            def zeros(activation):
+                activation[..., list(neurons)] = 0
+                return activation
 
-        check(f"layer {layer} without neurons", {name: zeros}, block.mlp.down_proj, without_neurons, before=True)
-        assert np.array_equal(
-            patched(lm, ids, {name: zero_neuron(neurons[0])}),
-            patched(lm, ids, {name: lambda value: np.where(np.arange(value.shape[-1]) == neurons[0], 0, value)}),
-        )
+            check(f"layer {layer} without neurons", {name: zeros}, block.mlp.down_proj, without_neurons, before=True)
+            assert np.array_equal(
+                patched(lm, ids, {name: zero_neuron(neurons[0])}),
+                patched(lm, ids, {name: lambda value: np.where(np.arange(value.shape[-1]) == neurons[0], 0, value)}),
+            )
 
         # Activation patching: another prompt's activations, at one token or at all of them.
         for leaf, module in (
@@ -171,7 +176,8 @@ def check_interventions(golden, model, lm, ids, others, layers, heads, neurons):
 def test_interventions_in_tiny_models_do_what_hooks_in_transformers_do(golden, tiny):
     model, lm, ids, others = tiny
     heads = range(lm.config.num_attention_heads)
-    check_interventions(golden, model, lm, ids, others, layers=[0], heads=heads, neurons=[0])
+    neurons = [] if hasattr(lm.weights.layers[0], "experts") else [0]
+    check_interventions(golden, model, lm, ids, others, layers=[0], heads=heads, neurons=neurons)
 
 
 @needs_default_model
@@ -247,7 +253,7 @@ def test_losses_and_divergence_are_those_of_torch(transformers, golden, tiny, tm
     model, lm, *_ = tiny
     torch = golden.torch
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp_path)
-    rounded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    rounded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **golden.EAGER)
     ids = np.random.default_rng(3).integers(0, lm.config.vocab_size, 40).tolist()
     *_, against = reference(lm, ids, 40, 20)
     got = joined(evaluate(npllm.load(tmp_path), ids, 40, 20, against))
@@ -258,4 +264,5 @@ def test_losses_and_divergence_are_those_of_torch(transformers, golden, tiny, tm
     np.testing.assert_allclose(got.losses, losses.numpy(), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(got.divergences, divergence.numpy(), rtol=1e-2, atol=1e-7)
     np.testing.assert_array_equal(got.same_top, (p.argmax(-1) == q.argmax(-1)).numpy())
-    assert divergence.max() > 1e-5
+    if not lm.config.family.startswith("gemma"):  # there one token gets nearly everything
+        assert divergence.max() > 1e-5

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 from checkpoints import write_folder, write_gguf
-from families import NAMES, random_lm
+from families import NAMES, WRITERS, random_lm
 
 import npllm
 from npllm.apps.speculation import draft_model
@@ -34,7 +34,8 @@ def test_a_copy_of_a_model_makes_the_same_tokens(name, how):
     lm = random_lm(name)
     other = COPIES[how](lm)
     assert other.config == lm.config
-    assert ids_of(other, [1, 2]) == ids_of(lm, [1, 2])
+    if name in WRITERS:
+        assert ids_of(other, [1, 2]) == ids_of(lm, [1, 2])
     np.testing.assert_array_equal(npllm.forward([1, 2], other)[0], npllm.forward([1, 2], lm)[0])
 
 
