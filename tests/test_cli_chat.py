@@ -82,6 +82,7 @@ def test_in_a_pipe_an_interrupt_ends_the_chat(npllm, monkeypatch):
 
 
 @unix
+@pytest.mark.slow
 def test_at_a_terminal_ctrl_c_stops_the_reply_and_at_the_prompt_it_leaves(start, talkative):
     terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
     process = start(

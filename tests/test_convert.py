@@ -547,7 +547,7 @@ def test_errors_of_the_command_are_one_line(npllm, folder, tmp_path):
     fails(npllm("convert", folder, tmp_path / "m", "--dtype", "auto"), 2, "expected float32, .* got 'auto'")
     fails(npllm("convert", tmp_path / "no", tmp_path / "m", "--dtype", "int8"), 3, "there is nothing of that name")
     for size in ("0", "-1", "nan", "inf"):
-        fails(npllm("convert", tmp_path / "m", "--dtype", "int8", "--shard-size", size), 2, "shard size: expected")
+        fails(npllm("convert", tmp_path / "m", "--dtype", "int8", "--shard-size", size), 2, "--shard-size: expected")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     fails(npllm("convert", tmp_path / "broken", tmp_path / "m", "--dtype", "int8"), 4, "model_type")

@@ -23,7 +23,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 CHAPTER = re.search(r":caption: The chapter\n:maxdepth: 1\n\n((?:[a-z-]+\n)+)", PAGES["index"])[1].split()
 COMMANDS = [
-    pytest.param(command, expected, id=f"{name}: {command}")
+    pytest.param(command, expected, id=f"{name}: {command}", marks=[] if name == "README" else pytest.mark.slow)
     for name, text in {"README": README, **PAGES}.items()
     for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ |```).*\n)*)", text, flags=re.MULTILINE)
 ]

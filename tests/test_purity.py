@@ -53,6 +53,7 @@ def check(array, shape):
     assert array.device.type == "meta"
 
 
+@pytest.mark.slow
 @given(keys=config_keys(), new=st.integers(1, 5), past=st.integers(0, 4), biases=st.booleans())
 def test_a_pass_never_asks_for_a_value(meta, keys, new, past, biases):
     """Without a cache, with one, and in the decode step that follows."""

@@ -86,7 +86,8 @@ def examples() -> list:
             for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(info.name)):
                 if test.examples:
                     loads = any("load(" in example.source for example in test.examples)
-                    found.append(pytest.param(test, id=test.name, marks=[needs_default_model] if loads else []))
+                    marks = [needs_default_model, pytest.mark.slow] if loads else []
+                    found.append(pytest.param(test, id=test.name, marks=marks))
     return found
 
 

@@ -81,7 +81,7 @@ def pipeline(task: str, model: Any = None, tokenizer: Any = None, **options: Any
     [{'generated_text': 'The capital of France is Paris'}]
     """
     if task != "text-generation":
-        instead = f"; {ELSEWHERE[task]}" if task in ELSEWHERE else ""
+        instead = f"; {ELSEWHERE[task]}" if isinstance(task, str) and task in ELSEWHERE else ""
         raise UsageError(f"task: expected text-generation, got {task!r}{instead}")
     if not isinstance(model, LM | str | Path | None):
         raise UsageError(f"model: expected what npllm.load takes or returns, got {type(model).__name__}")
