@@ -196,7 +196,7 @@ def test_an_argument_that_is_no_text(start, folder):
         ["generate", "Hello", "-n", "8000"],
         ["--help"],
         ["bench", "cache", "-n", "2"],
-        ["bench", "decode", "--context", "8", "-n", "2"],
+        pytest.param(["bench", "decode", "--context", "8", "-n", "2"], marks=pytest.mark.slow),
     ],
     ids=["generate", "help", "bench", "decode"],
 )
@@ -235,6 +235,7 @@ def test_sigint_keeps_the_text_so_far(start, talkative):
 
 
 @needs_default_model
+@pytest.mark.slow
 def test_the_default_model_answers_and_remembers(start):
     process = start("chat", "-n", "20", stdin=subprocess.PIPE)
     out, err = process.communicate(b"What is the capital of France?\nSay that again, please.\n", timeout=120)

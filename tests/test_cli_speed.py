@@ -99,6 +99,7 @@ def test_without_the_cache_nothing_can_be_drafted(npllm):
         fails(npllm("generate", "Hello", "--no-cache", *flags), 2, "--no-cache: expected without --prompt-lookup")
 
 
+@pytest.mark.slow
 def test_a_draft_model_with_another_vocabulary_is_one_line(npllm, tmp_path):
     write_folder(tmp_path / "other", vocab_size=300)  # only its padding is another
     assert npllm("generate", "Hello", "--draft-model", tmp_path / "other").code == 0

@@ -85,8 +85,14 @@ def test_every_session_is_found():
     }
 
 
+SLOW_PAGES = ("loop", "feedforward", "cache", "performance")  # more than a second each
+WITH_SESSIONS = [name for name, text in PAGES.items() if ">>> " in sessions(text)]
+
+
 @needs_default_model
-@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if ">>> " in sessions(text)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_PAGES else []) for name in WITH_SESSIONS]
+)
 def test_the_sessions_of_a_page_hold(name, lm, monkeypatch):
     monkeypatch.setattr(npllm, "load", lambda: lm)
     monkeypatch.chdir(ROOT)  # a page may load a model of tests/golden

@@ -127,7 +127,9 @@ def test_greedy_decoding_takes_the_likeliest_token_each_time(writable_lib):
     assert made.finish_reason == "length"
 
 
-@pytest.mark.parametrize("options", [{}, {"seed": 1} | SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"seed": 1} | SAMPLED, marks=pytest.mark.slow)], ids=["greedy", "sampled"]
+)
 @given(seed=st.integers(0, 10), prompt=st.integers(1, 6), window=st.sampled_from([None, 2]))
 def test_without_the_cache_the_ids_are_the_same(writable_lib, options, seed, prompt, window):
     lm = random_lm(writable_lib, seed=seed, model_type="mistral", num_key_value_heads=2, sliding_window=window)
