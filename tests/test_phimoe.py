@@ -117,7 +117,7 @@ def test_a_gguf_files_keys():
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("length", [12, 13, 30])
 def test_a_long_text_is_rotated_by_the_long_factors(tmp_path, length):
-    """As in the code published with the model. transformers forgets to tell its RoPE how long the text is."""
+    """As in the code published with Phi-3-small. transformers does not pass the length of the text to its RoPE."""
     transformers = pytest.importorskip(
         "transformers", reason="transformers is not installed: pip install -e '.[oracle]'"
     )

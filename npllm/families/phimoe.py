@@ -2,7 +2,7 @@
 
 The router picks two experts, one after the other. An expert's share is 1, unless the score of another, not yet picked,
 is very close: the second is not compared with the first. LongRoPE has its two attention factors in the file. A text
-longer than the original context takes the long factors, as in the code published with the model; transformers 5.24
+longer than the original context takes the long factors, as in the code published with Phi-3-small; transformers 5.24
 multiplies by `long_mscale` there, but keeps the short factors of the angles.
 
 A .gguf file holds the same weights, but neither the threshold of the router, which has its default here, nor these two
