@@ -97,7 +97,7 @@ def test_a_neighbour_that_is_not_computed_is_not_named():
 
 @pytest.mark.oracle
 def test_the_heads_are_those_of_transformers():
-    auto = pytest.importorskip("transformers.models.auto.modeling_auto")
+    auto = pytest.importorskip("transformers.models.auto.modeling_auto", reason="transformers is not installed")
     heads = {
         "sequence": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "token": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
@@ -110,7 +110,7 @@ def test_the_heads_are_those_of_transformers():
 
 @pytest.mark.oracle
 def test_the_names_of_other_families_are_those_of_transformers():
-    auto = pytest.importorskip("transformers.models.auto.configuration_auto")
+    auto = pytest.importorskip("transformers.models.auto.configuration_auto", reason="transformers is not installed")
     by_code_alone = {"phi3_v", "internlm2", "minicpm"}  # with Python code in the repository, not in transformers
     assert {*NEAREST} - {*auto.CONFIG_MAPPING_NAMES} == by_code_alone
     assert {family for family, _ in NEAREST.values()} <= {*auto.CONFIG_MAPPING_NAMES}
