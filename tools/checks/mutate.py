@@ -177,7 +177,8 @@ def verdict(status: int, folder: Path) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code == 1:  # tests failed; other codes are errors of pytest, such as a test that does not exist
         return "killed"
-    return "SURVIVED" if code == 0 else f"BROKEN: pytest ended with {code}\n{(folder / 'output').read_text()[-2000:]}"
+    result = "SURVIVED" if code == 0 else f"BROKEN: pytest ended with {code}"
+    return f"{result}\n{(folder / 'output').read_text()[-2000:]}"
 
 
 def judge(mutants: Iterable[Mutant], folders: Iterable[Path]) -> Iterator[tuple[Mutant, str, float]]:
@@ -236,14 +237,16 @@ def main() -> int:
         if not pass_without_mutants({test for mutant in chosen for test in mutant.tests}, folders):
             return 1
 
-        verdicts = []
+        alive = []
         for mutant, result, seconds in judge(chosen, folders):
-            print(f"{mutant.file:32}{mutant.bug:64}{seconds:5.1f} s  {result}", flush=True)
-            verdicts.append(result)
+            line = f"{mutant.file:32}{mutant.bug:64}{seconds:5.1f} s  {result}"
+            print(line, flush=True)
+            if result != "killed":
+                alive.append(line)
 
-    killed = verdicts.count("killed")
-    print(f"\n{killed} of {len(chosen)} mutants killed in {time.monotonic() - began:.0f} s")
-    return 0 if killed == len(chosen) else 1
+    print(f"\n{len(chosen) - len(alive)} of {len(chosen)} mutants killed in {time.monotonic() - began:.0f} s")
+    print("\n".join(alive))  # once more at the end: the table is long
+    return 1 if alive else 0
 
 
 if __name__ == "__main__":
