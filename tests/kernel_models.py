@@ -12,7 +12,7 @@ from npllm.cuda import step as step_module
 from npllm.cuda import twins
 from npllm.cuda.block import cuda_block
 from npllm.devices.device import to_host
-from npllm.devices.threads import Workers
+from npllm.devices.workers import Workers
 from npllm.lm import LM
 from npllm.storage.groups import GroupLayout, fill_groups
 

@@ -3,8 +3,8 @@
 import ml_dtypes
 import numpy as np
 
-from npllm.devices import threads
-from npllm.devices.threads import Workers
+from npllm.devices import workers
+from npllm.devices.workers import Workers
 from npllm.storage import groups, half
 from npllm.storage.groups import GroupLayout, fill_groups, quantize_groups
 from npllm.storage.half import Half
@@ -37,7 +37,7 @@ def shrink_tiles(monkeypatch):
     """Use tiles and blocks of a few rows, and split every product across threads, as with large weights."""
     monkeypatch.setattr(half, "TILE", 1024)
     monkeypatch.setattr(groups, "TILE", 1024)
-    monkeypatch.setattr(threads, "SHARED_FROM", 1)
+    monkeypatch.setattr(workers, "SHARED_FROM", 1)
 
 
 def blocks_of(dtype: str, seed: int = 0, rows: int = 7, blocks: int = 3) -> np.ndarray:

@@ -15,7 +15,7 @@ from npllm.cli import bench
 from npllm.errors import NotEnoughMemoryError
 
 SIZES = {"parameters", "weight_bytes", "bytes_per_weight", "storages"}
-COMMON = {"what", "model", "device", "cores", "context", "repeat", "rows"}
+COMMON = {"what", "model", "device", "cores", "threads", "context", "repeat", "rows"}
 SPREAD = {"median", "least", "most", "rounds"}
 
 

@@ -13,7 +13,7 @@ from npllm.apps.ablate import without_layers
 from npllm.apps.classify import classify, classify_tokens
 from npllm.apps.evaluate import evaluate, joined, reference, summary
 from npllm.apps.speculation import draft_model, prompt_lookup
-from npllm.devices import threads
+from npllm.devices import workers
 from npllm.flash import flash_attention
 from npllm.inspect.funnel import funnel
 from npllm.inspect.look import given, look, norms
@@ -83,9 +83,9 @@ def test_every_call_of_every_family(name):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 def test_every_storage_of_the_weights_in_threads_of_their_own(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(threads, "SHARED_FROM", 0)
+    monkeypatch.setattr(workers, "SHARED_FROM", 0)
     write_folder(tmp_path / "model")
-    monkeypatch.setattr(threads.Workers.__init__, "__defaults__", (2,))  # two threads, whatever the machine has
+    monkeypatch.setattr(workers.Workers.__init__, "__defaults__", (2,))  # two threads, whatever the machine has
     expected = npllm.load(tmp_path / "model", dtype=dtype)
     ids = npllm.generate(expected, "and the 12", max_new_tokens=8, **SAMPLED)
     with np.errstate(all="raise"):
@@ -95,9 +95,9 @@ def test_every_storage_of_the_weights_in_threads_of_their_own(tmp_path, monkeypa
 
 
 def test_a_thread_of_the_pool_is_quiet_whatever_the_caller_asks_for():
-    workers = threads.Workers(2)
+    two = workers.Workers(2)
     with np.errstate(all="raise"):
-        assert set(workers.pool.submit(np.geterr).result().values()) == {"ignore"}
+        assert set(two.pool.submit(np.geterr).result().values()) == {"ignore"}
 
 
 def test_an_overflow_is_our_error_and_not_numpys():

@@ -1,123 +1,101 @@
-"""The threads that share a product: each row once, each thread on its own core, no scratch buffer used twice."""
+"""The number of threads: the call, the flag, the environment, the cores; and BLAS has as many."""
 
-import multiprocessing
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from stored_weights import WORKERS, matrix, pack
+from threadpoolctl import threadpool_info
 
-from npllm.devices import threads
-from npllm.devices.threads import Workers, own_cores
-
-
-def test_an_error_in_a_thread_is_an_error_of_the_product(monkeypatch):
-    monkeypatch.setattr(threads, "SHARED_FROM", 1)
-
-    def work(first, last, scratch):
-        if first > 0:
-            raise ArithmeticError("in the last thread")
-
-    with pytest.raises(ArithmeticError, match="in the last thread"):
-        WORKERS[1].share(10, 10, work)
+from npllm.devices import threads as module
+from npllm.devices.threads import MOST, cores, set_threads, threads
+from npllm.errors import UsageError
 
 
-def test_each_thread_has_a_core_of_its_own_while_they_share(monkeypatch):
-    """Checked by the calls to the system, so it works on any number of cores."""
-    cores, asked = {3, 5, 8}, []
-    allowed = threading.local()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: getattr(allowed, "cores", cores), raising=False)
-
-    def stay(_, where):
-        allowed.cores = set(where)
-        asked.append((threading.current_thread(), set(where)))
-
-    monkeypatch.setattr(os, "sched_setaffinity", stay, raising=False)
-    some_workers, at_work = Workers(3), {}
-    everybody_is_there = threading.Barrier(3, timeout=60)
-
-    def work(first, last, scratch):
-        at_work[threading.current_thread()] = os.sched_getaffinity(0)
-        everybody_is_there.wait()
-
-    for _ in range(2):
-        some_workers.share(3, 2**30, work)
-        assert sorted(map(list, at_work.values())) == [[3], [5], [8]]
-    main = threading.current_thread()
-    assert [where for thread, where in asked if thread is main] == [{3}, cores] * 2, "it is free again"
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    """No number is chosen yet; afterwards BLAS has its own again."""
+    monkeypatch.setattr(module, "CHOSEN", [])
+    monkeypatch.delenv("NPLLM_THREADS", raising=False)
+    with module.blas().limit(limits=1):
+        yield
 
 
-def test_fewer_threads_than_cores_go_where_they_like(monkeypatch):
-    """Two of the logical cores may share a physical one."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    assert own_cores(3) == []
-    assert own_cores(4) == [0, 1, 2, 3]
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2})
-    assert own_cores(1) == []
+def of_blas():
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_the_call_comes_before_the_environment_and_that_before_the_cores(monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 1)
+    monkeypatch.setenv("NPLLM_THREADS", "2")
+    assert (threads(), of_blas()) == (2, {2})
+    set_threads(3)
+    assert (threads(), of_blas()) == (3, {3})
+    module.CHOSEN.clear()
+    monkeypatch.setenv("NPLLM_THREADS", "")
+    assert (threads(), of_blas()) == (1, {1})
+
+
+def test_blas_may_have_fewer_than_there_are_cores(monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 8)
+    with module.blas().limit(limits=2):
+        assert threads() == 2
+
+
+@pytest.mark.parametrize("count", [0, -1, MOST + 1, True])
+def test_no_number_of_threads(count):
+    with pytest.raises(UsageError, match="threads: expected a number from 1 to 1024, got "):
+        set_threads(count)
+    assert module.CHOSEN == []
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "99999"])
+def test_no_number_in_the_environment(monkeypatch, text, npllm, folder):
+    monkeypatch.setenv("NPLLM_THREADS", text)
+    with pytest.raises(UsageError, match=f"NPLLM_THREADS: expected a number from 1 to 1024, got '{text}'"):
+        threads()
+    done = npllm("show", "-m", folder)
+    assert done.code == 2
+    assert "NPLLM_THREADS: expected" in done.err
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [("0", "--threads: expected a number from 1"), ("x", "--threads: invalid int")]
+)
+def test_an_invalid_flag(npllm, value, says):
+    done = npllm("generate", "--threads", value, "a")
+    assert (done.code, done.out) == (2, "")
+    assert says in done.err
+
+
+def test_the_flag_comes_first_and_the_statistics_show_it(npllm, folder, monkeypatch):
+    monkeypatch.setenv("NPLLM_THREADS", "3")
+    shown = []
+    for flag in (["--threads", 2], []):
+        module.CHOSEN.clear()
+        done = npllm("generate", "-m", folder, "--stats", "-n", 1, *flag, "and")
+        shown += [line.split()[-1] for line in done.err.splitlines() if line.startswith("threads:")]
+        assert of_blas() == {threads()}
+    assert shown == ["2", "3"]
+
+
+def test_hardware_threads_of_one_core_count_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4, 9}, raising=False)
+    for number, siblings in ((0, "0,4"), (1, "1,5"), (4, "0,4")):  # 9 is not described
+        (tmp_path / f"cpu{number}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{number}/topology/thread_siblings_list").write_text(siblings)
+    quota = tmp_path / "cpu.max"
+    assert cores(tmp_path, quota) == 3
+    for text, expected in (("max 100000", 3), ("200000 100000", 2), ("10000 100000", 1), ("800000 100000", 3)):
+        quota.write_text(text)
+        assert cores(tmp_path, quota) == expected
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert own_cores(4) == []
+    assert cores() == (os.cpu_count() or 1)
 
 
-def test_after_an_interruption_nobody_gets_scratch_that_is_in_use():
-    """Ctrl-C in the calling thread while another is still working."""
-    some_workers, in_use = Workers(2), []
-    at_work, may_end = threading.Event(), threading.Event()
-
-    def work(first, last, scratch):
-        if first == 0:
-            at_work.wait(60)
-            raise KeyboardInterrupt
-        in_use.append(scratch)
-        at_work.set()
-        may_end.wait(60)
-
-    with pytest.raises(KeyboardInterrupt):
-        some_workers.share(2, 2**30, work)
-    assert len(in_use) == 1
-    assert not any(np.shares_memory(tile, in_use[0]) for tile in some_workers.tiles)
-    may_end.set()
-    assert covered(5, some_workers) == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:os.fork")  # from jax, if another test has imported it
-def test_a_fork_makes_threads_of_its_own():
-    """It does not inherit its parent's threads, and waiting for them would hang."""
-    some_workers = Workers(2)
-    some_workers.share(2, 2**30, lambda first, last, scratch: None)
-    child = multiprocessing.get_context("fork").Process(
-        target=some_workers.share, args=(2, 2**30, lambda first, last, scratch: None)
+def test_importing_npllm_leaves_blas_alone():
+    program = (
+        "import numpy, threadpoolctl as t; before = t.threadpool_info(); import npllm.loop, npllm.checkpoint.load;"
+        " print(before == t.threadpool_info())"
     )
-    child.start()
-    child.join(10)
-    ended = child.exitcode
-    child.kill()
-    assert ended == 0
-
-
-def covered(count, some_workers):
-    """The rows that the threads process."""
-    seen = []
-    some_workers.share(count, 2**30, lambda first, last, scratch: seen.extend(range(first, last)))
-    return sorted(seen)
-
-
-@given(count=st.integers(0, 20))
-def test_the_threads_cover_every_row_once(count):
-    assert covered(count, Workers(3)) == list(range(count))
-
-
-def test_products_at_the_same_time_do_not_mix(monkeypatch):
-    """Two threads that use one model share the scratch buffer, so they must wait for each other."""
-    monkeypatch.setattr(threads, "SHARED_FROM", 2**30)
-    weights = [pack(matrix(300, 320, seed), "int8", WORKERS[0]) for seed in range(2)]
-    x = matrix(1, 320, seed=9)
-    expected = [weight.matmul(x) for weight in weights]
-    with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(lambda i: weights[i % 2].matmul(x), range(400)))
-    for i, y in enumerate(made):
-        np.testing.assert_array_equal(y, expected[i % 2])
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "True\n"

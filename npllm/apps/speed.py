@@ -39,6 +39,7 @@ from ..checkpoint.load import load
 from ..devices.device import free_bytes, to_host
 from ..devices.dtypes import dtype_like
 from ..devices.memory import check_memory, peak_bytes, read_numbers
+from ..devices.threads import set_threads, threads
 from ..errors import UsageError
 from ..families import family_of
 from ..families.work import arrays_in, read_by
@@ -280,13 +281,14 @@ def load_once(options: Mapping[str, Any], tokens: int) -> dict[str, Any]:
 
 def load_in_new_process(options: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     """`load_once` in a fresh process; its errors are raised here."""
-    with ProcessPoolExecutor(1, get_context("spawn"), ignore_interrupts) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), prepare, (threads(),)) as pool:
         return pool.submit(load_once, options, tokens).result()
 
 
-def ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent process, which reports it once."""
+def prepare(threads: int) -> None:
+    """Leave Ctrl-C to the parent process, which reports it once, and compute with as many threads as it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_threads(threads)
 
 
 def load_row(rounds: Sequence[Mapping[str, Any]], file_bytes: int) -> dict[str, Any]:

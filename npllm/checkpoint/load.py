@@ -11,6 +11,7 @@ import numpy as np
 from ..config import Config
 from ..cuda.gpu import on_gpu
 from ..devices.device import Device, pick
+from ..devices.threads import threads
 from ..errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
 from ..families import family_of, read_config
 from ..families.experts import ExpertWeights
@@ -82,7 +83,7 @@ def load(
 
     Raises
     ------
-    UsageError : an argument is invalid, such as an unknown device or dtype
+    UsageError : an argument is invalid, such as an unknown device or dtype; or NPLLM_THREADS is
     UnavailableError : the model or the device is not available
     ModelFileError : the files are invalid; as far as possible they are checked before any weight is read
     NotEnoughMemoryError : the weights do not fit; detected before allocating
@@ -102,6 +103,7 @@ def load(
         dtype = "float16" if dtype == "auto" else dtype
         if dtype == "bfloat16":
             raise UsageError(f"dtype: expected float16, float32, int8 or int4 on {place.name}, got {dtype}")
+    threads()  # BLAS gets its number, too
     path = find(None if name is None else str(name), revision, cache_dir, offline)
     with refusals(path):
         lm = load_files(path, place, dtype, progress)

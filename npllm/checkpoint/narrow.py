@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from ..devices.threads import TILE, Workers
+from ..devices.workers import TILE, Workers
 from ..storage.blocks import BlockFormat, Split
 from ..storage.groups import GroupLayout, Groups, fill_groups, quantize_groups, regroup
 from ..storage.half import Half, HalfLayout

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from ..devices.device import Device, free_bytes
 from ..devices.memory import check_memory
-from ..devices.threads import Workers
 from ..devices.transfer import SCRATCH, Staging
+from ..devices.workers import Workers
 from ..storage.columns import by_columns, has_short_rows, in_one_buffer
 from ..storage.read_ahead import READERS, read_ahead
 from ..storage.rows import row_groups

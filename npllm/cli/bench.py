@@ -12,6 +12,7 @@ from ..apps import speed
 from ..apps.bench import cache_runs, compare
 from ..checkpoint.load import DTYPES
 from ..devices.memory import format_bytes
+from ..devices.threads import threads
 from ..errors import NotEnoughMemoryError, UsageError
 from ..lm import LM
 from ..loop import as_ids
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "cache":
         return run_cache(args)
     result: dict[str, Any] = {"what": args.what, "model": args.model or "the default model", "device": args.device}
-    result |= {"cores": speed.cores(), "context": args.context, "repeat": args.repeat}
+    result |= {"cores": speed.cores(), "threads": threads(), "context": args.context, "repeat": args.repeat}
     if args.what == "load":
         result["rows"] = load_rows(args, dtypes)
     else:

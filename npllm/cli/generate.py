@@ -8,6 +8,7 @@ from ..apps.chat import Chat
 from ..cache import CACHE_DTYPES, kv_cache_bytes
 from ..checkpoint.chat_template import CHILD
 from ..devices.memory import peak_bytes
+from ..devices.threads import threads
 from ..errors import UsageError
 from ..loop import as_ids, steps
 from . import options, report
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         **report.speed(len(ids), times),
         **report.speculation(len(made), counts),
         "load_time_seconds": load_time,
+        "threads": threads(),
         "peak_memory_bytes": peak_bytes(),
         "kv_cache_bytes": kv_cache_bytes(lm.config, capacity, CACHE_DTYPES[args.cache_dtype]),
         "seed": how["seed"],

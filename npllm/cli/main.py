@@ -59,6 +59,7 @@ examples:
 
 environment:
   NPLLM_MODEL, NPLLM_DEVICE    stand in for --model and --device
+  NPLLM_THREADS                stands in for --threads
   NPLLM_DEBUG=1                adds the traceback to an error
   NPLLM_CACHE                  where tokenizers that passed their trial are noted
 
@@ -130,6 +131,8 @@ def run(argv: Sequence[str]) -> int:
     command.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     try:
+        if getattr(args, "threads", None) is not None:
+            importlib.import_module("npllm.devices.threads").set_threads(args.threads)
         return command.run(args)
     except UsageError as error:
         raise UsageError(parser.with_flag(str(error))) from error

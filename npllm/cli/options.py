@@ -60,6 +60,12 @@ def add_model_flags(parser: argparse.ArgumentParser, weights: bool = True) -> No
             default="auto",
             help="dtype of the weights: auto (as in the file), float32, float16, bfloat16, int8 or int4",
         )
+        group.add_argument(
+            "--threads",
+            type=int,
+            metavar="N",
+            help="compute with N threads on the CPU (default: $NPLLM_THREADS, else one for each core)",
+        )
         group.add_argument("--no-kernels", action="store_true", help="on a GPU, use only CuPy's own functions")
 
 

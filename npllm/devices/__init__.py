@@ -7,6 +7,7 @@ memory     how much memory is available, and refusing what does not fit
 device     choosing a device by name; moving arrays to the host
 dtypes     the dtypes of a KV cache by name
 finite     logits that are not finite: what is to blame
-threads    the threads that share a product with a packed weight
+threads    how many threads compute: the setting for loops and BLAS
+workers    the threads that share a product with a packed weight
 transfer   copying weights to a GPU
 """

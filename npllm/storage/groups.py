@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from ..arrays import Float, Int
-from ..devices.threads import TILE, Workers
+from ..devices.workers import TILE, Workers
 from . import nibbles
 from .blocks import BlockFormat, Split
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import Float, Int
-from ..devices.threads import TILE, Workers
+from ..devices.workers import TILE, Workers
 
 SCALE_IN, SCALE_OUT = 2.0**80, 2.0**32  # together 2**112: see `widen_half`
 

@@ -17,7 +17,7 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 import ml_dtypes
 import numpy as np
 
-from npllm.devices.threads import TILE, Workers
+from npllm.devices.workers import TILE, Workers
 from npllm.storage.groups import GroupLayout, Groups, fill_groups, quantize_groups
 from npllm.storage.half import Half, widen_half
 
