@@ -5,9 +5,9 @@ import numpy as np
 
 from npllm.devices import workers
 from npllm.devices.workers import Workers
-from npllm.storage import groups, half
+from npllm.storage import groups, packed
 from npllm.storage.groups import GroupLayout, fill_groups, quantize_groups
-from npllm.storage.half import Half
+from npllm.storage.packed import Half
 from npllm.storage.stored import FORMATS, Stored, read_rows
 
 WORKERS = [Workers(1), Workers(3)]
@@ -35,8 +35,8 @@ def pack(weight, kind, workers, group=32):
 
 def shrink_tiles(monkeypatch):
     """Use tiles and blocks of a few rows, and split every product across threads, as with large weights."""
-    monkeypatch.setattr(half, "TILE", 1024)
-    monkeypatch.setattr(groups, "TILE", 1024)
+    monkeypatch.setattr(packed, "TILE", 4096)
+    monkeypatch.setattr(groups, "ROWS", 16)
     monkeypatch.setattr(workers, "SHARED_FROM", 1)
 
 

@@ -45,6 +45,16 @@ def test_linear_and_embed_take_them(kind):
 
 
 @pytest.mark.parametrize("vectors", [1, 9])
+def test_codes_may_have_an_offset(vectors):
+    """As in Q4_0, where 8 is the code of zero."""
+    codes = np.random.default_rng(0).integers(0, 16, (17, 3, 32), dtype=np.uint8)
+    weight, x = GroupLayout(4, offset=-8).empty((17, 96), WORKERS[0]), matrix(vectors, 96, seed=1)
+    fill_groups(weight, 0, codes, np.ones((17, 3), np.float32), None)
+    np.testing.assert_array_equal(dense(weight), codes.reshape(17, 96) - 8.0)
+    assert_close("int4", weight.matmul(x), x @ dense(weight).T)
+
+
+@pytest.mark.parametrize("vectors", [1, 9])
 def test_a_group_may_be_as_long_as_the_row(small_tiles, vectors):
     """There is then one scale per row."""
     weight, x = pack(matrix(17, 96), "int8", WORKERS[1], group=96), matrix(vectors, 96, seed=1)

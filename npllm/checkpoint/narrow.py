@@ -13,8 +13,8 @@ import numpy as np
 from ..devices.workers import TILE, Workers
 from ..storage.blocks import BlockFormat, Split
 from ..storage.groups import GroupLayout, Groups, fill_groups, quantize_groups, regroup
-from ..storage.half import Half, HalfLayout
 from ..storage.own_format import GROUP, OWN_FORMATS, own_format
+from ..storage.packed import Half, HalfLayout
 from ..storage.stored import FORMATS, Stored, is_finite, not_finite, read_blocks, read_unchanged
 from .plan import Part, halves_order
 

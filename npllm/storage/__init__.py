@@ -1,8 +1,8 @@
 """Weights in memory and in files: storage in few bits, file formats, and writing files safely.
 
-half              a matrix in float16 or bfloat16
 nibbles           two 4-bit codes in a byte
-groups            a matrix in 8 or 4 bits, with a scale for each group of a row
+packed            a matrix in 16, 8 or 4 bits, and its products
+groups            quantizing to 8 or 4 bits, and laying out the codes
 rows              the same matrix row by row, for a GPU
 columns           a float32 matrix column by column; small matrices in one buffer
 blocks            what a file's blocks of codes and scales become

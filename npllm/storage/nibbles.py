@@ -4,8 +4,6 @@ A group of codes is cut in half: the first half goes into the lower four bits of
 upper four. GGUF does the same, which is why its 4-bit codes are copied as they are.
 """
 
-import numpy as np
-
 from ..arrays import Array, array_namespace
 
 
@@ -27,13 +25,3 @@ def unpack(packed: Array) -> Array:
     """
     xp = array_namespace(packed)
     return xp.concat([packed & 15, packed >> 4], axis=-1)
-
-
-def lower(packed: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """The lower codes, in an array that exists already."""
-    return np.bitwise_and(packed, 15, out=out)
-
-
-def upper(packed: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """The upper codes, in an array that exists already."""
-    return np.right_shift(packed, 4, out=out)

@@ -18,8 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from npllm.devices.workers import TILE, Workers
-from npllm.storage.groups import GroupLayout, Groups, fill_groups, quantize_groups
-from npllm.storage.half import Half, widen_half
+from npllm.storage.groups import GroupLayout, fill_groups, quantize_groups
+from npllm.storage.packed import Groups, Half, widen_half
 
 HEIGHT, WIDTH = 16384, 3072
 ROUNDS = 9
@@ -41,36 +41,35 @@ def half_parts(weight: Half, x: np.ndarray) -> tuple[Callable[[], object], Calla
     at_once = TILE // WIDTH
 
     def each(do: Callable[[np.ndarray, np.ndarray], object]) -> Callable[[], object]:
-        def work(first: int, last: int, scratch: np.ndarray) -> None:
+        def work(first: int, last: int) -> None:
+            tile = np.zeros((at_once, WIDTH), dtype=np.float32)
             for start in range(first, last, at_once):
-                some = weight.codes[start : min(start + at_once, last)]
-                do(some, scratch[: some.size].reshape(some.shape))
+                do(weight.codes[start : min(start + at_once, last)], tile)
 
         return lambda: weight.workers.share(HEIGHT, weight.codes.size, work)
 
-    return each(widen_half), each(lambda _, tile: np.dot(x, tile.T))
+    return each(widen_half), each(lambda codes, tile: np.dot(x, tile[: len(codes)].T))
 
 
 def groups_parts(weight: Groups, x: np.ndarray) -> tuple[Callable[[], object], Callable[[], object]]:
     """Two functions: widen all blocks; multiply and scale one block as many times."""
     blocks, groups, _, rows = weight.codes.shape
     grouped = x.reshape(groups, 1, weight.group)
-    scale, ones = weight.scale[0], np.ones((1, groups), dtype=np.float32)
 
-    def each(do: Callable[[int, np.ndarray], object]) -> Callable[[], object]:
-        def work(first: int, last: int, scratch: np.ndarray) -> None:
+    def each(do: Callable[[slice, np.ndarray], object]) -> Callable[[], object]:
+        def work(first: int, last: int) -> None:
+            tile = np.zeros((1, groups, weight.group, rows), dtype=np.float32)
             for block in range(first, last):
-                do(block, scratch)
+                do(slice(block, block + 1), tile)
 
         return lambda: weight.workers.share(blocks, HEIGHT * WIDTH, work)
 
-    def multiply(_: int, scratch: np.ndarray) -> None:
-        tile = scratch[: WIDTH * rows].reshape(groups, weight.group, rows)
-        partial = grouped @ tile
-        partial *= scale.astype(np.float32, copy=False)[:, None, :]
-        np.dot(ones, partial.reshape(groups, -1))
+    def multiply(block: slice, tile: np.ndarray) -> None:
+        products = grouped @ tile
+        products *= weight.scale[block].astype(np.float32, copy=False)[:, :, None, :]
+        products.sum(axis=1)
 
-    return each(lambda block, scratch: weight.widen(block, scratch, whole_bytes=True)), each(multiply)
+    return each(weight.widen), each(multiply)
 
 
 def main() -> None:

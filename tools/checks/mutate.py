@@ -4,7 +4,7 @@
     python tools/checks/mutate.py -k rope      those with "rope" in their module or description
     python tools/checks/mutate.py --check      run nothing: does each mutant still fit the source and the tests?
 
-tests/mutants/storage.half.toml holds the mutants of npllm/storage/half.py, and so on. A file that is not Python is
+tests/mutants/storage.packed.toml holds the mutants of npllm/storage/packed.py, and so on. A file that is not Python is
 named at the top of its .toml: file = "cuda/matvec.cu". An entry:
 
     [[mutant]]
