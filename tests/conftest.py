@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 # pytest starts one process per core (`-n auto`), and BLAS threads would slow them down.
@@ -47,6 +48,18 @@ MARKS = {
 def lib(request) -> Library:
     """Each installed array library, one test run per library. test_shapes.py skips once for each missing one."""
     return library(request.param)
+
+
+@pytest.fixture
+def usual_signals():
+    """Child processes get the default actions, also where the tests run under nohup, which ignores SIGHUP."""
+    ignored = [number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN]
+    ignored = [number for number in ignored if number != getattr(signal, "SIGPIPE", None)]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ def child(body, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT"])
 def test_the_stack_is_unwound_and_the_process_dies_of_the_signal(name):
     assert child("run()", name) == (-getattr(signal, name), "cleaned up\n")

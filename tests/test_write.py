@@ -306,6 +306,7 @@ def started(*arguments):
 
 @unix
 @pytest.mark.slow
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_signal_leaves_nothing_and_ends_the_process_as_ever(tmp_path, source, name, exists):
