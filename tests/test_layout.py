@@ -25,6 +25,11 @@ ELSEWHERE = {
     "checkpoint/gguf_config": "gguf",
     "cli/options": "cli_main",
     "cli/report": "cli_main",
+    "compiled/jit": "compiled_team",
+    "compiled/records": "compiled_products",
+    "compiled/exp": "compiled_layers",
+    "compiled/fit": "compiled_step",
+    "compiled/cpu": "compiled_step",
     "cuda/twins": "cuda_kernels",  # each twin beside its kernel
     "devices/dtypes": "cache_dtype",
     "inspect/funnel": "sampling",

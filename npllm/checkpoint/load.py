@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..compiled.cpu import on_cpu
+from ..compiled.jit import COMPILES
 from ..config import Config
 from ..cuda.gpu import on_gpu
 from ..devices.device import Device, pick
@@ -71,11 +73,11 @@ def load(
     dtype : of the matrices in memory: "float32"; "float16" or "bfloat16" (on the CPU, norms and biases are rounded to
         it, too); "int8" or "int4", quantized in groups of 32, or as stored in a folder that `npllm convert` wrote (rows
         with a length that is not a multiple of 32, or above 65,536, and routers of experts stay float32). "auto" is
-        float16 on a GPU. On the CPU it is float32 for models under 2**28 elements (1 GB), where it is faster, and for
-        GPT-2, because its files store matrices transposed; otherwise the file's own width
+        float16 on a GPU. On the CPU it is the file's own width, except for GPT-2, because its files store matrices
+        transposed, and, without compiled loops, for models under 2**28 elements (1 GB): float32, which is faster there
     revision, cache_dir, offline : for a Hub name: the commit, branch or tag; the folder for downloads; never connect
     progress : whether to show a progress bar on stderr
-    kernels : False runs the decode steps on CuPy's own functions, even on a GPU; see cuda/gpu.py
+    kernels : False leaves all to the functions of NumPy or CuPy; see cuda/gpu.py and compiled/cpu.py
 
     Returns
     -------
@@ -106,8 +108,8 @@ def load(
     threads()  # BLAS gets its number, too
     path = find(None if name is None else str(name), revision, cache_dir, offline)
     with refusals(path):
-        lm = load_files(path, place, dtype, progress)
-    return on_gpu(lm, kernels) if place.name != "cpu" else lm
+        lm = load_files(path, place, dtype, progress, kernels)
+    return on_gpu(lm, kernels) if place.name != "cpu" else on_cpu(lm, kernels)
 
 
 def load_tokenizer(
@@ -138,11 +140,13 @@ def refusals(path: Path) -> Iterator[None]:
         raise UnavailableError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
 
 
-def load_files(path: Path, device: Device, dtype: str, progress: bool) -> LM:
-    """A folder or a .gguf file as an LM."""
+def load_files(path: Path, device: Device, dtype: str, progress: bool, kernels: bool = True) -> LM:
+    """A folder or a .gguf file as an LM. Kernels are not in it yet, but they may decide how its weights are stored."""
     files = open_files(path)
     family = family_of(files.config)
-    weights = assembled(files.config, read_weights(files.plans, files.tensors, device, dtype, progress))
+    weights = assembled(
+        files.config, read_weights(files.plans, files.tensors, device, dtype, progress, loops=kernels and COMPILES)
+    )
     return LM(files.config, weights, files.tokenizer, files.generation_config, family.transform, family.lm_head)
 
 

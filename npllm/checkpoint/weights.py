@@ -53,15 +53,16 @@ def read_weights(
     device: Device,
     dtype: str,
     progress: bool,
+    loops: bool = False,
 ) -> dict[str, Any]:
-    """All weights by name, in the device's memory.
+    """All weights by name, in the device's memory. `loops`: products on the CPU will be compiled loops.
 
     Raises
     ------
     ModelFileError : a weight has a NaN or an infinity, or gets one by rounding to float16
     NotEnoughMemoryError : they do not fit; detected before allocating
     """
-    targets = targets_for(plans, tensors, device, dtype)
+    targets = targets_for(plans, tensors, device, dtype, loops)
     workers = Workers() if any(target.layout for target in targets.values()) else None
     check_fit(targets, device, dtype, workers)
     total = sum(target.file_bytes(tensors) for target in targets.values())
@@ -72,12 +73,20 @@ def read_weights(
 
 
 def targets_for(
-    plans: Mapping[str, Sequence[Part]], tensors: Mapping[str, Stored], device: Device, dtype: str
+    plans: Mapping[str, Sequence[Part]],
+    tensors: Mapping[str, Stored],
+    device: Device,
+    dtype: str,
+    loops: bool = False,
 ) -> dict[str, Target]:
-    """How each weight is stored. Only on a CPU can it have the file's own width, or be stored by columns."""
+    """How each weight is stored. Only on a CPU can it have the file's own width, or be stored by columns.
+
+    The loops read row after row, and narrow weights faster than wide ones. Without them, BLAS is fastest for a small
+    model, with float32 by columns.
+    """
     on_cpu = device.name == "cpu"
     shapes = {name: weight_shape(parts) for name, parts in plans.items()}
-    if dtype == "auto" and sum(prod(shape) for shape in shapes.values()) < NARROW_FROM:
+    if dtype == "auto" and not loops and sum(prod(shape) for shape in shapes.values()) < NARROW_FROM:
         dtype = "float32"
     tied = "lm_head" not in plans and "score" not in plans
     targets = {}
@@ -87,7 +96,7 @@ def targets_for(
         if (on_cpu or dtype in QUANTIZED) and not (parts[0].transposed and dtype == "auto"):
             layout = layout_for(shape, [tensors[part.name].dtype for part in parts], dtype, name)
         only_looked_up = name == "embed_positions" or (name == "embed_tokens" and not tied)
-        columns = on_cpu and layout is None and has_short_rows(shape) and not only_looked_up
+        columns = on_cpu and not loops and layout is None and has_short_rows(shape) and not only_looked_up
         targets[name] = Target(parts, shape, layout, columns, embeds=name == "embed_tokens")
     return targets
 

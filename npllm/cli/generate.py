@@ -7,6 +7,7 @@ import time
 from ..apps.chat import Chat
 from ..cache import CACHE_DTYPES, kv_cache_bytes
 from ..checkpoint.chat_template import CHILD
+from ..compiled.cpu import path_of
 from ..devices.memory import peak_bytes
 from ..devices.threads import threads
 from ..errors import UsageError
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         **report.speculation(len(made), counts),
         "load_time_seconds": load_time,
         "threads": threads(),
+        "computed_by": path_of(lm) if args.device == "cpu" else None,
         "peak_memory_bytes": peak_bytes(),
         "kv_cache_bytes": kv_cache_bytes(lm.config, capacity, CACHE_DTYPES[args.cache_dtype]),
         "seed": how["seed"],

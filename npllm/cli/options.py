@@ -66,7 +66,9 @@ def add_model_flags(parser: argparse.ArgumentParser, weights: bool = True) -> No
             metavar="N",
             help="compute with N threads on the CPU (default: $NPLLM_THREADS, else one for each core)",
         )
-        group.add_argument("--no-kernels", action="store_true", help="on a GPU, use only CuPy's own functions")
+        group.add_argument(
+            "--no-kernels", action="store_true", help="use only the functions of NumPy, or on a GPU those of CuPy"
+        )
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:

@@ -4,6 +4,7 @@ import argparse
 
 from ..apps.selftest import GOLDEN_IDS, PROMPT, compute, differences, golden, same_tokens, speed, versions
 from ..checkpoint.load import load
+from ..compiled.jit import COMPILES
 from ..devices.device import pick
 from ..devices.memory import format_bytes
 from ..errors import UsageError
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if dtype not in TOLERANCES:
         raise UsageError(f"--dtype: expected {', '.join(TOLERANCES)}, whose tolerances are known; got {dtype}")
     where = {"revision": args.revision, "cache_dir": args.cache_dir, "offline": args.offline}
-    lm = load(args.model, **where)
+    lm = load(args.model, **where, kernels=False)
     check_writes(lm, "--model")
     ids = as_ids(lm, PROMPT)
     # The page begins before the work, in case it cannot be written.
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     report.note("computing on the CPU ...")
     reference = compute(lm, ids, args.new_tokens, use_cache=False)
     report.note(f"computing on {place.name} ...")
-    if (place.name, args.dtype) != ("cpu", "auto"):  # else it would load the same model a second time
+    loops = COMPILES and not args.no_kernels
+    if (place.name, args.dtype) != ("cpu", "auto") or loops:  # else it would load the same model a second time
         del lm
         lm = options.load_model(args)
     side = compute(lm, ids, args.new_tokens, use_cache=True)

@@ -1,7 +1,7 @@
 """How long BLAS's threads spin. This module imports neither NumPy nor anything that does.
 
 After a product, OpenBLAS's threads spin for 2**26 cycles, in case another one follows. The threads that share a packed
-weight (threads.py) need the same cores. OpenBLAS reads the setting once, when NumPy is imported.
+weight (workers.py) need the same cores. OpenBLAS reads the setting once, when NumPy is imported.
 """
 
 import os

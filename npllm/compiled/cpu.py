@@ -1,0 +1,265 @@
+"""Installing the loops in a loaded model: products in loops, and decode steps in one compiled call."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..arrays import Float, Int, Weight, is_packed
+from ..attention import attention
+from ..cache import Cache
+from ..config import Config
+from ..devices.threads import threads
+from ..embedding import embed
+from ..flash import flash_attention
+from ..linear import linear
+from ..lm import LM
+from ..rope import rope_tables
+from ..storage.columns import Columns
+from ..storage.packed import Groups, Half
+from ..tap import Tap, untapped
+from ..text.stderr import note
+from .fit import MATRICES, Recipe, recipe_for, unknown_weights
+from .jit import COMPILES, is_compiled
+from .layers import CHUNK
+from .products import product_alone
+from .records import FLOAT32, HALVES, WEIGHT, Unsupported, address, describe, vector
+from .step import BLOCK, LARGEST, MODEL, PHASES, TOKEN, step
+from .team import Team
+
+SAME_ATTENTION = (attention, flash_attention)  # the step may replace either
+TEAM: list[Team] = []
+
+
+def team() -> Team:
+    """The team of this process, with as many threads as are set now."""
+    if not TEAM or TEAM[0].threads != threads():
+        TEAM[:] = [Team(threads())]
+    return TEAM[0]
+
+
+class Compiled:
+    """A weight with its products of a few vectors in loops. The record is made when it is first needed."""
+
+    shape: tuple[int, int]
+    record: Any = None
+
+    def matmul(self, x2d: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T F"]:
+        """x2d @ W.T"""
+        if len(x2d) > LARGEST or x2d.dtype != np.float32:
+            return super().matmul(x2d)  # type: ignore[misc]
+        if self.record is None:
+            self.record = np.zeros(1, WEIGHT)
+            self.kept = describe(self.record[0], self)
+        y = np.empty((len(x2d), self.shape[0]), dtype=np.float32)
+        team().run(product_alone, 1, self.record[0], np.ascontiguousarray(x2d), y)
+        return y
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the weight has its numbers at other addresses."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("record", "kept")}
+
+
+class CompiledHalf(Compiled, Half):
+    """A matrix in 16 bits."""
+
+
+class CompiledGroups(Compiled, Groups):
+    """A matrix in 8 or 4 bits."""
+
+
+class Plain:
+    """A plain matrix as `arrays.Packed`."""
+
+    def __init__(self, weight: Weight) -> None:
+        self.weight = weight
+        self.shape, self.dtype, self.nbytes = weight.shape, weight.dtype, weight.nbytes
+
+    def matmul(self, x2d: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T F"]:
+        """x2d @ W.T"""
+        return linear(x2d, self.weight)
+
+    def rows(self, ids: Int[np.ndarray, " T"]) -> Float[np.ndarray, "T D"]:
+        """W[ids]"""
+        return embed(ids, self.weight)
+
+
+class CompiledPlain(Compiled, Plain):
+    """A plain matrix: the LM head, the one product of a decode step outside the blocks."""
+
+
+COMPILED = {Half: CompiledHalf, Groups: CompiledGroups}
+
+
+def compiled(weight: Any) -> Any:
+    """The same weight, its products in loops if it is packed. Arrays are shared."""
+    kind = COMPILED.get(type(weight))
+    if kind is None:
+        return weight
+    new = copy.copy(weight)
+    new.__class__ = kind
+    return new
+
+
+def compiled_tree(weights: Any) -> Any:
+    """All packed weights of a (nested) tuple `compiled`; one that occurs twice stays one."""
+    done: dict[int, Any] = {}
+
+    def of(value: Any) -> Any:
+        if isinstance(value, tuple):
+            items = [of(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return done.setdefault(id(value), compiled(value))
+
+    return of(weights)
+
+
+class Tables:
+    """A model's weights and the arrays of a cache as records, for `step`."""
+
+    def __init__(self, weights: Any, config: Config, cache: Cache, recipe: Recipe) -> None:
+        self.weights, self.config = weights, config
+        self.keys, self.values = list(cache["keys"]), list(cache["values"])
+        self.kept: list[Any] = []
+        if unknown := unknown_weights(weights, recipe):
+            raise Unsupported(f"the loops do not know the weights {', '.join(unknown)}")
+        self.blocks = np.zeros(len(weights.layers), BLOCK)
+        for layer, (record, of_block) in enumerate(zip(self.blocks, weights.layers, strict=True)):
+            for name in MATRICES:
+                bias = getattr(of_block, f"{name}_bias", None)
+                self.kept.append(describe(record[name], getattr(of_block, name), bias))
+            for place, field in recipe.norms.items():
+                weight = getattr(of_block, field)
+                weight = (1.0 + weight).astype(np.float32) if recipe.plus_one else weight
+                self.kept.append(weight)
+                record[place] = vector(weight)
+            window = config.window(layer)
+            record["window"], record["tables"] = window or 0, bool(recipe.local and window)
+            record["keys"], record["values"] = address(self.keys[layer]), address(self.values[layer])
+        kind = self.keys[0].dtype
+        model = np.zeros(1, MODEL)[0]
+        model["heads"], model["kv_heads"] = config.num_attention_heads, config.num_key_value_heads
+        model["head_dim"], model["eps"] = config.head_dim, config.rms_norm_eps
+        model["scale"], model["cap"], model["gelu"] = recipe.scale(config), recipe.cap(config), recipe.gelu
+        model["cache"] = FLOAT32 if kind == np.float32 else HALVES[kind]
+        model["capacity"] = self.keys[0].shape[-2]
+        self.model = model
+
+    def is_for(self, weights: Any, config: Config, cache: Cache) -> bool:
+        """Whether it was made for these weights and this cache. `cache.grow` replaces the arrays."""
+        pairs = zip((*self.keys, *self.values), (*cache["keys"], *cache["values"]), strict=True)
+        return self.weights is weights and self.config is config and all(mine is theirs for mine, theirs in pairs)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """A copy is None: the copies of the arrays are at other addresses."""
+        return type(None), ()
+
+
+class CompiledPass:
+    """The pass of a family with its decode steps in one compiled call: one to 16 tokens with a cache.
+
+    `whole_pass` computes everything else: more tokens, no cache, a tap, another attention, block or mask.
+    """
+
+    def __init__(self, whole_pass: Callable[..., Any], recipe: Recipe) -> None:
+        self.whole_pass, self.recipe = whole_pass, recipe
+
+    def __call__(
+        self,
+        ids: Int[np.ndarray, "... T"],
+        weights: Any,
+        config: Config,
+        cache: Cache | None = None,
+        *,
+        total_length: int | None = None,
+        attention: Callable[..., Float[np.ndarray, "... N T H"]] = attention,
+        tap: Tap = untapped,
+        **options: Any,
+    ) -> tuple[Float[np.ndarray, "... T D"], Cache | None]:
+        """Parameters as in `model.transform`."""
+        few = cache is not None and ids.size <= LARGEST
+        ours = few and tap is untapped and attention in SAME_ATTENTION and not options
+        step_of = self.tables(ids, weights, config, cache) if ours and cache is not None else None
+        if step_of is None or cache is None:
+            options |= {"total_length": total_length, "attention": attention, "tap": tap}
+            return self.whole_pass(ids, weights, config, cache, **options)
+        past, new = cache["length"], ids.shape[-1]
+        hidden = self.run(ids, weights, config, step_of, past, past + new if total_length is None else total_length)
+        cache["length"] = past + new
+        return hidden, cache
+
+    def tables(self, ids: Int[np.ndarray, "... T"], weights: Any, config: Config, cache: Cache) -> Tables | None:
+        """The records for a step; None if the loops do not compute it."""
+        one_text = cache["keys"][0].ndim == 3
+        if ids.ndim != 1 or not one_text or not ids.size or cache["length"] + len(ids) > cache["keys"][0].shape[-2]:
+            return None
+        found = cache.get("step")
+        if not isinstance(found, Tables) or not found.is_for(weights, config, cache):
+            try:
+                cache["step"] = found = Tables(weights, config, cache, self.recipe)
+            except Unsupported:
+                return None
+        return found
+
+    def run(
+        self, ids: Int[np.ndarray, " T"], weights: Any, config: Config, tables: Tables, past: int, total_length: int
+    ) -> Float[np.ndarray, "T D"]:
+        """The hidden states of new tokens of one text."""
+        new, recipe, blocks = len(ids), self.recipe, tables.blocks
+        tokens = np.zeros(new, TOKEN)
+        tokens["slot"] = np.arange(past, past + new)
+        pairs = [rope_tables(tokens["slot"], config, total_length)]
+        if recipe.local:
+            pairs.append(rope_tables(tokens["slot"], recipe.local(config), past + new))
+        cos, sin = (np.stack(side) for side in zip(*pairs, strict=True))
+        x = np.ascontiguousarray(recipe.embed(ids, weights.embed_tokens), dtype=np.float32)
+        heads, width = config.num_attention_heads, config.head_dim
+        chunks = -(-(past + new) // CHUNK)
+        first: Any = blocks[0]
+
+        def shared(*shape: int) -> np.ndarray:
+            return np.empty(shape, np.float32)
+
+        team().run(
+            step,
+            PHASES * len(blocks),
+            tables.model,
+            blocks,
+            tokens,
+            x,
+            cos,
+            sin,
+            shared(new, int(first["qkv_proj"]["height"])),
+            shared(new, heads, chunks, width + 2),
+            shared(2, *x.shape),
+            shared(new, int(first["gate_up_proj"]["height"])),
+        )
+        return recipe.norm(x, weights.norm, config.rms_norm_eps)
+
+
+def path_of(lm: LM) -> str:
+    """What computes a model's decode steps on a CPU, for the statistics."""
+    if isinstance(lm.transform, CompiledPass):
+        return "compiled loops"
+    products = any(isinstance(weight, Compiled) for layer in lm.weights.layers for weight in layer)
+    return "NumPy, products in compiled loops" if products else "NumPy"
+
+
+def on_cpu(lm: LM, kernels: bool = True) -> LM:
+    """The model with its products and decode steps in loops, where Numba compiles them; otherwise the same model."""
+    return with_loops(lm) if kernels and COMPILES else lm
+
+
+def with_loops(lm: LM) -> LM:
+    """The model with its products and decode steps in loops, compiled or not."""
+    if COMPILES and not is_compiled():
+        note("compiling the loops for this processor, once: about half a minute")
+    weights = compiled_tree(lm.weights)
+    if (weights.lm_head is not None and not is_packed(weights.lm_head)) or isinstance(weights.lm_head, Columns):
+        head = CompiledPlain(weights.lm_head)
+        tied = weights.lm_head is weights.embed_tokens
+        weights = weights._replace(lm_head=head, embed_tokens=head if tied else weights.embed_tokens)
+    recipe = recipe_for(lm)
+    transform = lm.transform if recipe is None else CompiledPass(lm.transform, recipe)
+    return lm._replace(weights=weights, transform=transform)

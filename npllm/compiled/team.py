@@ -1,0 +1,128 @@
+"""The threads that run a compiled function together: all of them are inside it at once.
+
+Numba's own parallel loops start and end a parallel region for each loop, which costs 20 to 120 µs; a decode step has
+150. Here the threads enter a function once. Inside, they take pieces of work by counting (`take`), so a thread that the
+system holds up takes fewer, and wait for each other where one needs what all have written (`wait`).
+
+After a call the threads look for the next one for a fifth of a millisecond, then they sleep. A sleeping thread takes
+50 µs to wake, and often does so on the core of the thread that woke it.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .jit import COMPILES, current, jit, pause, take
+
+SPINS = 2000  # before a waiting thread lets others have its core: about 20 µs
+LOOKS = 20000  # before a thread without work sleeps: about 200 µs
+LINE = 8  # counters that share a cache line slow each other down: one in eight is used
+
+
+@jit
+def count(counters, i):
+    """The number of a piece of work that no other thread gets: 0, 1, 2, ... Counter i belongs to this work."""
+    return take(counters, (i + 1) * LINE)
+
+
+@jit
+def wait(counters, i, threads):
+    """Return when all threads have come here, or the call is given up (counter -1). Counter i belongs to this place."""
+    take(counters, (i + 1) * LINE)
+    spins = 0
+    while current(counters, (i + 1) * LINE) < threads:
+        spins += 1
+        if spins > SPINS:  # one of them may need this core
+            if current(counters, 0) > 0:
+                return
+            pause()
+
+
+@jit
+def look_for(state, number, looks):
+    """Whether call `number` has come, after looking for it that often."""
+    for _ in range(looks):  # noqa: SIM110, Numba compiles no generator
+        if current(state, 0) >= number:
+            return True
+    return False
+
+
+@jit
+def await_all(state, number):
+    """Return when counter 1, of calls that the other threads have completed, has this number."""
+    spins = 0
+    while current(state, LINE) < number:
+        spins += 1
+        if spins > SPINS:
+            pause()
+
+
+class Team:
+    """As many threads as the loops may use, including the calling thread.
+
+    All models share one team. Of two concurrent calls, one waits.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads if COMPILES else 1
+        self.start()
+
+    def start(self) -> None:
+        """Start the threads of this process."""
+        self.lock, self.process = threading.Lock(), os.getpid()
+        self.state = np.zeros(2 * LINE, dtype=np.int64)  # the calls made, and those completed by the other threads
+        self.call: Any = None
+        self.error: BaseException | None = None
+        self.sleeping = [False] * self.threads
+        self.beds = [threading.Semaphore(0) for _ in range(self.threads)]
+        for number in range(1, self.threads):
+            threading.Thread(target=self.serve, args=(number,), name=f"npllm-{number}", daemon=True).start()
+
+    def run(self, function: Callable[..., None], phases: int, *args: Any) -> None:
+        """Call function(thread, threads, *args, counters) in every thread; return when all have returned.
+
+        phases : the number of its counters, for `count` and `wait`
+        """
+        if self.process != os.getpid():  # a forked process has our memory, but not our threads
+            self.start()
+        counters = np.zeros((phases + 1) * LINE, dtype=np.int64)
+        with self.lock:
+            self.error, self.call = None, (function, (self.threads, *args, counters))
+            others = self.threads - 1
+            try:
+                if others:
+                    take(self.state, 0)
+                    for number, asleep in enumerate(self.sleeping):
+                        if asleep:
+                            self.beds[number].release()
+                function(0, self.threads, *args, counters)
+            except BaseException:  # such as Ctrl-C
+                counters[0] = 1  # nobody waits for this thread any more
+                raise
+            finally:
+                if others:
+                    await_all(self.state, others * int(self.state[0]))
+            if self.error is not None:
+                raise self.error
+
+    def serve(self, number: int) -> None:
+        """Run each call in this thread, for ever."""
+        state, done = self.state, 0
+        while True:
+            if not look_for(state, done + 1, LOOKS):
+                self.sleeping[number] = True
+                if not look_for(state, done + 1, 1):
+                    self.beds[number].acquire()
+                self.sleeping[number] = False
+                continue
+            function, args = self.call
+            try:
+                function(number, *args)
+            except BaseException as error:  # noqa: BLE001, the caller raises it
+                self.error = error
+                args[-1][0] = 1
+            done += 1
+            take(state, LINE)

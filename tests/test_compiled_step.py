@@ -1,0 +1,257 @@
+"""A decode step in compiled loops is the pass of the model's family."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from checkpoints import write_folder
+from families import NAMES, WRITERS, random_lm
+
+import npllm
+from npllm.cache import empty_cache, grow
+from npllm.compiled.cpu import CompiledPass, Tables, on_cpu, with_loops
+from npllm.compiled.fit import RECIPES, unknown_weights
+from npllm.compiled.jit import COMPILES
+from npllm.compiled.step import LARGEST
+from npllm.errors import UsageError
+
+pytestmark = pytest.mark.skipif(not COMPILES, reason="the loops need Numba (pip install -e '.[fast]')")
+
+IN_LOOPS = {"phi3", "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gemma3"}
+CHUNKS = [3, 1, 1, 2, 1, 5, 1]
+
+
+def hidden_states(lm, ids, chunks=CHUNKS, cache=None, **options):
+    """The hidden states of a text, read in chunks."""
+    cache = empty_cache(lm.config, 40, like=lm.weights.norm, **options) if cache is None else cache
+    parts, first = [], 0
+    for size in chunks:
+        hidden, _ = npllm.transform(ids[first : first + size], lm, cache)
+        parts.append(hidden)
+        first += size
+    return np.concatenate(parts), cache
+
+
+def ids_for(lm, count=14, seed=0):
+    return [int(i) for i in np.random.default_rng(seed).integers(0, lm.config.vocab_size, count)]
+
+
+def assert_same(fast, lm, ids, **options):
+    (ours, cache), (theirs, expected) = hidden_states(fast, ids, **options), hidden_states(lm, ids, **options)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5 * np.abs(theirs).max())
+    for side in ("keys", "values"):
+        for mine, yours in zip(cache[side], expected[side], strict=True):
+            wide = np.asarray(yours, dtype=np.float32)
+            rounding = 2e-5 if mine.dtype == np.float32 else 2e-2
+            np.testing.assert_allclose(np.asarray(mine, dtype=np.float32), wide, atol=rounding * np.abs(wide).max())
+    assert cache["length"] == len(ids)
+    return cache
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_step_is_the_family_s_pass(name):
+    lm = random_lm(name)
+    fast = with_loops(lm)
+    cache = assert_same(fast, lm, ids_for(lm))
+    in_loops = isinstance(fast.transform, CompiledPass)
+    assert in_loops == (name in IN_LOOPS)
+    assert isinstance(cache.get("step"), Tables) == in_loops
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("name", sorted(IN_LOOPS & {*NAMES}))
+def test_it_is_so_for_other_models_of_the_family(name, seed):
+    lm = random_lm(name, seed=seed + 1)
+    assert_same(with_loops(lm), lm, ids_for(lm, seed=seed))
+
+
+def test_each_pass_with_a_recipe_is_a_family_s():
+    passes = {id(random_lm(name).transform) for name in WRITERS}
+    assert all(id(transform) in passes for transform, _ in RECIPES)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cache_in_16_bits(dtype):
+    lm = random_lm("llama")
+    assert_same(with_loops(lm), lm, ids_for(lm), dtype=np.float16 if dtype == "float16" else ml_dtypes.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
+def test_a_loaded_model(tmp_path, dtype):
+    write_folder(tmp_path / "tiny")
+    fast, lm = (npllm.load(tmp_path / "tiny", dtype=dtype, kernels=kernels) for kernels in (True, False))
+    assert isinstance(fast.transform, CompiledPass)
+    assert not isinstance(lm.transform, CompiledPass)
+    assert_same(fast, lm, ids_for(lm))
+    logits, _ = npllm.forward([1, 2, 3], fast)
+    expected, _ = npllm.forward([1, 2, 3], lm)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
+
+
+def test_longer_than_a_chunk_of_keys():
+    lm = random_lm("llama", max_position_embeddings=700)
+    fast = with_loops(lm)
+    ids = ids_for(lm, 600)
+    caches = [empty_cache(lm.config, 610, like=lm.weights.norm) for _ in range(2)]
+    ours, theirs = (
+        hidden_states(one, ids, [250, 340, 1, 4, 5], cache) for one, cache in zip((fast, lm), caches, strict=True)
+    )
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4, atol=2e-5 * np.abs(theirs[0]).max())
+
+
+def test_the_same_tokens():
+    for name in sorted(IN_LOOPS & {*WRITERS}):
+        lm = random_lm(name)
+        assert (
+            npllm.generate(with_loops(lm), [1, 2], max_new_tokens=12).ids
+            == npllm.generate(lm, [1, 2], max_new_tokens=12).ids
+        )
+
+
+def counted(fast, monkeypatch):
+    """How often the family's pass ran in place of a step."""
+    calls = []
+    whole = fast.transform.whole_pass
+    monkeypatch.setattr(
+        fast.transform, "whole_pass", lambda *args, **options: calls.append(1) or whole(*args, **options)
+    )
+    return calls
+
+
+def test_what_the_family_s_pass_computes(monkeypatch):
+    lm = random_lm("llama")
+    fast = with_loops(lm)
+    calls = counted(fast, monkeypatch)
+
+    def passes(ids, cache, **options):
+        calls.clear()
+        npllm.transform(ids, fast, cache, **options)
+        return len(calls)
+
+    def cache():
+        return empty_cache(lm.config, 40, like=lm.weights.norm)
+
+    assert passes([1], cache()) == 0
+    assert passes([1] * LARGEST, cache()) == 0
+    assert passes([1] * (LARGEST + 1), cache()) == 1
+    assert passes([1], None) == 1
+    assert passes([1], cache(), tap=lambda name, value: value) == 1
+    assert passes([1], cache(), positions=[4]) == 1
+    assert passes([1], cache(), visible=np.ones((1, 1), bool)) == 1
+    assert passes([[1]], empty_cache(lm.config, 4, (1,), like=lm.weights.norm)) == 1
+
+
+def test_a_full_cache_is_refused_as_ever():
+    lm = random_lm("llama")
+    cache = empty_cache(lm.config, 2, like=lm.weights.norm)
+    with pytest.raises((UsageError, ValueError), match="room for 3"):
+        npllm.transform([1, 2, 3], with_loops(lm), cache)
+    assert cache["length"] == 0
+
+
+def test_a_cache_that_has_grown():
+    lm = random_lm("llama")
+    fast = with_loops(lm)
+    ids = ids_for(lm)
+    _, cache = hidden_states(fast, ids)
+    before = cache["step"]
+    grow(cache, 50)
+    ours, _ = npllm.transform([3], fast, cache)
+    assert cache["step"] is not before
+    expected, _ = npllm.transform([*ids, 3], lm)
+    np.testing.assert_allclose(ours[-1], expected[-1], rtol=1e-4, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+def test_copies_do_not_share_addresses(how):
+    lm = random_lm("llama")
+    fast = with_loops(lm)
+    _, cache = hidden_states(fast, ids_for(lm))
+    other_lm, other = how((fast, cache))
+    assert other["step"] is None
+    npllm.transform([3], other_lm, other)
+    assert other["length"] == cache["length"] + 1
+    position = cache["length"]
+    assert not cache["keys"][0][..., position, :].any(), "the copy wrote into the original"
+
+
+def test_other_weights_than_those_it_was_made_for():
+    lm = random_lm("llama")
+    fast, ids = with_loops(lm), ids_for(lm)
+    _, cache = hidden_states(fast, ids)
+    layers = tuple(layer._replace(down_proj=layer.down_proj * 2) for layer in lm.weights.layers)
+    changed = fast._replace(weights=fast.weights._replace(layers=layers))
+    assert_same(changed, lm._replace(weights=lm.weights._replace(layers=layers)), ids)
+    cache["length"] = 3
+    ours, _ = npllm.transform([5], changed, cache)
+    expected = hidden_states(lm, [*ids[:3]], [3])[1]
+    theirs, _ = npllm.transform([5], lm._replace(weights=lm.weights._replace(layers=layers)), expected)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_a_weight_that_the_loops_do_not_know_is_left_to_the_family_s_pass(monkeypatch):
+    lm = random_lm("llama")
+    fast = with_loops(lm)
+    changed = fast.weights._replace(lm_head_bias=np.ones(lm.config.vocab_size, np.float32))
+    assert unknown_weights(changed, fast.transform.recipe) == ["lm_head_bias"]
+    calls = counted(fast, monkeypatch)
+    npllm.transform([1], fast._replace(weights=changed), empty_cache(lm.config, 4, like=lm.weights.norm))
+    assert calls == [1]
+
+
+def test_float64_weights_are_left_to_the_family_s_pass(monkeypatch):
+    lm = random_lm("llama")
+    layers = tuple(layer._replace(o_proj=layer.o_proj.astype(np.float64)) for layer in lm.weights.layers)
+    fast = with_loops(lm._replace(weights=lm.weights._replace(layers=layers)))
+    calls = counted(fast, monkeypatch)
+    npllm.transform([1], fast, empty_cache(lm.config, 4, like=lm.weights.norm))
+    assert calls == [1]
+
+
+def test_without_kernels_nothing_changes():
+    lm = random_lm("llama")
+    assert on_cpu(lm, kernels=False) is lm
+    assert COMPILES or on_cpu(lm) is lm
+
+
+def test_tied_embeddings_stay_tied():
+    lm = random_lm("llama", tie_word_embeddings=True)
+    fast = with_loops(lm)
+    assert lm.weights.lm_head is lm.weights.embed_tokens
+    assert fast.weights.lm_head is fast.weights.embed_tokens
+
+
+AS_PYTHON = """
+import sys; sys.path.insert(0, "tests")
+import numpy as np
+import npllm
+from families import random_lm
+from npllm.cache import empty_cache
+from npllm.compiled.cpu import on_cpu, with_loops
+from npllm.compiled.jit import COMPILES
+assert not COMPILES
+for name in ("llama", "qwen3", "gemma2", "gemma3_text"):
+    lm = random_lm(name)
+    assert on_cpu(lm) is lm
+    hidden = []
+    for one in (lm, with_loops(lm)):
+        cache = empty_cache(lm.config, 8, like=lm.weights.norm)
+        npllm.transform([1, 2, 3, 4], one, cache)
+        hidden.append(npllm.transform([5], one, cache)[0])
+    np.testing.assert_allclose(*hidden, rtol=1e-4, atol=1e-5)
+    print(name)
+"""
+HIDDEN = 'import sys; sys.modules["numba"] = None\n'
+
+
+@pytest.mark.parametrize("without", ["compiling", "numba"])
+def test_as_plain_python(without):
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    code = AS_PYTHON if without == "compiling" else HIDDEN + AS_PYTHON
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["llama", "qwen3", "gemma2", "gemma3_text"], done.stderr
