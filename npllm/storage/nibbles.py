@@ -10,6 +10,7 @@ from ..arrays import Array, array_namespace
 def pack(codes: Array) -> Array:
     """Codes from 0 to 15, uint8 [..., n], as bytes [..., n / 2].
 
+    >>> import numpy as np
     >>> pack(np.array([1, 2, 3, 4], dtype=np.uint8)).tolist()  # 1 + 16 · 3, 2 + 16 · 4
     [49, 66]
     """
@@ -20,6 +21,7 @@ def pack(codes: Array) -> Array:
 def unpack(packed: Array) -> Array:
     """Bytes [..., n / 2] as codes [..., n]: all lower codes, then all upper ones.
 
+    >>> import numpy as np
     >>> unpack(np.array([49, 66], dtype=np.uint8)).tolist()
     [1, 2, 3, 4]
     """
