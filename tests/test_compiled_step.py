@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 
+import jaxtyping
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from families import NAMES, WRITERS, random_lm
 import npllm
 from npllm.cache import empty_cache, grow
 from npllm.compiled.cpu import CompiledPass, Tables, on_cpu, with_loops
-from npllm.compiled.fit import RECIPES, unknown_weights
+from npllm.compiled.fit import RECIPES, other_shapes, unknown_weights
 from npllm.compiled.jit import COMPILES
 from npllm.compiled.step import LARGEST
 from npllm.errors import UsageError
@@ -202,6 +203,28 @@ def test_a_weight_that_the_loops_do_not_know_is_left_to_the_family_s_pass(monkey
     calls = counted(fast, monkeypatch)
     npllm.transform([1], fast._replace(weights=changed), empty_cache(lm.config, 4, like=lm.weights.norm))
     assert calls == [1]
+
+
+@pytest.mark.parametrize("name", ["qkv_proj", "qkv_proj_bias", "down_proj", "input_layernorm"])
+def test_shapes_are_checked_before_a_loop_reads_beyond_an_end(name):
+    """The family's pass refuses them."""
+    lm = with_loops(random_lm("llama"))
+    short = getattr(lm.weights.layers[1], name)[:-1]
+    layers = [*lm.weights.layers]
+    layers[1] = layers[1]._replace(**{name: short})
+    changed = lm._replace(weights=lm.weights._replace(layers=tuple(layers)))
+    cache = empty_cache(lm.config, 4, like=lm.weights.norm)
+    assert other_shapes(changed.weights, lm.config, cache, lm.transform.recipe) == [f"layers.1.{name}"]
+    with pytest.raises((ValueError, jaxtyping.TypeCheckError)):
+        npllm.transform([1], changed, cache)
+    assert "step" not in cache
+
+
+def test_the_shapes_of_a_cache_are_checked():
+    lm = with_loops(random_lm("llama"))
+    cache = empty_cache(lm.config, 4, like=lm.weights.norm)
+    cache["values"][2] = cache["values"][2][:, :3]
+    assert other_shapes(lm.weights, lm.config, cache, lm.transform.recipe) == ["values.2"]
 
 
 def test_float64_weights_are_left_to_the_family_s_pass(monkeypatch):

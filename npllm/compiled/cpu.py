@@ -20,7 +20,7 @@ from ..storage.columns import Columns
 from ..storage.packed import Groups, Half
 from ..tap import Tap, untapped
 from ..text.stderr import note
-from .fit import MATRICES, Recipe, recipe_for, unknown_weights
+from .fit import MATRICES, Recipe, other_shapes, recipe_for, unknown_weights
 from .jit import COMPILES, is_compiled
 from .layers import CHUNK
 from .products import product_alone
@@ -47,7 +47,7 @@ class Compiled:
 
     def matmul(self, x2d: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T F"]:
         """x2d @ W.T"""
-        if len(x2d) > LARGEST or x2d.dtype != np.float32:
+        if len(x2d) > LARGEST or x2d.dtype != np.float32 or x2d.shape[1] != self.shape[1]:
             return super().matmul(x2d)  # type: ignore[misc]
         if self.record is None:
             self.record = np.zeros(1, WEIGHT)
@@ -124,6 +124,8 @@ class Tables:
         self.kept: list[Any] = []
         if unknown := unknown_weights(weights, recipe):
             raise Unsupported(f"the loops do not know the weights {', '.join(unknown)}")
+        if wrong := other_shapes(weights, config, cache, recipe):
+            raise Unsupported(f"the loops do not check as they read, and these have other shapes: {', '.join(wrong)}")
         self.blocks = np.zeros(len(weights.layers), BLOCK)
         for layer, (record, of_block) in enumerate(zip(self.blocks, weights.layers, strict=True)):
             for name in MATRICES:

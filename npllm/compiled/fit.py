@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from .. import model
 from ..arrays import Array
+from ..cache import Cache
 from ..config import Config
 from ..embedding import embed
 from ..families import gemma, gemma2, gemma3, local_rope, qwen3
@@ -85,3 +86,26 @@ def unknown_weights(weights: Any, recipe: Recipe) -> list[str]:
     outside = [name for name in weights._fields if name not in OUTSIDE and getattr(weights, name) is not None]
     inside = {name for layer in weights.layers for name in layer._fields if getattr(layer, name) is not None}
     return outside + sorted(inside - known)
+
+
+def other_shapes(weights: Any, config: Config, cache: Cache, recipe: Recipe) -> list[str]:
+    """The weights and caches whose shapes are not those of the config. A loop would read or write beyond their ends."""
+    D, N, K, H = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    F = config.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "qkv_proj": ((N + 2 * K) * H, D),
+        "o_proj": (D, N * H),
+        "gate_up_proj": (2 * F, D),
+        "down_proj": (D, F),
+    }
+    shapes |= {f"{name}_bias": shape[:1] for name, shape in shapes.items()}
+    shapes |= {field: (H if field in OF_HEADS.values() else D,) for field in recipe.norms.values()}
+    wrong = [
+        f"layers.{i}.{name}"
+        for i, layer in enumerate(weights.layers)
+        for name, shape in shapes.items()
+        if getattr(layer, name, None) is not None and tuple(getattr(layer, name).shape) != shape
+    ]
+    C = cache["keys"][0].shape[-2]
+    sides = [(side, i, array) for side in ("keys", "values") for i, array in enumerate(cache[side])]
+    return wrong + [f"{side}.{i}" for side, i, array in sides if array.shape != (K, C, H)]
