@@ -147,6 +147,13 @@ def test_what_has_no_loop_is_refused(weight, says):
         describe(np.zeros(1, WEIGHT)[0], weight)
 
 
+def test_groups_of_another_kind_are_refused():
+    groups = in_groups(random(4, 32), 8)
+    groups.codes = groups.codes.view(np.uint8)
+    with pytest.raises(Unsupported, match="uint8"):
+        describe(np.zeros(1, WEIGHT)[0], groups)
+
+
 def test_a_bias_must_be_float32():
     with pytest.raises(Unsupported, match="float64"):
         describe(np.zeros(1, WEIGHT)[0], random(4, 4), np.zeros(4))

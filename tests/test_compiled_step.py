@@ -227,6 +227,21 @@ def test_the_shapes_of_a_cache_are_checked():
     assert other_shapes(lm.weights, lm.config, cache, lm.transform.recipe) == ["values.2"]
 
 
+def test_the_arrays_of_a_cache_have_one_dtype():
+    lm = with_loops(random_lm("llama"))
+    cache = empty_cache(lm.config, 4, like=lm.weights.norm)
+    cache["values"][1] = cache["values"][1].astype(np.float16)
+    assert other_shapes(lm.weights, lm.config, cache, lm.transform.recipe) == ["values.1"]
+
+
+def test_a_cache_in_float64_is_left_to_the_family_s_pass(monkeypatch):
+    lm = with_loops(random_lm("llama"))
+    cache = empty_cache(lm.config, 4, like=lm.weights.norm, dtype=np.float64)
+    calls = counted(lm, monkeypatch)
+    lm.transform(np.array([1]), lm.weights, lm.config, cache)
+    assert calls == [1]
+
+
 def test_float64_weights_are_left_to_the_family_s_pass(monkeypatch):
     lm = random_lm("llama")
     layers = tuple(layer._replace(o_proj=layer.o_proj.astype(np.float64)) for layer in lm.weights.layers)

@@ -11,7 +11,7 @@ import pytest
 
 from npllm.compiled import jit as compiling
 from npllm.compiled.jit import COMPILES, as_bfloat16, as_float16, bfloat16, float16, jit, power_of_two, view
-from npllm.compiled.team import Team, count, wait
+from npllm.compiled.team import Team, await_all, count, wait
 
 pytestmark = pytest.mark.skipif(not COMPILES, reason="the loops need Numba (pip install -e '.[fast]')")
 
@@ -70,7 +70,6 @@ def fails_in(where):
     def function(thread, threads, counters):
         if thread == where:
             raise KeyboardInterrupt if where == 0 else ValueError("here")
-        in_turn(0, threads, np.zeros(threads, np.int64), np.zeros(2000, np.int64)) if threads == 1 else None
         wait(counters, 0, threads)
 
     return function
@@ -84,6 +83,23 @@ def test_a_call_that_is_given_up_leaves_nobody_waiting(where, error):
     values = np.zeros(2, np.int64)
     team.run(in_turn, 200, values)
     assert (values == 100).all()
+
+
+def test_ctrl_c_while_the_others_are_awaited(monkeypatch):
+    team, calls = Team(2), []
+
+    def interrupted(state, number):
+        calls.append(number)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        await_all(state, number)
+
+    monkeypatch.setattr("npllm.compiled.team.await_all", interrupted)
+    values = np.zeros(2, np.int64)
+    with pytest.raises(KeyboardInterrupt):
+        team.run(in_turn, 200, values)
+    assert (values == 100).all()
+    assert calls == [1, 1]
 
 
 def test_two_callers_take_turns():

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,15 @@ from .team import Team
 
 SAME_ATTENTION = (attention, flash_attention)  # the step may replace either
 TEAM: list[Team] = []
+LOCK = Lock()
 
 
 def team() -> Team:
     """The team of this process, with as many threads as are set now."""
-    if not TEAM or TEAM[0].threads != threads():
-        TEAM[:] = [Team(threads())]
-    return TEAM[0]
+    with LOCK:
+        if not TEAM or TEAM[0].asked != threads():
+            TEAM[:] = [Team(threads())]
+        return TEAM[0]
 
 
 class Compiled:
@@ -50,8 +53,9 @@ class Compiled:
         if len(x2d) > LARGEST or x2d.dtype != np.float32 or x2d.shape[1] != self.shape[1]:
             return super().matmul(x2d)  # type: ignore[misc]
         if self.record is None:
-            self.record = np.zeros(1, WEIGHT)
-            self.kept = describe(self.record[0], self)
+            record = np.zeros(1, WEIGHT)
+            self.kept = describe(record[0], self)
+            self.record = record  # complete, for other threads
         y = np.empty((len(x2d), self.shape[0]), dtype=np.float32)
         team().run(product_alone, 1, self.record[0], np.ascontiguousarray(x2d), y)
         return y
@@ -125,7 +129,7 @@ class Tables:
         if unknown := unknown_weights(weights, recipe):
             raise Unsupported(f"the loops do not know the weights {', '.join(unknown)}")
         if wrong := other_shapes(weights, config, cache, recipe):
-            raise Unsupported(f"the loops do not check as they read, and these have other shapes: {', '.join(wrong)}")
+            raise Unsupported(f"the loops do no bounds checks, and these have other shapes: {', '.join(wrong)}")
         self.blocks = np.zeros(len(weights.layers), BLOCK)
         for layer, (record, of_block) in enumerate(zip(self.blocks, weights.layers, strict=True)):
             for name in MATRICES:
@@ -140,6 +144,8 @@ class Tables:
             record["window"], record["tables"] = window or 0, bool(recipe.local and window)
             record["keys"], record["values"] = address(self.keys[layer]), address(self.values[layer])
         kind = self.keys[0].dtype
+        if kind != np.float32 and kind not in HALVES:
+            raise Unsupported(f"there are no loops for a cache in {kind}")
         model = np.zeros(1, MODEL)[0]
         model["heads"], model["kv_heads"] = config.num_attention_heads, config.num_key_value_heads
         model["head_dim"], model["eps"] = config.head_dim, config.rms_norm_eps
@@ -150,8 +156,9 @@ class Tables:
 
     def is_for(self, weights: Any, config: Config, cache: Cache) -> bool:
         """Whether it was made for these weights and this cache. `cache.grow` replaces the arrays."""
-        pairs = zip((*self.keys, *self.values), (*cache["keys"], *cache["values"]), strict=True)
-        return self.weights is weights and self.config is config and all(mine is theirs for mine, theirs in pairs)
+        mine, theirs = [*self.keys, *self.values], [*cache["keys"], *cache["values"]]
+        same = len(mine) == len(theirs) and all(one is other for one, other in zip(mine, theirs, strict=True))
+        return self.weights is weights and self.config is config and same
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """A copy is None: the copies of the arrays are at other addresses."""

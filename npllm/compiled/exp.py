@@ -1,6 +1,6 @@
 """The exponential function in float32, without a branch, so that a loop computes it in all lanes of a vector register.
 
-eˣ = 2ⁿ · eʳ with a whole n and |r| <= ln 2 / 2. 2ⁿ is a matter of the exponent's bits, eʳ a polynomial.
+eˣ = 2ⁿ · eʳ with a whole n and |r| <= ln 2 / 2. 2ⁿ is built from exponent bits, eʳ is a polynomial.
 
 Source: Moshier, "Cephes mathematical library", expf: the coefficients, with an error below 2^-24 for these r.
 """
@@ -22,7 +22,7 @@ ONE, HALF = np.float32(1), np.float32(0.5)
 @jit
 def exp(x):
     """eˣ; below -87, where it is under 2e-38, 0; above 88, infinity."""
-    bounded = min(max(x, LEAST), LARGEST)
+    bounded = min(max(LEAST, x), LARGEST)  # LEAST for NaN
     n = np.float32(math.floor(bounded * PER_OCTAVE + HALF))
     r = (bounded - n * LN2_HIGH) - n * LN2_LOW
     series = ((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + C2

@@ -89,7 +89,10 @@ def unknown_weights(weights: Any, recipe: Recipe) -> list[str]:
 
 
 def other_shapes(weights: Any, config: Config, cache: Cache, recipe: Recipe) -> list[str]:
-    """The weights and caches whose shapes are not those of the config. A loop would read or write beyond their ends."""
+    """The weights and caches whose shapes differ from the config's. A loop would read or write beyond their ends.
+
+    The arrays of a cache must also have the same dtype.
+    """
     D, N, K, H = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
     F = config.intermediate_size
     shapes: dict[str, tuple[int, ...]] = {
@@ -106,6 +109,7 @@ def other_shapes(weights: Any, config: Config, cache: Cache, recipe: Recipe) -> 
         for name, shape in shapes.items()
         if getattr(layer, name, None) is not None and tuple(getattr(layer, name).shape) != shape
     ]
-    C = cache["keys"][0].shape[-2]
+    wrong += ["norm"] * (weights.norm.shape != (D,)) + ["embed_tokens"] * (weights.embed_tokens.shape[1] != D)
+    C, dtype = cache["keys"][0].shape[-2], cache["keys"][0].dtype
     sides = [(side, i, array) for side in ("keys", "values") for i, array in enumerate(cache[side])]
-    return wrong + [f"{side}.{i}" for side, i, array in sides if array.shape != (K, C, H)]
+    return wrong + [f"{side}.{i}" for side, i, array in sides if (array.shape, array.dtype) != ((K, C, H), dtype)]

@@ -1,10 +1,10 @@
-"""Compiling loops with Numba, and the four operations that plain Python lacks: views, casts of bits, threads' counters.
+"""Compiling loops with Numba, and what plain Python lacks: arrays at an address, casts of bits, counters of threads.
 
 A loop is a plain Python function over arrays. `jit` compiles it where Numba is installed (the extra `fast`); otherwise,
 and with NUMBA_DISABLE_JIT=1, the same function runs as Python, thousands of times slower, which is how the tests step
 through it.
 
-Compiled code is kept on disk, so that only the first run compiles. Numba keeps code for each processor apart, but
+Compiled code is kept on disk, so that only the first run compiles. Numba keeps code for each model of CPU apart, but
 looks for changes only in a function's own file. Therefore the folder has the hash of all files here in its name.
 
 Source: https://numba.readthedocs.io/en/stable/user/performance-tips.html (fastmath), .../extending/high-level.html
@@ -39,12 +39,12 @@ def cache_folder() -> Path | None:
     version = hashlib.sha256(f"{np.__version__} {numba.__version__}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         version.update(path.read_bytes())
-    home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home, "npllm", f"compiled-{version.hexdigest()[:16]}")
     try:
+        home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home, "npllm", f"compiled-{version.hexdigest()[:16]}")
         folder.mkdir(parents=True, exist_ok=True)
         return folder if os.access(folder, os.W_OK) else None
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
 
 

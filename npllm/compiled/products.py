@@ -4,7 +4,7 @@ A weight is a record (records.py). The threads share its rows. A piece of them i
 stays in the processor's first cache, and multiplied by all vectors. The definition is `linear(x, weight)`.
 
 Where rows lie one after the other, a product is a sum along the row, in all lanes of a vector register. Where the row
-index runs fastest, as in groups of codes, the lanes hold sums of different rows, and none is left to add up.
+index runs fastest, as in groups of codes, the lanes hold sums of different rows, and no sum across lanes is needed.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def dot(a, b):
 
 @jit
 def dot_bfloat16(codes, x):
-    """The same for numbers in bfloat16, widened in registers."""
+    """codes · x, for numbers in bfloat16, widened in registers."""
     total = np.float32(0)
     for i in range(len(x)):
         total += bfloat16(codes[i]) * x[i]
@@ -40,7 +40,7 @@ def dot_bfloat16(codes, x):
 
 @jit
 def dot_float16(codes, x):
-    """The same for numbers in float16."""
+    """codes · x, for numbers in float16."""
     total = np.float32(0)
     for i in range(len(x)):
         total += float16(codes[i]) * x[i]
@@ -149,7 +149,7 @@ def add_columns(tile, x, y):
 
 @jit
 def add_nibbles(codes, x, y):
-    """The same for codes of 4 bits, two in a byte: the lower ones of all bytes come first (storage/nibbles.py)."""
+    """y += Σ x[n] · column n, for codes of 4 bits, two in a byte; see storage/nibbles.py for their order."""
     half = len(codes)
     for n in range(0, half, 4):
         x0, x1, x2, x3 = x[n], x[n + 1], x[n + 2], x[n + 3]
@@ -232,7 +232,7 @@ def widen_scales(w, name, block, g, out):
 
 @jit
 def multiply_block(w, x, sums, y, block):
-    """The same for a block of rows in groups. `sums`: of the elements of each group of a vector.
+    """y = x Wᵀ for one block of rows stored in groups. `sums`: of the elements of each group of a vector.
 
     A row's product is Σ scale · (codes · x) + (scale · offset + minimum) · Σ x, over its groups.
     """
@@ -331,5 +331,5 @@ def product(w, x, y, counters, phase):
 
 @jit
 def product_alone(thread, threads, w, x, y, counters):
-    """The same as a call of its own, for `Team.run`."""
+    """`product` as a call of its own, for `Team.run`."""
     product(w, x, y, counters, 0)

@@ -81,7 +81,13 @@ def describe(record: Any, weight: Weight, bias: Any = None) -> Any:
 
 
 def describe_groups(record: Any, groups: Groups) -> Any:
-    """The same for codes in groups."""
+    """Fill in the record of a matrix of codes in groups; see `describe`."""
+    scales = [scale.dtype for scale in (groups.scale, groups.minimum) if scale is not None]
+    codes = np.uint8 if groups.bits == 4 else np.int8
+    if groups.codes.dtype != codes or len({*scales}) > 1 or scales[0] not in (np.float32, ml_dtypes.bfloat16):
+        raise Unsupported(f"there are no loops for codes in {groups.codes.dtype} and scales in {scales[0]}")
+    if groups.group % 8:
+        raise Unsupported(f"the loops need groups in multiples of 8, got {groups.group}")
     record["form"] = NIBBLES if groups.bits == 4 else BYTES
     record["codes"], record["scale"] = address(groups.codes), address(groups.scale)
     record["minimum"] = address(groups.minimum)

@@ -1,11 +1,11 @@
 """A decode step as one compiled call: all blocks for one to 16 new tokens, all threads inside.
 
-The tokens may be several of one text (to verify guesses, or the end of a prompt), or one of each text of a batch. The
-definition is the pass of the model's family; fit.py says which passes have their steps here, and what is special about
-each.
+Several tokens are those of one text: guesses to verify, or the end of a prompt. (The loops also take tokens of several
+texts; cpu.py does not use that yet.) The definition is the pass of the model's family; fit.py says which passes have
+their steps here, and what is special about each.
 
-Each thread keeps its own copy of the residual stream and of the vectors computed from it in a few microseconds. Shared
-are the results of the products, which the threads divide among themselves, and the cache.
+Each thread keeps its own copy of the residual stream, and computes the small vectors derived from it itself. Shared are
+the results of the products, which the threads divide among themselves, and the cache.
 
 Source: "Inside the Transformer Block" (Figures 3-11, 3-12), "Speeding Up Generation by Caching Keys and Values"; Dao et
 al. 2023, "Flash-Decoding for long-context inference" (keys in chunks that are merged).
@@ -130,7 +130,7 @@ def step(thread, threads, model, blocks, tokens, x, cos, sin, qkv, parts, added,
 
     model : record; blocks : [L] records; tokens : [T] records
     x : [T, D]
-    cos, sin : [2, T, R]
+    cos, sin : [1, T, R], or [2, T, R] where layers with a window have tables of their own
     qkv [T, (N + 2K) H], parts [T, N, chunks, H + 2], added [2, T, D], gate_up [T, 2F] : what the threads share
     """
     T, H = len(x), model["head_dim"]
