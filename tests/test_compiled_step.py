@@ -242,6 +242,18 @@ def test_a_cache_in_float64_is_left_to_the_family_s_pass(monkeypatch):
     assert calls == [1]
 
 
+def test_a_weight_without_a_loop_is_multiplied_by_numpy(tmp_path):
+    write_folder(tmp_path / "tiny")
+    weight = npllm.load(tmp_path / "tiny", dtype="int8").weights.layers[0].down_proj
+    x = np.ones((1, weight.shape[1]), np.float32)
+    other = copy.copy(weight)
+    other.codes = np.abs(weight.codes).astype(np.uint8)
+    positive = copy.copy(weight)
+    positive.codes = np.abs(weight.codes)
+    np.testing.assert_allclose(other.matmul(x), positive.matmul(x), rtol=1e-5)
+    assert other.record is None
+
+
 def test_float64_weights_are_left_to_the_family_s_pass(monkeypatch):
     lm = random_lm("llama")
     layers = tuple(layer._replace(o_proj=layer.o_proj.astype(np.float64)) for layer in lm.weights.layers)

@@ -54,7 +54,10 @@ class Compiled:
             return super().matmul(x2d)  # type: ignore[misc]
         if self.record is None:
             record = np.zeros(1, WEIGHT)
-            self.kept = describe(record[0], self)
+            try:
+                self.kept = describe(record[0], self)
+            except Unsupported:
+                return super().matmul(x2d)  # type: ignore[misc]
             self.record = record  # complete, for other threads
         y = np.empty((len(x2d), self.shape[0]), dtype=np.float32)
         team().run(product_alone, 1, self.record[0], np.ascontiguousarray(x2d), y)
