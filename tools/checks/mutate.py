@@ -148,7 +148,8 @@ def start_tests(folder: Path, tests: Iterable[str]) -> int:
         # Plain asserts need no compiling. The options of setup.cfg are dropped: checking every shape takes longer than
         # the tests.
         options = ["-o", "addopts=", "--import-mode=importlib", "--assert=plain", "-x", "-q"]
-        options += ["-p", "no:cacheprovider", "-p", "no:xdist"]
+        # Temporary files of its own: pytest ends with an error if another pytest tidies theirs up while it reads them.
+        options += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={folder / 'temporary'}"]
         code = importlib.import_module("pytest").main([*options, *(f"tests/{test}" for test in tests)])
     finally:  # the child must never return into the parent's code
         if error := sys.exc_info()[1]:
