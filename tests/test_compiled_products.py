@@ -97,10 +97,15 @@ def test_any_size(form, height, groups, vectors, biased):
     check(weight, random(vectors, 32 * groups, seed=1), random(height, seed=2) if biased else None)
 
 
-@pytest.mark.parametrize("form", ["float32", "by columns", "bfloat16", "float16"])
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "float16"])
 @given(height=st.integers(1, 70), width=st.integers(1, 1100), vectors=st.integers(1, 6))
 def test_any_width_without_groups(form, height, width, vectors):
     check(FORMS[form](random(height, width)), random(vectors, width, seed=1))
+
+
+@given(height=st.integers(1, 900), eights=st.integers(1, 12), vectors=st.integers(1, 6))
+def test_any_number_of_columns(height, eights, vectors):
+    check(FORMS["by columns"](random(height, 8 * eights)), random(vectors, 8 * eights, seed=1))
 
 
 @pytest.mark.parametrize("kind", BLOCK_FORMATS)
@@ -140,6 +145,7 @@ def test_float16_is_exact_down_to_its_subnormal_numbers():
         (np.zeros((4, 4)), "ndarray"),
         (np.zeros((8, 8), np.float32)[::2, ::2], "contiguous"),
         (row_groups(in_groups(random(4, 32), 8)), "RowGroups"),
+        (np.asfortranarray(random(8, 12)), "multiples of 8, got 12"),
     ],
 )
 def test_what_has_no_loop_is_refused(weight, says):

@@ -5,7 +5,8 @@ and with NUMBA_DISABLE_JIT=1, the same function runs as Python, thousands of tim
 through it.
 
 Compiled code is kept on disk, so that only the first run compiles. Numba keeps code for each model of CPU apart, but
-looks for changes only in a function's own file. Therefore the folder has the hash of all files here in its name.
+looks for changes only in a function's own file. Therefore the folder has the hash of all files here in its name, and of
+the one constant from elsewhere that is compiled in.
 
 Source: https://numba.readthedocs.io/en/stable/user/performance-tips.html (fastmath), .../extending/high-level.html
 """
@@ -23,6 +24,8 @@ from typing import Any, TypeVar
 import ml_dtypes
 import numpy as np
 
+from ..storage.groups import ROWS
+
 try:
     numba: Any = importlib.import_module("numba")
 except ImportError:  # without the extra `fast`
@@ -36,7 +39,7 @@ FASTMATH = {"reassoc", "contract", "nsz"}
 
 def cache_folder() -> Path | None:
     """The folder for compiled code; None if none can be written: then every process compiles anew."""
-    version = hashlib.sha256(f"{np.__version__} {numba.__version__}".encode())
+    version = hashlib.sha256(f"{np.__version__} {numba.__version__} {ROWS}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         version.update(path.read_bytes())
     try:
@@ -86,6 +89,13 @@ def bfloat16(bits: Any) -> Any:
 def float16(bits: Any) -> Any:
     """The number with these bits in float16, as float32."""
     return np.float32(np.uint16(bits).view(np.float16))
+
+
+def widened(code: Any) -> Any:
+    """A stored number as float32: uint16 has a bfloat16's bits, int16 a float16's; others are themselves."""
+    if isinstance(code, np.uint16):
+        return bfloat16(code)
+    return float16(code) if isinstance(code, np.int16) else np.float32(code)
 
 
 def as_bfloat16(number: Any) -> Any:
@@ -192,6 +202,12 @@ if COMPILES:
     @overload(float16)
     def _(bits):
         return lambda bits: half_to_float(np.uint16(bits))
+
+    @overload(widened)
+    def _(code):
+        if code == types.uint16:
+            return lambda code: bfloat16(code)
+        return (lambda code: float16(code)) if code == types.int16 else lambda code: np.float32(code)
 
     @overload(as_float16)
     def _(number):

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..arrays import Weight
 from ..storage.columns import Columns
+from ..storage.groups import ROWS
 from ..storage.packed import Groups, Half
 
 FLOAT32, BFLOAT16, FLOAT16, COLUMNS, BYTES, NIBBLES = range(6)  # the forms
@@ -28,7 +29,6 @@ WEIGHT = np.dtype(
         ("minimum", "u8"),  # an address; 0: none
         ("narrow", "i8"),  # whether scales and minima are bfloat16
         ("group", "i8"),  # the elements of a group
-        ("rows", "i8"),  # of a block
         ("offset", "f4"),
         ("values", "u8"),  # of 16 codes, float32; an address; 0: they stand for themselves
     ],
@@ -77,6 +77,8 @@ def describe(record: Any, weight: Weight, bias: Any = None) -> Any:
         return describe_groups(record, weight)
     else:
         raise Unsupported(f"there are no loops for {type(weight).__name__}")
+    if record["form"] == COLUMNS and record["width"] % 8:
+        raise Unsupported(f"the loops need columns in multiples of 8, got {record['width']}")
     return None
 
 
@@ -86,13 +88,15 @@ def describe_groups(record: Any, groups: Groups) -> Any:
     codes = np.uint8 if groups.bits == 4 else np.int8
     if groups.codes.dtype != codes or len({*scales}) > 1 or scales[0] not in (np.float32, ml_dtypes.bfloat16):
         raise Unsupported(f"there are no loops for codes in {groups.codes.dtype} and scales in {scales[0]}")
+    if groups.codes.shape[-1] != ROWS:
+        raise Unsupported(f"the loops need blocks of {ROWS} rows, got {groups.codes.shape[-1]}")
     if groups.group % 8:
         raise Unsupported(f"the loops need groups in multiples of 8, got {groups.group}")
     record["form"] = NIBBLES if groups.bits == 4 else BYTES
     record["codes"], record["scale"] = address(groups.codes), address(groups.scale)
     record["minimum"] = address(groups.minimum)
     record["narrow"] = groups.scale.dtype == ml_dtypes.bfloat16
-    record["group"], record["rows"], record["offset"] = groups.group, groups.codes.shape[-1], groups.offset
+    record["group"], record["offset"] = groups.group, groups.offset
     if groups.values is None:
         return None
     values = groups.values(np.arange(16, dtype=np.uint8)).astype(np.float32)

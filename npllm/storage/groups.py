@@ -29,27 +29,24 @@ class GroupLayout(NamedTuple):
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """The memory that a matrix of this shape takes."""
-        blocks, rows = blocks_for(shape[0])
-        elements = blocks * rows * shape[1]
+        elements = blocks_for(shape[0]) * ROWS * shape[1]
         scales = elements // self.group * (2 if self.has_minimum else 1)
         return elements * self.bits // 8 + scales * np.dtype(self.scale_dtype).itemsize
 
     def empty(self, shape: tuple[int, int], workers: Workers) -> Groups:
         """A matrix for `fill_groups` to fill; unused rows are zeros."""
         (height, width), bits = shape, self.bits
-        blocks, rows = blocks_for(height)
-        groups = width // self.group
+        blocks, groups = blocks_for(height), width // self.group
         dtype = np.uint8 if bits == 4 or self.offset else np.int8
-        codes = np.zeros((blocks, groups, self.group * bits // 8, rows), dtype=dtype)
-        scale: np.ndarray = np.zeros((blocks, groups, rows), dtype=self.scale_dtype)
+        codes = np.zeros((blocks, groups, self.group * bits // 8, ROWS), dtype=dtype)
+        scale: np.ndarray = np.zeros((blocks, groups, ROWS), dtype=self.scale_dtype)
         minimum = scale.copy() if self.has_minimum else None
         return Groups(codes, scale, minimum, self.offset, height, bits, workers, self.values)
 
 
-def blocks_for(height: int) -> tuple[int, int]:
-    """The number of blocks of a matrix in `Groups`, and of rows in each: 96, or all of a matrix that has fewer."""
-    rows = min(ROWS, height)
-    return math.ceil(height / rows), rows
+def blocks_for(height: int) -> int:
+    """The number of blocks of a matrix in `Groups`."""
+    return math.ceil(height / ROWS)
 
 
 def quantize_groups(weight: Float[np.ndarray, "F D"], bits: int, group: int = 32) -> Split:
