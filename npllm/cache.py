@@ -7,7 +7,7 @@ A cache is a plain dict:
      "length": number of cached tokens,     slots 0..length-1 of C are filled
      "ids":    the text,                    only from the loop, which so notices when another text uses the cache
      "long_factors": True or False,         only in generation: which of LongRoPE's factors rotated the keys
-     "step":   a DecodeStep or Tables}      only with kernels: see cuda/step.py and compiled/cpu.py
+     "step":   a DecodeStep, Tables, or why there are none}    only with kernels: cuda/step.py, compiled/cpu.py
 
 "step" holds buffers and the addresses of the arrays above, but no result that a later pass reads: it may be deleted at
 any time. The next decode step replaces it if the arrays (after `grow`) or the model have changed.

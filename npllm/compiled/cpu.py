@@ -207,10 +207,13 @@ class CompiledPass:
         if ids.ndim != 1 or not one_text or not ids.size or cache["length"] + len(ids) > cache["keys"][0].shape[-2]:
             return None
         found = cache.get("step")
+        if isinstance(found, Unsupported):
+            return None
         if not isinstance(found, Tables) or not found.is_for(weights, config, cache):
             try:
                 cache["step"] = found = Tables(weights, config, cache, self.recipe)
-            except Unsupported:
+            except Unsupported as error:
+                cache["step"] = error.with_traceback(None)  # so that the next step need not find out again
                 return None
         return found
 
