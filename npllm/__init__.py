@@ -54,13 +54,14 @@ TYPE_CHECKING = False  # typing's own takes time to import
 if TYPE_CHECKING:
     from typing import Any
 
+    from .apps.batches import generate
     from .apps.fill import fill
     from .apps.pipeline import pipeline
     from .checkpoint.load import load
     from .inspect.patch import patch
     from .inspect.record import record
     from .lm import LM, forward, lm_head, transform
-    from .loop import Generation, Step, generate, steps, stream
+    from .loop import Generation, Step, steps, stream
 
 __all__ = [
     "LM",
@@ -82,13 +83,14 @@ __all__ = [
 # The modules of the public names. They are imported on first use, so that `from npllm.rope import apply_rope` needs no
 # tokenizer and no template engine.
 HOMES = {
+    "apps.batches": ("generate",),
     "apps.fill": ("fill",),
     "apps.pipeline": ("pipeline",),
     "checkpoint.load": ("load",),
     "inspect.patch": ("patch",),
     "inspect.record": ("record",),
     "lm": ("LM", "forward", "lm_head", "transform"),
-    "loop": ("Generation", "Step", "generate", "steps", "stream"),
+    "loop": ("Generation", "Step", "steps", "stream"),
 }
 
 

@@ -187,7 +187,11 @@ def generate(lm: LM, prompt: str | Sequence[int], **options: Any) -> Generation:
     """
     check_writes(lm)
     prompt_ids = as_ids(lm, prompt)
-    made = list(steps(lm, prompt_ids, **options))
+    return generation(prompt_ids, list(steps(lm, prompt_ids, **options)))
+
+
+def generation(prompt_ids: list[int], made: Sequence[Step]) -> Generation:
+    """The finished continuation, from all its steps."""
     text, ids = "".join(step.text for step in made), [step.id for step in made]
     return Generation(text, ids, prompt_ids, made[-1].finish_reason or "")  # only the last step has one
 

@@ -149,7 +149,7 @@ def test_a_prompt():
 def check_prompt_is_refused(ids):
     names = "prompt: expected", "the prompt is ", "token 0: ", "ids: expected", "token 1: "
     cache = kv(64, length=1)
-    refused(lambda: npllm.generate(LM, ids, cache=cache), *names)
+    refused(lambda: npllm.generate(LM, ids, cache=cache), *names, "cache: expected none with a list of prompts")
     refused(lambda: list(npllm.stream(LM, ids, cache=cache)), *names)
     refused(lambda: npllm.steps(LM, ids, cache=cache), *names)
     refused(lambda: without_layers(LM, ids), *names)

@@ -8,7 +8,7 @@ from models import tiny_config
 from test_loop import random_lm
 
 import npllm
-from npllm.apps.constraints import NEUTRAL, SAMPLED_ONLY, constrained, ignored, new_tokens
+from npllm.apps.constraints import NEUTRAL, SAMPLED_ONLY, ignored, new_tokens, rule_for, ruled
 from npllm.errors import ModelFileError, UsageError
 from npllm.loop import generate
 
@@ -30,6 +30,10 @@ ALL_BUT_7 = [i for i in range(11) if i != 7]
 
 def with_settings(lm, **settings):
     return lm._replace(generation_config=settings)
+
+
+def constrained(lm, prompt, new):
+    return ruled(lm, rule_for(lm, prompt, new))
 
 
 def made(lm, prompt, new, **settings):

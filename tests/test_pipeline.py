@@ -77,6 +77,21 @@ def test_a_list_of_prompts_gives_what_each_gives_alone(lm, prompts, full):
     assert generator(tuple(prompts)) == generator(prompts)
 
 
+def test_several_prompts_with_several_continuations(lm):
+    options = {"max_new_tokens": 4, "do_sample": True, "seed": 1, "num_return_sequences": 2}
+    prompts, generator = ["Hello", TALK], npllm.pipeline("text-generation", lm, **options)
+    assert generator(prompts, batch_size=3) == [generator(prompt) for prompt in prompts]
+
+
+def test_tokens_are_ruled_out_for_each_prompt(lm):
+    free = [npllm.generate(lm, prompt, max_new_tokens=1).ids[0] for prompt in ("Hello", "Why")]
+    ruled = lm._replace(generation_config={"begin_suppress_tokens": free})
+    generator = npllm.pipeline("text-generation", ruled, max_new_tokens=3, return_full_text=False)
+    made = generator(["Hello", "Why"])
+    assert made == [generator("Hello"), generator("Why")]
+    assert text_of(made[0]) != npllm.generate(lm, "Hello", max_new_tokens=3).text
+
+
 @pytest.mark.parametrize("messages", [ASKED, TALK], ids=["asked", "talk"])
 def test_a_conversation_gets_the_assistants_turn(lm, messages):
     before = [dict(message) for message in messages]
@@ -132,11 +147,11 @@ def asked(monkeypatch):
     """The options passed to the loop."""
     seen = []
 
-    def looking(lm, ids, **options):
-        seen.append(options)
-        return npllm.generate(lm, ids, **options | {"max_new_tokens": 1})
+    def looking(lm, requests, batch_size):
+        seen.extend(request.options for request in requests)
+        return [npllm.generate(lm, request.ids, **{**request.options, "max_new_tokens": 1}) for request in requests]
 
-    monkeypatch.setattr(module, "generate", looking)
+    monkeypatch.setattr(module, "generate_all", looking)
     return seen
 
 
@@ -215,7 +230,10 @@ def test_what_it_does_not_know_is_refused_before_anything_is_loaded(lm, task, mo
         (["Hello", 3], {}, "prompts: expected"),
         ([[]], {}, "prompts: expected"),
         ([*ASKED, "Hello"], {}, "prompts: expected"),
-        ("", {}, "the prompt is empty"),
+        ("", {}, "^the prompt is empty"),
+        (["Hello", ""], {}, "^prompt 1: the prompt is empty"),
+        (["Hello", TALK[:3]], {}, "^prompt 1: messages: expected the last turn"),
+        ("Hello", {"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
         ("Hello", {"beams": 2}, "beams: no such option"),
         ("Hello", {"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
         ("Hello", {"num_return_sequences": 2}, "num_return_sequences: expected 1, because"),

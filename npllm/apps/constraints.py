@@ -7,7 +7,7 @@ Source: transformers' classes GenerationConfig and LogitsProcessor, whose order 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
@@ -15,10 +15,8 @@ import numpy as np
 from array_api_compat import device
 
 from ..arrays import Array, array_namespace
-from ..config import Config
 from ..errors import ModelFileError, UsageError
 from ..lm import LM
-from ..shapes import Weights
 from ..text.end_ids import end_ids
 
 WHERE = "generation_config.json"
@@ -85,8 +83,15 @@ def new_tokens(lm: LM, prompt: int, default: int) -> int:
     return default if total is None else total - prompt
 
 
-def constrained(lm: LM, prompt: int, new: int) -> LM:
-    """The model for one generation of up to `new` tokens: its head rules out what the settings rule out.
+def ruled(lm: LM, rule: Callable[[Array], Array] | None) -> LM:
+    """The model with a rule for its logits. None: the same model."""
+    return lm if rule is None else lm._replace(lm_head=lambda *arguments: rule(lm.lm_head(*arguments)))
+
+
+def rule_for(lm: LM, prompt: int, new: int) -> Callable[[Array], Array] | None:
+    """What the settings rule out in one generation of up to `new` tokens, as a function from logits to logits.
+
+    It is called once for each token. None: nothing is ruled out.
 
     Tokens that are ruled out have a logit of -inf, always ("suppress_tokens", "bad_words_ids" of one token), for the
     first new token ("begin_suppress_tokens"), or up to a length ("min_new_tokens", "min_length": the end tokens). A
@@ -101,10 +106,10 @@ def constrained(lm: LM, prompt: int, new: int) -> LM:
     least = length(lm, "min_new_tokens")
     least = (length(lm, "min_length") or 0) - prompt if least is None else least
     if not (always or begin or last or first or least > 0):
-        return lm
+        return None
 
-    def head(hidden: Array, weights: Weights, config: Config) -> Array:
-        logits, step = lm.lm_head(hidden, weights, config), next(made)
+    def rule(logits: Array) -> Array:
+        step = next(made)
         forced = first if step == 0 and first else last if step == new - 1 else ()
         out = {*always, *(begin if step == 0 else ()), *(ends if step < least else ())}
         tokens = np.arange(logits.shape[-1])
@@ -114,7 +119,7 @@ def constrained(lm: LM, prompt: int, new: int) -> LM:
         xp = array_namespace(logits)
         return xp.where(xp.asarray(ruled_out, device=device(logits)), -math.inf, 0.0 * logits if forced else logits)
 
-    return lm._replace(lm_head=head)
+    return rule
 
 
 def ids(found: Mapping[str, Any], name: str) -> tuple[int, ...]:

@@ -11,18 +11,19 @@ Source: "Looking Inside Transformer LLMs" (the first code cell), "The Inputs and
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.load import load
 from ..errors import ModelFileError, UsageError
 from ..lm import LM
-from ..loop import as_ids, generate
+from ..loop import as_ids
 from ..options import check_options
 from ..text.arguments import boolean, whole_number
 from ..tokenizer import Tokenizer
-from .constraints import constrained, ignored, new_tokens
+from .batches import Request, generate_all, naming
+from .constraints import ignored, new_tokens, rule_for
 
 MAX_NEW_TOKENS = 256
 # The defaults of transformers' pipeline, unless the call or the model's generation_config.json overrides them.
@@ -35,7 +36,16 @@ DEFAULTS = {
     "min_p": 0.0,
 }
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-OPTIONS = (*DEFAULTS, "return_full_text", "do_sample", "num_return_sequences", "stop", "seed", "use_cache")
+OPTIONS = (
+    *DEFAULTS,
+    "return_full_text",
+    "do_sample",
+    "num_return_sequences",
+    "stop",
+    "seed",
+    "use_cache",
+    "batch_size",
+)
 LOAD = "pass model=npllm.load(name, device=..., dtype=...)"
 INSTEAD = {  # arguments of transformers' pipeline, and what to do instead
     "torch_dtype": LOAD,
@@ -45,7 +55,6 @@ INSTEAD = {  # arguments of transformers' pipeline, and what to do instead
     "revision": LOAD,
     "model_kwargs": LOAD,
     "trust_remote_code": "leave it out: npllm never runs a checkpoint's code",
-    "batch_size": "leave it out: prompts are continued one at a time",
     "pad_token_id": "leave it out: nothing is padded",
     "max_length": "use max_new_tokens, which does not count the prompt",
     "stop_sequence": "use stop",
@@ -120,6 +129,7 @@ def continue_prompts(lm: LM, prompts: Any, **options: Any) -> list[Any]:
     temperature, top_k, top_p, min_p : the sampling parameters with do_sample (default: from generation_config.json,
         else 0.7, 50, 1 and 0)
     repetition_penalty, stop, seed, use_cache : as in `npllm.generate`; continuation i of a prompt has the seed seed + i
+    batch_size : how many continuations run at once (default: 16, or fewer where the memory is short; in transformers 1)
 
     The tokens that generation_config.json rules out are ruled out, see apps/constraints.py; a warning names its
     settings that have no effect here.
@@ -134,9 +144,9 @@ def continue_prompts(lm: LM, prompts: Any, **options: Any) -> list[Any]:
     UsageError : an option, its value or a prompt is invalid
     """
     if is_prompt(prompts):
-        return continue_prompt(lm, prompts, **options)
+        return continue_all(lm, [prompts], **options)[0]
     if isinstance(prompts, list | tuple) and all(is_prompt(prompt) for prompt in prompts):
-        return [continue_prompt(lm, prompt, **options) for prompt in prompts]
+        return continue_all(lm, prompts, **options)
     raise UsageError(f"prompts: expected a text, messages, or a list of either, got {prompts!r:.80}")
 
 
@@ -147,47 +157,60 @@ def is_prompt(value: Any) -> bool:
     )
 
 
-def continue_prompt(
+def continue_all(
     lm: LM,
-    prompt: Any,
+    prompts: Sequence[Any],
     *,
     return_full_text: bool = True,
     do_sample: bool = False,
     num_return_sequences: int = 1,
     seed: int | None = None,
+    batch_size: int | None = None,
     **options: Any,
-) -> list[dict[str, Any]]:
-    """The continuations of one prompt; parameters as in `continue_prompts`."""
+) -> list[list[dict[str, Any]]]:
+    """The continuations of each prompt; parameters as in `continue_prompts`."""
     check_names(options)
     boolean("return_full_text", return_full_text)
     boolean("do_sample", do_sample)
-    num_return_sequences = whole_number("num_return_sequences", num_return_sequences, 0)
+    count = whole_number("num_return_sequences", num_return_sequences, 0)
     seed = check_options(seed=seed)["seed"]
-    if num_return_sequences < 1 or (num_return_sequences > 1 and not do_sample):
+    if count < 1 or (count > 1 and not do_sample):
         expected = "at least 1" if do_sample else "1, because without do_sample all would be equal"
-        raise UsageError(f"num_return_sequences: expected {expected}, got {num_return_sequences}")
-    how = DEFAULTS | settings(lm) | options
+        raise UsageError(f"num_return_sequences: expected {expected}, got {count}")
     if unused := ignored(lm, do_sample):
         warnings.warn(f"generation_config.json: {', '.join(unused)} has no effect in npllm", stacklevel=2)
     if not do_sample:
         unused = [name for name in SAMPLING if name in options]
         if unused:
             warnings.warn(f"without do_sample=True, {', '.join(unused)} has no effect", stacklevel=2)
-        how["temperature"] = 0.0
-    chat = not isinstance(prompt, str)
-    ids = chat_ids(lm, prompt) if chat else as_ids(lm, prompt)
-    if "max_new_tokens" not in settings(lm) | options:
+    given = settings(lm) | options | ({} if do_sample else {"temperature": 0.0})
+    seeds = [None if seed is None else seed + i for i in range(count)]
+    requests = []
+    for index, prompt in enumerate(prompts):
+        name = f"prompt {index}: " if len(prompts) > 1 else ""
+        with naming(name):
+            requests += [request_for(lm, prompt, given | {"seed": one}, name) for one in seeds]
+    texts = iter([made.text for made in generate_all(lm, requests, batch_size)])
+    return [[result(prompt, next(texts), return_full_text) for _ in seeds] for prompt in prompts]
+
+
+def request_for(lm: LM, prompt: Any, given: Mapping[str, Any], name: str) -> Request:
+    """One continuation to make, with the options that the call and generation_config.json give."""
+    ids = as_ids(lm, prompt) if isinstance(prompt, str) else chat_ids(lm, prompt)
+    how = {**DEFAULTS, **given}
+    if "max_new_tokens" not in given:
         how["max_new_tokens"] = new_tokens(lm, len(ids), default=MAX_NEW_TOKENS)
     most = check_options(max_new_tokens=how["max_new_tokens"])["max_new_tokens"]
     most = min(most, lm.config.max_position_embeddings - len(ids))
-    results = []
-    for i in range(num_return_sequences):
-        made = generate(constrained(lm, len(ids), most), ids, seed=None if seed is None else seed + i, **how)
-        text: Any = made.text
-        if return_full_text:
-            text = [*prompt, {"role": "assistant", "content": text}] if chat else prompt + text
-        results.append({"generated_text": text})
-    return results
+    return Request(ids, how, rule_for(lm, len(ids), most), name)
+
+
+def result(prompt: Any, text: str, return_full_text: bool) -> dict[str, Any]:
+    """A continuation as the pipeline returns it."""
+    whole: Any = text
+    if return_full_text:
+        whole = prompt + text if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": text}]
+    return {"generated_text": whole}
 
 
 def settings(lm: LM) -> dict[str, Any]:

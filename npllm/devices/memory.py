@@ -43,28 +43,36 @@ def check_memory(parts: Mapping[str, int], available: int | None = None, remedy:
         )
 
 
-def attention_bytes(config: Config, rows: int, length: int, tile: tuple[int, int]) -> int:
-    """The largest temporaries of attention over `length` keys, for `rows` queries in tiles and then for one query."""
+def attention_bytes(config: Config, rows: int, length: int, tile: tuple[int, int], texts: int = 1) -> int:
+    """The largest temporaries of attention over `length` keys: `rows` queries in tiles, then one query of each text."""
     heads, width = config.num_attention_heads, config.head_dim
     tiles = 4 * min(rows, tile[0]) * min(length, tile[1]) + 2 * rows * width  # four of a tile's size; the result
-    return 4 * heads * max(tiles, 3 * length) + 3 * rows * length  # and three masks, in bytes: causal, window, both
+    masks = 3 * rows * length  # in bytes: causal, window, both
+    return 4 * heads * max(tiles, 3 * length * texts) + masks
 
 
 def check_generation(
-    config: Config, capacity: int, rows: int, cache_dtype: str | None, available: int | None = None
+    config: Config,
+    capacity: int,
+    rows: int,
+    cache_dtype: str | None,
+    available: int | None = None,
+    *,
+    texts: int = 1,
 ) -> None:
     """Raise NotEnoughMemoryError if generation does not fit: a KV cache of `capacity` tokens, passes of `rows` tokens.
 
     Attention goes tile by tile, except in a family that needs all scores at once: there the tile is the whole.
 
     cache_dtype : the dtype of the KV cache to allocate; None if there is one already
+    texts : how many there are in a batch; they are prefilled one at a time
     """
     tile = (rows, capacity) if family_of(config).full_scores else TILE
-    needed = {"attention": attention_bytes(config, rows, capacity, tile)}
+    needed = {"attention": attention_bytes(config, rows, capacity, tile, texts)}
     if cache_dtype is not None:
-        needed["KV cache"] = kv_cache_bytes(config, capacity, CACHE_DTYPES[cache_dtype])
+        needed["KV cache"] = kv_cache_bytes(config, texts * capacity, CACHE_DTYPES[cache_dtype])
         if CACHE_DTYPES[cache_dtype] < 4:
-            needed["a layer of it in float32"] = kv_cache_bytes(config, capacity) // config.num_hidden_layers
+            needed["a layer of it in float32"] = kv_cache_bytes(config, texts * capacity) // config.num_hidden_layers
     check_memory(needed, available)
 
 

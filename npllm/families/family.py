@@ -92,6 +92,7 @@ class Family(NamedTuple):
     bare: Collection[str] = ()  # the ends of tensors' names without .weight, see checkpoint/parameters.py
     # Its attention changes the scores, so all [N, T, S] exist; it ignores `attention` (Phi-3-small: in sparse layers).
     full_scores: bool = False
+    masks_by_order: bool = False  # its masks count the tokens in the cache, so texts of several lengths share no pass
     not_read: Sequence[str] = ()  # prefixes of the tensors of a part that is not computed, such as a vision encoder
     not_needed: Sequence[str] = ()  # suffixes of tensors that some files have and no computation needs
     # config.json -> config.json of the part that is computed, and the name of this part: "" if it is the whole model.

@@ -267,6 +267,7 @@ PHI3SMALL = LLAMA._replace(
     lm_head=lm_head,
     outside_flops=lambda config: (config.hidden_size, config.vocab_size),
     full_scores=True,
+    masks_by_order=True,
     gguf=None,
     classifiers=["sequence"],
     checked=["its own loop reference"],

@@ -1,0 +1,326 @@
+"""Several texts at once: each pass makes the next token of every text, and reads the weights once for all of them.
+
+A decode step takes as long as reading the weights does. Eight texts one after the other read them eight times for each
+token of all; together, once. (The attention layers read the keys and values of each text in any case.)
+
+The texts have different lengths, so they are aligned at their ends. They share one KV cache [rows, K, C, H]:
+
+    slot      0  1  2  3  4  5
+    row 0     a  b  c  d  e  f
+    row 1     .  .  .  p  q  r
+    row 2     .  .  .  .  x  y
+
+A pass writes all new keys and values into the next slot. The positions of a text count from its own first token, and
+its mask hides the slots before that. A new text is prefilled alone, in a row of its own, and then moved to the right. A
+text that ends leaves its row to one that waits. The last one left runs as if it had always been alone.
+
+Each text is the one that its prompt gives alone, up to rounding: a matrix product over several rows sums in a different
+order than over a single row (see apps/speculation.py).
+
+Source: Yu et al. 2022, "Orca: A distributed serving system for transformer-based generative models" (texts join and
+leave between passes).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import device
+from tqdm import tqdm
+
+from ..arrays import Array, Bool, Int, array_namespace
+from ..cache import Cache, empty_cache
+from ..devices.device import free_bytes
+from ..devices.dtypes import dtype_like
+from ..devices.memory import check_generation
+from ..errors import ModelFileError, NotEnoughMemoryError, UsageError
+from ..families import family_of
+from ..lm import LM, on_device
+from ..loop import PREFILL_CHUNK, Generation, Step, as_ids, generation, next_logits, next_token, steps
+from ..loop import generate as generate_one
+from ..masks import causal, sliding_window
+from ..options import check_options
+from ..rope import needs_long_factors
+from ..text.arguments import check_writes, whole_number
+from .constraints import ruled
+
+MOST = 16  # texts at once, unless the caller says otherwise: more are faster still, but each takes memory
+
+
+class Request(NamedTuple):
+    """A prompt to continue."""
+
+    ids: list[int]
+    options: Mapping[str, Any]  # of `steps`, with "max_new_tokens"
+    rule: Callable[[Array], Array] | None = None  # logits -> logits, see apps/constraints.py
+    name: str = ""  # in messages: "prompt 3: "
+
+
+def generate(
+    lm: LM,
+    prompt: Any,
+    *,
+    batch_size: int | None = None,
+    progress: bool = False,
+    max_new_tokens: Any = 100,
+    **options: Any,
+) -> Any:
+    """The continuation of a prompt, which is text or token ids; or of each prompt in a list, several at once.
+
+    Parameters
+    ----------
+    prompt : a text, or a list of token ids; or a list of either
+    batch_size : how many of a list run at once; by default up to 16, or fewer where the memory is short. It does not
+        change the texts
+    progress : whether to show a progress bar on stderr for a list
+    max_new_tokens, options : as in `npllm.steps`. With a list of prompts each may be a list, too, with a value for each
+        prompt (`stop`: a list of lists). There is no "cache" then, and one "cache_dtype" for all. With "tokens" or
+        use_cache=False, the prompts run one after the other
+
+    Returns
+    -------
+    a `Generation`; for a list of prompts a list of them, in the same order
+
+    Raises
+    ------
+    as `npllm.steps` does. All prompts and options are checked before the first pass; the message names the prompt by
+    its index
+
+    >>> import npllm
+    >>> made = npllm.generate(npllm.load(), ["The capital of France is", "2 + 2 ="], max_new_tokens=[2, 3])
+    >>> [one.text for one in made]
+    [' Paris.', ' 4\\n']
+    """
+    check_writes(lm)
+    options["max_new_tokens"] = max_new_tokens
+    if not are_prompts(prompt):
+        return generate_one(lm, prompt, **options)
+    if options.get("cache") is not None:
+        raise UsageError("cache: expected none with a list of prompts, which share one; got one")
+    each = {name: one_for_each(name, value, len(prompt)) for name, value in options.items()}
+    requests = []
+    for index, one in enumerate(prompt):
+        name = f"prompt {index}: "
+        with naming(name):
+            requests.append(Request(as_ids(lm, one), {key: each[key][index] for key in each}, None, name))
+    return generate_all(lm, requests, batch_size, progress)
+
+
+def are_prompts(value: Any) -> bool:
+    """Whether the value is a list of prompts: of texts, or of lists of token ids."""
+    first = value[0] if isinstance(value, list | tuple) and value else None
+    return isinstance(first, str | Sequence) or getattr(first, "ndim", None) == 1
+
+
+def one_for_each(name: str, value: Any, count: int) -> Sequence[Any]:
+    """An option's value for each of the prompts. A list of strings to stop at is one value."""
+    one_value = name == "cache_dtype" or not isinstance(value, list | tuple)
+    if one_value or (name == "stop" and all(isinstance(one, str) for one in value)):
+        return [value] * count
+    if len(value) != count:
+        raise UsageError(f"{name}: expected one value, or one for each of the {count} prompts, got {len(value)}")
+    return value
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put the prompt's name before the message of an error that is about it."""
+    try:
+        yield
+    except (UsageError, ModelFileError) as error:
+        raise type(error)(f"{name}{error}") from error
+
+
+def generate_all(
+    lm: LM, requests: Sequence[Request], batch_size: int | None = None, progress: bool = False
+) -> list[Generation]:
+    """The continuations, in the order of the requests. Parameters and errors as in `generate`."""
+    made: list[list[Step]] = [[] for _ in requests]
+    with tqdm(total=len(requests), desc="Prompts", unit="", disable=not progress) as bar:
+        for index, step in steps_of_all(lm, requests, batch_size):
+            made[index].append(step)
+            bar.update(step.finish_reason is not None)
+    return [generation(request.ids, each) for request, each in zip(requests, made, strict=True)]
+
+
+def steps_of_all(lm: LM, requests: Sequence[Request], batch_size: int | None = None) -> Iterator[tuple[int, Step]]:
+    """The steps of all texts as they are made, each with the index of its request. The call checks everything."""
+    rows = min(MOST, len(requests)) if batch_size is None else whole_number("batch_size", batch_size)
+    if not requests or any("tokens" in each.options or not each.options.get("use_cache", True) for each in requests):
+        return one_after_the_other(lm, requests)
+    lengths = []
+    for request in requests:
+        with naming(request.name):
+            new = check_options(max_new_tokens=request.options["max_new_tokens"])["max_new_tokens"]
+        lengths.append(min(len(request.ids) + new, lm.config.max_position_embeddings))
+    kind = check_options(cache_dtype=requests[0].options.get("cache_dtype", "float32"))["cache_dtype"]
+    batch = Batch(lm, fitting(lm, min(rows, len(requests)), max(lengths), kind, batch_size is None), max(lengths), kind)
+    texts = [Text(batch, *each) for each in zip(range(len(requests)), requests, lengths, strict=True)]
+    return together(batch, deque(texts))
+
+
+def one_after_the_other(lm: LM, requests: Sequence[Request]) -> Iterator[tuple[int, Step]]:
+    """The steps of all texts, one text after the other."""
+    for index, (ids, options, rule, name) in enumerate(requests):
+        with naming(name):
+            for step in steps(ruled(lm, rule), ids, **options):
+                yield index, step
+
+
+def fitting(lm: LM, rows: int, capacity: int, cache_dtype: str, fewer: bool) -> int:
+    """How many texts run at once: `rows`, or with `fewer` half of it and so on, until they fit into memory.
+
+    Raises
+    ------
+    NotEnoughMemoryError : they do not fit
+    """
+    chunk = min(capacity, PREFILL_CHUNK)
+    while True:
+        try:
+            check_generation(lm.config, capacity, chunk, cache_dtype, free_bytes(lm.weights.norm), texts=rows)
+            return rows
+        except NotEnoughMemoryError:
+            if rows == 1 or not fewer:
+                raise
+            rows //= 2
+
+
+class Text:
+    """A text of the batch.
+
+    cache : its row of the shared cache, as a cache of its own: valid while the text begins at slot 0
+    start : the slot of its first token
+    logits : for its next token
+    finished : whether it has ended
+    shares : whether it can be computed in one pass with others
+    """
+
+    def __init__(self, batch: "Batch", index: int, request: Request, length: int) -> None:
+        config = batch.lm.config
+        self.index, self.rule, self.name = index, request.rule, request.name
+        self.shares = not family_of(config).masks_by_order and not needs_long_factors(config, length)
+        self.start, self.finished, self.logits = 0, False, None
+        self.cache: Cache = {}
+        checked = batch.row(0) | {"length": 0}  # `steps` gets a cache only to find it large enough
+        with naming(self.name):
+            self.steps = steps(batch.lm, request.ids, **{**request.options, "cache": checked, "tokens": self.tokens})
+        self.ids: list[int] = checked["ids"]  # the prompt, and then the new tokens
+
+    def tokens(
+        self, lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
+    ) -> Iterator[int]:
+        """The new tokens, appended to `ids`: the source of tokens for `steps`. The batch makes the logits."""
+        while True:
+            logits = self.logits if self.rule is None else self.rule(self.logits)
+            ids.append(next_token(logits, ids, self.cache, random, sampling))
+            yield ids[-1]
+
+    def step(self) -> tuple[int, Step]:
+        """The next step, from the logits."""
+        with naming(self.name):
+            made = next(self.steps)
+        self.finished = made.finish_reason is not None
+        return self.index, made
+
+
+class Batch:
+    """The texts that are computed together, each in a row of one KV cache.
+
+    live : the texts; text i is in row i
+    storage : the whole cache, with free rows
+    cache : the rows of the live texts
+    """
+
+    def __init__(self, lm: LM, rows: int, capacity: int, cache_dtype: str) -> None:
+        self.lm, self.rows, self.live = lm, rows, list[Text]()
+        like = lm.weights.norm
+        self.storage = empty_cache(lm.config, capacity, (rows,), like=like, dtype=dtype_like(cache_dtype, like))
+        self.arrays = [*self.storage["keys"], *self.storage["values"]]
+        self.cache: Cache = {}
+
+    def row(self, index: int) -> Cache:
+        """A row as a cache of its own."""
+        return self.part((index, ...))
+
+    def part(self, key: Any) -> Cache:
+        """Some rows of the keys and values."""
+        return {name: [array[key] for array in self.storage[name]] for name in ("keys", "values")}
+
+    def has_room_for(self, text: Text) -> bool:
+        """Whether a text may join now."""
+        return not self.live or (len(self.live) < self.rows and text.shares and self.live[0].shares)
+
+    def join(self, text: Text) -> None:
+        """Prefill a text in a free row."""
+        text.cache = self.row(len(self.live)) | {"length": 0}
+        text.logits = next_logits(self.lm, text.ids, text.cache)[0, :]
+        self.live.append(text)
+
+    def leave(self, row: int) -> None:
+        """Remove a text; the last one takes its row."""
+        last = self.live.pop()
+        if row < len(self.live):
+            self.live[row] = last
+            for array in self.arrays:
+                array[row, ...] = array[len(self.live), ...]
+            last.cache |= self.row(row)
+
+    def align(self) -> int:
+        """Move the texts so that all end at the same slot, and the longest begins at slot 0; returns that end."""
+        end = max(text.cache["length"] for text in self.live)
+        for row, text in enumerate(self.live):
+            old, length = text.start, text.cache["length"]
+            text.start = end - length
+            if text.start != old:
+                for array in self.arrays:
+                    moved = array[row, :, old : old + length, :]
+                    array[row, :, text.start : end, :] = array_namespace(moved).asarray(moved, copy=True)
+        return end
+
+    @np.errstate(all="ignore")
+    def compute(self) -> None:
+        """One pass over the last token of each text: its logits for the next."""
+        lm, live, end = self.lm, self.live, self.align()
+        if len(live) == 1:
+            live[0].logits = next_logits(lm, live[0].ids, live[0].cache)[0, :]
+            return
+        if len(self.cache.get("keys", [()])[0]) != len(live):
+            self.cache = self.part((slice(len(live)), ...))
+        self.cache["length"] = end
+        last = on_device([[text.ids[-1]] for text in live], lm)
+        starts = on_device([[text.start] for text in live], lm)
+        slots = array_namespace(last).arange(end + 1, device=device(last))
+        keys = slots - starts  # the positions in each text; before its beginning negative
+        masks = {window: visible(keys, window) for window in {None, lm.config.sliding_window}}
+        by_layer = [masks[lm.config.window(layer)] for layer in range(lm.config.num_hidden_layers)]
+        options = {"positions": keys[:, -1:], "visible": by_layer, "total_length": end + 1}
+        hidden, _ = lm.transform(last, lm.weights, lm.config, self.cache, **options)
+        logits = lm.lm_head(hidden[:, -1, :], lm.weights, lm.config)
+        for row, text in enumerate(live):
+            text.logits, text.cache["length"] = logits[row, :], len(text.ids)
+
+
+def visible(keys: Int[Array, "B S"], window: int | None) -> Bool[Array, "B 1 S"]:
+    """Which keys the last token of each text sees, from their positions."""
+    queries = keys[:, -1:]
+    seen = causal(queries, keys) if window is None else sliding_window(queries, keys, window)
+    return seen & (keys >= 0)[:, None, :]
+
+
+def together(batch: Batch, waiting: deque[Text]) -> Iterator[tuple[int, Step]]:
+    """The loop of `steps_of_all` after its checks. The first token of a text comes from its prefill."""
+    while waiting or batch.live:
+        if waiting and batch.has_room_for(waiting[0]):
+            text = waiting.popleft()
+            with naming(text.name):
+                batch.join(text)
+            yield text.step()
+        else:
+            batch.compute()
+            for text in [*batch.live]:
+                yield text.step()
+        for row in reversed(range(len(batch.live))):
+            if batch.live[row].finished:
+                batch.leave(row)
