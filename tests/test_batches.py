@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from default_model import needs_default_model
 from families import QUICK, WRITERS, random_lm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerance import assert_close
 
 import npllm
 from npllm.apps import batches
+from npllm.apps.batches import Request, generate_all
+from npllm.apps.constraints import ruled
 from npllm.apps.speculation import prompt_lookup
 from npllm.cache import kv_cache_bytes
 from npllm.devices.memory import attention_bytes
@@ -60,8 +64,25 @@ def passes(monkeypatch):
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in WRITERS]
 )
 def test_each_text_is_the_one_of_its_prompt_alone(name):
-    lm, options = random_lm(name), {"max_new_tokens": [5, 6, 1, 3], "temperature": [0.0, 1.0] * 2, "seed": SEEDS[:4]}
-    assert npllm.generate(lm, PROMPTS[:4], batch_size=3, **options) == alone(lm, PROMPTS[:4], **options)
+    lm, each = random_lm(name), zip(PROMPTS, [3, 8, 1, 6], [0.0, 1.0, 0.0, 2.0], strict=False)
+    requests = [Request(ids, {"max_new_tokens": n, "temperature": t, "seed": 5}) for ids, n, t in each]
+    made, logits = with_logits(requests, lambda noting: generate_all(lm, noting, batch_size=3))
+    expected, theirs = with_logits(requests, lambda noting: [*map(partial(by_itself, lm), noting)])
+    assert made == expected
+    for ours, of_prompt in zip(logits, theirs, strict=True):
+        assert_close("logits", np.stack(ours), np.stack(of_prompt))
+
+
+def with_logits(requests, run):
+    """The continuations of some requests, and the logits of each of their tokens."""
+    seen = [[] for _ in requests]
+    rules = [lambda logits, seen=one: seen.append(logits.reshape(-1)) or logits for one in seen]
+    made = run([one._replace(rule=rule) for one, rule in zip(requests, rules, strict=True)])
+    return made, seen
+
+
+def by_itself(lm, request):
+    return loop.generate(ruled(lm, request.rule), request.ids, **request.options)
 
 
 @pytest.mark.slow

@@ -89,9 +89,9 @@ def generate(
     its index
 
     >>> import npllm
-    >>> made = npllm.generate(npllm.load(), ["The capital of France is", "2 + 2 ="], max_new_tokens=[2, 3])
+    >>> made = npllm.generate(npllm.load(), ["The capital of France is", "The sky is"], max_new_tokens=2)
     >>> [one.text for one in made]
-    [' Paris.', ' 4\\n']
+    [' Paris.', ' a canvas']
     """
     check_writes(lm)
     options["max_new_tokens"] = max_new_tokens
