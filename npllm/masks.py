@@ -101,3 +101,13 @@ def decoder_mask(past: int, new: int, window: int | None, like: Array) -> Bool[A
     queries = xp.arange(past, total, device=device(like))
     keys = xp.arange(total, device=device(like))
     return causal(queries, keys) if window is None else sliding_window(queries, keys, window)
+
+
+def aligned_mask(keys: Int[Array, "... S"], window: int | None) -> Bool[Array, "... 1 S"]:
+    """The mask for the last token of a text, from the position of each slot: negative before the text begins.
+
+    So texts of several lengths share a cache, aligned at their ends: apps/batches.py.
+    """
+    queries = keys[..., -1:]
+    seen = causal(queries, keys) if window is None else sliding_window(queries, keys, window)
+    return seen & (keys >= 0)[..., None, :]

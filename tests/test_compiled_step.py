@@ -14,6 +14,7 @@ from checkpoints import write_folder
 from families import NAMES, WRITERS, random_lm
 
 import npllm
+from npllm.block import block
 from npllm.cache import empty_cache, grow
 from npllm.compiled import cpu
 from npllm.compiled.cpu import CompiledPass, Tables, on_cpu, with_loops
@@ -22,6 +23,7 @@ from npllm.compiled.jit import COMPILES
 from npllm.compiled.records import Unsupported
 from npllm.compiled.step import LARGEST
 from npllm.errors import UsageError
+from npllm.masks import aligned_mask
 
 pytestmark = pytest.mark.skipif(not COMPILES, reason="the loops need Numba (pip install -e '.[fast]')")
 
@@ -147,6 +149,67 @@ def test_what_the_family_s_pass_computes(monkeypatch):
     assert passes([1], cache(), positions=[4]) == 1
     assert passes([1], cache(), visible=np.ones((1, 1), bool)) == 1
     assert passes([[1]], empty_cache(lm.config, 4, (1,), like=lm.weights.norm)) == 1
+
+
+FIRST = np.array([0, 2, 6])  # the slots in which three texts begin
+
+
+def batch_of(lm, past=6, window=True):
+    """Arguments of a pass over the last token of three texts that are aligned at their ends."""
+    random = np.random.default_rng(0)
+    cache = empty_cache(lm.config, 9, (3,), like=lm.weights.norm) | {"length": past}
+    for array in (*cache["keys"], *cache["values"]):
+        array[..., :past, :] = random.standard_normal(array[..., :past, :].shape)
+    keys = np.arange(past + 1) - FIRST[:, None]
+    windows = [lm.config.window(layer) if window else None for layer in range(lm.config.num_hidden_layers)]
+    masks = {one: aligned_mask(keys, one) for one in {*windows}}
+    return [[3], [1], [4]], cache, {"positions": keys[:, -1:], "visible": [masks[one] for one in windows]}
+
+
+@pytest.mark.parametrize("name", sorted(IN_LOOPS & {*WRITERS}))
+def test_a_token_of_each_text_of_a_batch(name, monkeypatch):
+    lm = random_lm(name)
+    fast = with_loops(lm)
+    calls = counted(fast, monkeypatch)
+    (ids, mine, options), (_, theirs, _) = batch_of(lm), batch_of(lm)
+    for total in (None, 7):
+        mine["length"] = theirs["length"] = 6
+        ours, expected = (
+            npllm.transform(ids, one, cache, total_length=total, **options)[0]
+            for one, cache in ((fast, mine), (lm, theirs))
+        )
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
+    assert mine["length"] == 7
+    for one, other in zip(mine["keys"] + mine["values"], theirs["keys"] + theirs["values"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert calls == []
+
+
+def test_other_batches_are_left_to_the_family_s_pass(monkeypatch):
+    lm = random_lm("phi3")
+    fast = with_loops(lm)
+    calls = counted(fast, monkeypatch)
+
+    def passes(change=(), drop=(), window=True, ids=None):
+        calls.clear()
+        given, cache, options = batch_of(lm, window=window)
+        options = {name: value for name, value in (options | dict(change)).items() if name not in drop}
+        fast.transform(np.array(ids or given), fast.weights, lm.config, cache, **options)
+        return len(calls)
+
+    masks = batch_of(lm)[2]["visible"]
+    another = masks[0].copy()
+    another[1, 0, 5] ^= True
+    ends = {"positions": np.zeros((3, 2), int), "visible": None}
+    assert passes() == 0
+    assert passes(window=False) == 1, "the masks of a model without windows"
+    assert passes({"visible": [*masks[:-1], another]}) == 1
+    assert passes({"visible": masks[0]}) == 1
+    assert passes({"positions": np.array([[6], [4], [1]])}) == 1
+    assert passes({"positions": np.array([[7], [4], [0]])}) == 1
+    assert passes({"block": block}) == 1
+    assert passes(drop=["positions"]) == passes(drop=["visible"]) == 1
+    assert passes(ends, ids=[[1, 2]] * 3) == 1
 
 
 def test_a_full_cache_is_refused_as_ever():

@@ -10,6 +10,7 @@ from npllm.attention import attention
 from npllm.block import block
 from npllm.devices.device import to_host
 from npllm.masks import (
+    aligned_mask,
     alternating,
     bidirectional,
     block_local,
@@ -95,6 +96,14 @@ def test_a_window_of_two_with_three_tokens_in_the_cache(lib):
 
 def test_one_token_and_a_window_shorter_than_the_cache(lib):
     assert_draws(decoder_mask(3, 1, 2, positions(lib, 1)), "0011")
+
+
+def test_texts_of_five_tokens_three_and_one_aligned_at_their_ends(lib):
+    keys = lib.array(np.arange(5) - np.array([[0], [2], [4]]))
+    for window, drawing in ((None, "11111 00111 00001"), (2, "00011 00011 00001")):
+        mask = aligned_mask(keys, window)
+        assert mask.shape == (3, 1, 5)
+        assert_draws(mask[:, 0, :], drawing)
 
 
 def test_strided_sees_the_last_three_and_every_third_before_them(lib):

@@ -30,7 +30,7 @@ import numpy as np
 from array_api_compat import device
 from tqdm import tqdm
 
-from ..arrays import Array, Bool, Int, array_namespace
+from ..arrays import Array, array_namespace
 from ..cache import Cache, empty_cache
 from ..devices.device import free_bytes
 from ..devices.dtypes import dtype_like
@@ -40,7 +40,7 @@ from ..families import family_of
 from ..lm import LM, on_device
 from ..loop import PREFILL_CHUNK, Generation, Step, as_ids, generation, next_logits, next_token, steps
 from ..loop import generate as generate_one
-from ..masks import causal, sliding_window
+from ..masks import aligned_mask
 from ..options import check_options
 from ..rope import needs_long_factors
 from ..text.arguments import check_writes, whole_number
@@ -293,20 +293,13 @@ class Batch:
         starts = on_device([[text.start] for text in live], lm)
         slots = array_namespace(last).arange(end + 1, device=device(last))
         keys = slots - starts  # the positions in each text; before its beginning negative
-        masks = {window: visible(keys, window) for window in {None, lm.config.sliding_window}}
+        masks = {window: aligned_mask(keys, window) for window in {None, lm.config.sliding_window}}
         by_layer = [masks[lm.config.window(layer)] for layer in range(lm.config.num_hidden_layers)]
         options = {"positions": keys[:, -1:], "visible": by_layer, "total_length": end + 1}
         hidden, _ = lm.transform(last, lm.weights, lm.config, self.cache, **options)
         logits = lm.lm_head(hidden[:, -1, :], lm.weights, lm.config)
         for row, text in enumerate(live):
             text.logits, text.cache["length"] = logits[row, :], len(text.ids)
-
-
-def visible(keys: Int[Array, "B S"], window: int | None) -> Bool[Array, "B 1 S"]:
-    """Which keys the last token of each text sees, from their positions."""
-    queries = keys[:, -1:]
-    seen = causal(queries, keys) if window is None else sliding_window(queries, keys, window)
-    return seen & (keys >= 0)[:, None, :]
 
 
 def together(batch: Batch, waiting: deque[Text]) -> Iterator[tuple[int, Step]]:

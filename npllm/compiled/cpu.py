@@ -16,6 +16,7 @@ from ..embedding import embed
 from ..flash import flash_attention
 from ..linear import linear
 from ..lm import LM
+from ..masks import aligned_mask
 from ..rope import rope_tables
 from ..storage.columns import Columns
 from ..storage.packed import Groups, Half
@@ -171,6 +172,7 @@ class Tables:
 class CompiledPass:
     """The pass of a family with its decode steps in one compiled call: one to 16 tokens with a cache.
 
+    They are tokens of one text, or one token of each text of a batch that is aligned at its ends (apps/batches.py).
     `whole_pass` computes everything else: more tokens, no cache, a tap, another attention, block or mask.
     """
 
@@ -190,22 +192,20 @@ class CompiledPass:
         **options: Any,
     ) -> tuple[Float[np.ndarray, "... T D"], Cache | None]:
         """Parameters as in `model.transform`."""
-        few = cache is not None and ids.size <= LARGEST
-        ours = few and tap is untapped and attention in SAME_ATTENTION and not options
-        step_of = self.tables(ids, weights, config, cache) if ours and cache is not None else None
-        if step_of is None or cache is None:
+        few = cache is not None and 0 < ids.size <= LARGEST
+        ours = few and tap is untapped and attention in SAME_ATTENTION
+        tokens = tokens_of(ids, config, cache, options) if ours and cache is not None else None
+        step_of = None if tokens is None or cache is None else self.tables(weights, config, cache)
+        if step_of is None or tokens is None or cache is None:
             options |= {"total_length": total_length, "attention": attention, "tap": tap}
             return self.whole_pass(ids, weights, config, cache, **options)
-        past, new = cache["length"], ids.shape[-1]
-        hidden = self.run(ids, weights, config, step_of, past, past + new if total_length is None else total_length)
-        cache["length"] = past + new
+        total = cache["length"] + ids.shape[-1]
+        hidden = self.run(ids, weights, config, step_of, tokens, total if total_length is None else total_length)
+        cache["length"] = total
         return hidden, cache
 
-    def tables(self, ids: Int[np.ndarray, "... T"], weights: Any, config: Config, cache: Cache) -> Tables | None:
+    def tables(self, weights: Any, config: Config, cache: Cache) -> Tables | None:
         """The records for a step; None if the loops do not compute it."""
-        one_text = cache["keys"][0].ndim == 3
-        if ids.ndim != 1 or not one_text or not ids.size or cache["length"] + len(ids) > cache["keys"][0].shape[-2]:
-            return None
         found = cache.get("step")
         if isinstance(found, Unsupported):
             return None
@@ -218,19 +218,25 @@ class CompiledPass:
         return found
 
     def run(
-        self, ids: Int[np.ndarray, " T"], weights: Any, config: Config, tables: Tables, past: int, total_length: int
-    ) -> Float[np.ndarray, "T D"]:
-        """The hidden states of new tokens of one text."""
-        new, recipe, blocks = len(ids), self.recipe, tables.blocks
-        tokens = np.zeros(new, TOKEN)
-        tokens["slot"] = np.arange(past, past + new)
-        pairs = [rope_tables(tokens["slot"], config, total_length)]
+        self,
+        ids: Int[np.ndarray, "... T"],
+        weights: Any,
+        config: Config,
+        tables: Tables,
+        tokens: np.ndarray,
+        total_length: int,
+    ) -> Float[np.ndarray, "... T D"]:
+        """The hidden states of new tokens, whose records are `tokens`."""
+        new, recipe, blocks = len(tokens), self.recipe, tables.blocks
+        slots = int(tokens["slot"][-1]) + 1
+        positions = tokens["slot"] - tokens["first"]
+        pairs = [rope_tables(positions, config, total_length)]
         if recipe.local:
-            pairs.append(rope_tables(tokens["slot"], recipe.local(config), past + new))
+            pairs.append(rope_tables(positions, recipe.local(config), slots))
         cos, sin = (np.stack(side) for side in zip(*pairs, strict=True))
-        x = np.ascontiguousarray(recipe.embed(ids, weights.embed_tokens), dtype=np.float32)
+        x = recipe.embed(ids, weights.embed_tokens).reshape(new, -1)
+        x = np.ascontiguousarray(x, dtype=np.float32)
         heads, width = config.num_attention_heads, config.head_dim
-        chunks = -(-(past + new) // CHUNK)
         first: Any = blocks[0]
 
         def shared(*shape: int) -> np.ndarray:
@@ -246,11 +252,42 @@ class CompiledPass:
             cos,
             sin,
             shared(new, int(first["qkv_proj"]["height"])),
-            shared(new, heads, chunks, width + 2),
+            shared(new, heads, -(-slots // CHUNK), width + 2),
             shared(2, *x.shape),
             shared(new, int(first["gate_up_proj"]["height"])),
         )
-        return recipe.norm(x, weights.norm, config.rms_norm_eps)
+        return recipe.norm(x, weights.norm, config.rms_norm_eps).reshape(*ids.shape, -1)
+
+
+def tokens_of(ids: Int[np.ndarray, "... T"], config: Config, cache: Cache, options: dict[str, Any]) -> Any:
+    """The records of the new tokens, for `step`. None if the loops do not compute them, or the cache is full."""
+    past, new, batch = cache["length"], ids.shape[-1], cache["keys"][0].shape[:-3]
+    if past + new > cache["keys"][0].shape[-2] or ids.shape[:-1] != batch:
+        return None
+    tokens = np.zeros(ids.size, TOKEN)
+    if not batch:
+        tokens["slot"] = np.arange(past, past + new)
+        return None if options else tokens
+    if options.keys() != {"positions", "visible"} or options["positions"].shape != ids.shape or ids.shape[1:] != (1,):
+        return None
+    tokens["text"], tokens["slot"] = np.arange(len(ids)), past
+    tokens["first"] = past - options["positions"][:, 0]
+    return tokens if are_aligned(tokens["first"], past, config, options["visible"]) else None
+
+
+def are_aligned(first: Int[np.ndarray, " B"], past: int, config: Config, visible: Any) -> bool:
+    """Whether the masks of all layers are those of texts that begin in these slots, and end in slot `past`."""
+    if (
+        not isinstance(visible, list)
+        or len(visible) != config.num_hidden_layers
+        or first.min() < 0
+        or first.max() > past
+    ):
+        return False
+    keys = np.arange(past + 1) - first[:, None]
+    masks = {window: aligned_mask(keys, window) for window in {None, config.sliding_window}}
+    different = {(id(mask), config.window(layer)): mask for layer, mask in enumerate(visible)}
+    return all(np.array_equal(mask, masks[window]) for (_, window), mask in different.items())
 
 
 def path_of(lm: LM) -> str:

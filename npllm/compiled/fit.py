@@ -110,6 +110,9 @@ def other_shapes(weights: Any, config: Config, cache: Cache, recipe: Recipe) -> 
         if getattr(layer, name, None) is not None and tuple(getattr(layer, name).shape) != shape
     ]
     wrong += ["norm"] * (weights.norm.shape != (D,)) + ["embed_tokens"] * (weights.embed_tokens.shape[1] != D)
-    C, dtype = cache["keys"][0].shape[-2], cache["keys"][0].dtype
+    *batch, _, C, _ = cache["keys"][0].shape
+    dtype = cache["keys"][0].dtype
     sides = [(side, i, array) for side in ("keys", "values") for i, array in enumerate(cache[side])]
-    return wrong + [f"{side}.{i}" for side, i, array in sides if (array.shape, array.dtype) != ((K, C, H), dtype)]
+    return wrong + [
+        f"{side}.{i}" for side, i, array in sides if (array.shape, array.dtype) != ((*batch, K, C, H), dtype)
+    ]

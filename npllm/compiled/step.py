@@ -1,8 +1,8 @@
 """A decode step as one compiled call: all blocks for one to 16 new tokens, all threads inside.
 
-Several tokens are those of one text: guesses to verify, or the end of a prompt. (The loops also take tokens of several
-texts; cpu.py does not use that yet.) The definition is the pass of the model's family; fit.py says which passes have
-their steps here, and what is special about each.
+Several tokens are those of one text (guesses to verify, or the end of a prompt), or one of each text of a batch. The
+definition is the pass of the model's family; fit.py says which passes have their steps here, and what is special about
+each.
 
 Each thread keeps its own copy of the residual stream, and computes the small vectors derived from it itself. Shared are
 the results of the products, which the threads divide among themselves, and the cache.
