@@ -32,6 +32,10 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.load_profile(PROFILE)
 FEWER_EXAMPLES = 5  # see pytest_runtest_call
 
+# To check the shapes of a call takes as long as the call, and a test with many calls repeats the same few.
+CHECKED_CALLS = 500  # the first of each test
+SAMPLED_CALL = 31  # then every 31st: a prime, so that each call of a pass has its turn
+
 INSTALLED = [name for name in NAMES if importlib.util.find_spec(name)]
 MARKS = {
     "array_api_strict": pytest.mark.strict,
@@ -80,16 +84,33 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+class SampledCalls(type(jaxtyping.config)):
+    """jaxtyping's settings. Each annotated function reads `jaxtyping_disable` when it is called."""
+
+    off = False
+    calls = 0
+
+    @property
+    def jaxtyping_disable(self) -> bool:
+        self.calls += 1
+        return self.off or (self.calls > CHECKED_CALLS and self.calls % SAMPLED_CALL != 0)
+
+    @jaxtyping_disable.setter
+    def jaxtyping_disable(self, off: bool) -> None:
+        self.off = off
+
+
+jaxtyping.config.__class__ = SampledCalls
+
+
 @pytest.fixture(autouse=True)
-def unchecked_shapes(request):
-    """Run the default model without checking the shapes of each call (see default_model.py)."""
-    if request.node.get_closest_marker("default_model") is None:
-        yield
-        return
-    before = jaxtyping.config.jaxtyping_disable  # already True on CuPy (see libraries.py)
-    jaxtyping.config.update("jaxtyping_disable", True)
+def checked_shapes(request):
+    """Check the shapes of the first calls of each test, but none of the default model (see default_model.py)."""
+    before = jaxtyping.config.off  # already True on CuPy (see libraries.py)
+    jaxtyping.config.calls = 0
+    jaxtyping.config.off = before or request.node.get_closest_marker("default_model") is not None
     yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+    jaxtyping.config.off = before
 
 
 @pytest.hookimpl(wrapper=True)

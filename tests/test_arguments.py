@@ -32,12 +32,9 @@ HUGE = 10**400
 
 
 @pytest.fixture(autouse=True)
-def _as_without_the_tests_own_checks():
+def _as_without_the_tests_own_checks(monkeypatch):
     """The annotations are not enforced here, as in normal use."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+    monkeypatch.setattr(jaxtyping.config, "off", True)
 
 
 @pytest.fixture(scope="module")
