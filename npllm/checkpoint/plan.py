@@ -150,12 +150,13 @@ def in_by_out(part: Part, tensors: Mapping[str, Stored]) -> Part:
 def spelling_of(spellings: str, tensors: Mapping[str, Stored]) -> list[str]:
     """The names of a weight's parts, separate or fused: whichever the first layer (and expert) has (most of)."""
     candidates = [spelling.split() for spelling in spellings.split(" | ")]
+    return max(candidates, key=lambda names: parts_found(names, tensors))
 
-    def found(names: list[str]) -> tuple[bool, int]:
-        count = sum(tensor(name.replace("*", "0").replace("#", "0")) in tensors for name in names)
-        return count == len(names), count
 
-    return max(candidates, key=found)
+def parts_found(names: list[str], tensors: Mapping[str, Stored]) -> tuple[bool, int]:
+    """Whether the first layer has all parts of these names, and how many it has."""
+    count = sum(tensor(name.replace("*", "0").replace("#", "0")) in tensors for name in names)
+    return count == len(names), count
 
 
 def biases_found(names: Mapping[str, str], tensors: Mapping[str, Stored]) -> set[str]:

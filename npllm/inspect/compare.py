@@ -70,20 +70,15 @@ def difference(
     chosen = None if where is None else np.broadcast_to(where, a.shape).reshape(-1)
     spans = [slice(start, start + PIECE) for start in range(0, a.size, PIECE)]
 
-    def piece(values: np.ndarray, span: slice) -> np.ndarray:
-        """A piece in float64, with 0 for elements that are not compared."""
-        wide = values[span].astype(np.float64)
-        return wide if chosen is None else np.where(chosen[span], wide, 0.0)
-
     largest = 0.0
     for span in spans:
-        x = piece(flat_a, span)
+        x = piece(flat_a, span, chosen)
         largest = max(largest, float(np.max(np.abs(x), where=np.isfinite(x), initial=0.0)))
 
     max_abs, beyond, first = 0.0, 0, None
     products, not_finite = np.zeros(3), np.zeros(2, dtype=np.int64)
     for span in spans:
-        x, y = piece(flat_a, span), piece(flat_b, span)
+        x, y = piece(flat_a, span, chosen), piece(flat_b, span, chosen)
         finite_x, finite_y = np.isfinite(x), np.isfinite(y)
         not_finite += [np.count_nonzero(~finite_x), np.count_nonzero(~finite_y)]
         both = finite_x & finite_y
@@ -111,6 +106,12 @@ def difference(
         math.nan if first is None else float(flat_b[first]),
         (int(not_finite[0]), int(not_finite[1])),
     )
+
+
+def piece(values: np.ndarray, span: slice, chosen: np.ndarray | None) -> np.ndarray:
+    """A piece in float64, with 0 for elements that are not compared."""
+    wide = values[span].astype(np.float64)
+    return wide if chosen is None else np.where(chosen[span], wide, 0.0)
 
 
 def compare(

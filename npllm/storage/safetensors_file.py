@@ -124,10 +124,6 @@ def check_size(stored: Stored, nbytes: int) -> None:
 
 def read_entry(value: Any, name: str, path: Path) -> tuple[str, tuple[int, ...], int, int]:
     """The dtype, shape, begin and end of one tensor in a header, each of them checked."""
-
-    def is_counts(value: Any) -> TypeGuard[list[int]]:
-        return isinstance(value, list) and all(type(count) is int and 0 <= count < 2**63 for count in value)
-
     dtype, shape, span = (value.get(key) if isinstance(value, dict) else None for key in KEYS)
     if (
         not isinstance(dtype, str)
@@ -143,3 +139,8 @@ def read_entry(value: Any, name: str, path: Path) -> tuple[str, tuple[int, ...],
     if span[0] > span[1]:
         raise ModelFileError(f"{path}: {name}: expected data_offsets in order, got {span}; download the file again")
     return dtype, tuple(shape), span[0], span[1]
+
+
+def is_counts(value: Any) -> TypeGuard[list[int]]:
+    """Whether a value of the header is a list of natural numbers."""
+    return isinstance(value, list) and all(type(count) is int and 0 <= count < 2**63 for count in value)
