@@ -1,4 +1,4 @@
-"""A decode step in compiled loops is the pass of the model's family."""
+"""A decode step in loops is the pass of the model's family; without Numba, the loops run as plain Python."""
 
 import copy
 import os
@@ -25,10 +25,10 @@ from npllm.compiled.step import LARGEST
 from npllm.errors import UsageError
 from npllm.masks import aligned_mask
 
-pytestmark = pytest.mark.skipif(not COMPILES, reason="the loops need Numba (pip install -e '.[fast]')")
+needs_numba = pytest.mark.skipif(not COMPILES, reason="the loops need Numba (pip install -e '.[fast]')")
 
 IN_LOOPS = {"phi3", "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gemma3"}
-CHUNKS = [3, 1, 1, 2, 1, 5, 1]
+CHUNKS = [3, 1, 1, 2, 1, 5, 1] if COMPILES else [3, 1, 2]  # plain Python is thousands of times slower
 
 
 def hidden_states(lm, ids, chunks=CHUNKS, cache=None, **options):
@@ -42,8 +42,8 @@ def hidden_states(lm, ids, chunks=CHUNKS, cache=None, **options):
     return np.concatenate(parts), cache
 
 
-def ids_for(lm, count=14, seed=0):
-    return [int(i) for i in np.random.default_rng(seed).integers(0, lm.config.vocab_size, count)]
+def ids_for(lm, count=None, seed=0):
+    return [int(i) for i in np.random.default_rng(seed).integers(0, lm.config.vocab_size, count or sum(CHUNKS))]
 
 
 def assert_same(fast, lm, ids, **options):
@@ -68,6 +68,7 @@ def test_a_step_is_the_family_s_pass(name):
     assert isinstance(cache.get("step"), Tables) == in_loops
 
 
+@needs_numba
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("name", sorted(IN_LOOPS & {*NAMES}))
 def test_it_is_so_for_other_models_of_the_family(name, seed):
@@ -86,6 +87,7 @@ def test_a_cache_in_16_bits(dtype):
     assert_same(with_loops(lm), lm, ids_for(lm), dtype=np.float16 if dtype == "float16" else ml_dtypes.bfloat16)
 
 
+@needs_numba
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 def test_a_loaded_model(tmp_path, dtype):
     write_folder(tmp_path / "tiny")
@@ -98,6 +100,16 @@ def test_a_loaded_model(tmp_path, dtype):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
 
 
+@pytest.mark.skipif(COMPILES, reason="compiled code has the constant")
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_several_chunks_of_keys(name, monkeypatch):
+    for module in ("cpu", "step"):
+        monkeypatch.setattr(f"npllm.compiled.{module}.CHUNK", 2)
+    lm = random_lm(name)
+    assert_same(with_loops(lm), lm, ids_for(lm))
+
+
+@needs_numba
 def test_longer_than_a_chunk_of_keys():
     lm = random_lm("llama", max_position_embeddings=700)
     fast = with_loops(lm)
@@ -109,6 +121,7 @@ def test_longer_than_a_chunk_of_keys():
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4, atol=2e-5 * np.abs(theirs[0]).max())
 
 
+@needs_numba
 def test_the_same_tokens():
     for name in sorted(IN_LOOPS & {*WRITERS}):
         lm = random_lm(name)
@@ -310,6 +323,7 @@ def test_a_cache_in_float64_is_left_to_the_family_s_pass(monkeypatch):
     assert calls == [1, 1]
 
 
+@needs_numba
 def test_a_weight_without_a_loop_is_multiplied_by_numpy(tmp_path):
     write_folder(tmp_path / "tiny")
     weight = npllm.load(tmp_path / "tiny", dtype="int8").weights.layers[0].down_proj
@@ -367,6 +381,7 @@ for name in ("llama", "qwen3", "gemma2", "gemma3_text"):
 HIDDEN = 'import sys; sys.modules["numba"] = None\n'
 
 
+@needs_numba
 @pytest.mark.parametrize("without", ["compiling", "numba"])
 def test_as_plain_python(without):
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}

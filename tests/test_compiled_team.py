@@ -1,4 +1,4 @@
-"""The threads that run a loop together, and compiling."""
+"""The threads that run a loop together, and compiling. Without Numba there is one thread, and nothing is compiled."""
 
 import os
 import subprocess
@@ -13,9 +13,10 @@ from npllm.compiled import jit as compiling
 from npllm.compiled.jit import COMPILES, as_bfloat16, as_float16, bfloat16, float16, jit, power_of_two, view
 from npllm.compiled.team import Team, await_all, count, wait
 
-pytestmark = pytest.mark.skipif(not COMPILES, reason="the loops need Numba (pip install -e '.[fast]')")
+needs_numba = pytest.mark.skipif(not COMPILES, reason="the loops need Numba (pip install -e '.[fast]')")
 
 F32 = np.float32(0)
+EACH = 1 if COMPILES else 97  # as plain Python, fewer numbers
 
 
 @jit
@@ -41,6 +42,7 @@ def in_turn(thread, threads, values, counters):
         wait(counters, 2 * phase + 1, threads)
 
 
+@needs_numba
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_each_piece_is_given_to_one_thread(threads):
     out, who = np.zeros(5000, np.int64), np.zeros(5001, np.int64)
@@ -50,6 +52,7 @@ def test_each_piece_is_given_to_one_thread(threads):
     assert 0 <= who[:-1].min() <= who[:-1].max() < threads
 
 
+@needs_numba
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_nobody_goes_on_before_all_have_come(threads):
     values = np.zeros(threads, np.int64)
@@ -57,6 +60,7 @@ def test_nobody_goes_on_before_all_have_come(threads):
     assert (values == 100).all()
 
 
+@needs_numba
 def test_a_thread_that_sleeps_is_woken():
     team, values = Team(2), np.zeros(2, np.int64)
     for round_ in range(1, 4):
@@ -75,6 +79,7 @@ def fails_in(where):
     return function
 
 
+@needs_numba
 @pytest.mark.parametrize(("where", "error"), [(0, KeyboardInterrupt), (1, ValueError)])
 def test_a_call_that_is_given_up_leaves_nobody_waiting(where, error):
     team = Team(2)
@@ -85,6 +90,7 @@ def test_a_call_that_is_given_up_leaves_nobody_waiting(where, error):
     assert (values == 100).all()
 
 
+@needs_numba
 def test_ctrl_c_while_the_others_are_awaited(monkeypatch):
     team, calls = Team(2), []
 
@@ -102,6 +108,7 @@ def test_ctrl_c_while_the_others_are_awaited(monkeypatch):
     assert calls == [1, 1]
 
 
+@needs_numba
 def test_two_callers_take_turns():
     team, wrong = Team(2), []
 
@@ -120,6 +127,7 @@ def test_two_callers_take_turns():
     assert wrong == []
 
 
+@needs_numba
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_starts_threads_of_its_own():
@@ -167,7 +175,7 @@ def copied(address, shape, out):
 def test_widening_is_exact(dtype):
     import ml_dtypes
 
-    codes = np.arange(2**16, dtype=np.uint16)
+    codes = np.arange(0, 2**16, EACH, dtype=np.uint16)
     numbers = codes.view(np.float16 if dtype == "float16" else ml_dtypes.bfloat16).astype(np.float32)
     out = np.empty(len(codes), np.float32)
     widened(codes, dtype == "float16", out)
@@ -179,7 +187,7 @@ def test_narrowing_rounds_to_the_nearest_and_ties_to_even(dtype):
     import ml_dtypes
 
     kind = np.float16 if dtype == "float16" else ml_dtypes.bfloat16
-    bits = np.random.default_rng(0).integers(0, 2**32, 100000, dtype=np.uint32)
+    bits = np.random.default_rng(0).integers(0, 2**32, 100000 // EACH, dtype=np.uint32)
     numbers = np.concatenate([bits.view(np.float32), np.arange(1, 1.01, 2**-12, dtype=np.float32)])
     numbers = numbers[np.isfinite(numbers) & (np.abs(numbers) < (65000 if dtype == "float16" else 3e38))]
     out = np.empty(len(numbers), np.uint16)
@@ -210,12 +218,14 @@ def run(code, **environment):
     return done.stdout.strip()
 
 
+@needs_numba
 def test_without_a_folder_that_can_be_written_nothing_is_kept(tmp_path):
     (tmp_path / "file").write_text("")
     code = "from npllm.compiled.jit import FOLDER, is_compiled; print(FOLDER, is_compiled())"
     assert run(code, NUMBA_CACHE_DIR=str(tmp_path / "file" / "cache")) == "None False"
 
 
+@needs_numba
 def test_the_folder_belongs_to_these_sources(tmp_path):
     code = "from npllm.compiled.jit import FOLDER; print(FOLDER)"
     folder = run(code, NUMBA_CACHE_DIR=str(tmp_path))
@@ -223,6 +233,7 @@ def test_the_folder_belongs_to_these_sources(tmp_path):
     assert compiling.FOLDER is None or folder.endswith(compiling.FOLDER.name)
 
 
+@needs_numba
 def test_numba_s_own_setting_is_left_alone():
     import numba
 

@@ -73,7 +73,7 @@ def jit(function: Function) -> Function:
     return compiled
 
 
-def view(address: int, shape: tuple[int, ...], like: Any) -> np.ndarray:
+def view(address: Any, shape: tuple[Any, ...], like: Any) -> np.ndarray:
     """The array [shape] at an address, with the dtype of the number `like`."""
     dtype = np.dtype(type(like))
     count = int(np.prod(shape))
