@@ -1,9 +1,9 @@
 """Measure npllm against transformers and llama.cpp in alternating rounds; the results of docs/performance.md.
 
-    python tools/bench/bench_peers.py SCRATCH                           everything: 12 minutes once SCRATCH is filled
-    python tools/bench/bench_peers.py SCRATCH --prepare                 only fill SCRATCH with 22 GB of weights
-    python tools/bench/bench_peers.py SCRATCH --parts decode,growth     measure only these parts
-    python tools/bench/bench_peers.py SCRATCH --quick                   dry run with a tiny model
+    python tools/bench/bench_peers.py SCRATCH                         everything: 15 minutes once SCRATCH is filled
+    python tools/bench/bench_peers.py SCRATCH --prepare               only fill SCRATCH with 22 GB of weights
+    python tools/bench/bench_peers.py SCRATCH --parts decode,growth   measure only these parts
+    python tools/bench/bench_peers.py SCRATCH --quick                 dry run with a tiny model
 
 The results are written to docs/performance.json (--into FILE) after each part; --resume skips the parts that the file
 already has. `python tools/bench/performance_page.py` then updates the page. transformers needs the [oracle] extra, and
@@ -11,9 +11,10 @@ llama.cpp needs `pip install xllamacpp gguf`; a peer that is not installed is sk
 machine, the measurements may not.
 
 All peers run the same random weights in the shapes of Phi-3-mini (4 layers and the head; all 32 layers if memory
-allows) and the default model. Each peer is a process (tools/bench/bench_worker.py) that stays alive; a round calls them
-one after the other. OPENBLAS_*, OMP_* and MKL_* are unset, and every peer uses all cores. The speed of a shared machine
-changes from minute to minute, so only the ratios within a run are meaningful.
+allows) and the default model. The part `plain` runs npllm with its compiled loops and without (kernels=False). Each
+peer is a process (tools/bench/bench_worker.py) that stays alive; a round calls them one after the other. OPENBLAS_*,
+OMP_* and MKL_* are unset, and every peer uses all cores. The speed of a shared machine changes from minute to minute,
+so only the ratios within a run are meaningful.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +41,8 @@ TOOLS = Path(__file__).parent
 RESULTS = TOOLS.parents[1] / "docs" / "performance.json"
 SETTINGS = {"rounds": 7, "context": 64, "tokens": 32, "prefill": 512, "prefill_rounds": 3, "long": 4000, "cached": 100}
 QUICK = {"rounds": 2, "context": 8, "tokens": 3, "prefill": 16, "prefill_rounds": 1, "long": 32, "cached": 4}
+PASS = 9  # tokens of a pass over a few: one, and 8 drafted
+PROMPTS = 8  # at once
 NEEDED = {
     "npllm": (),
     "transformers": ("torch", "transformers"),
@@ -52,6 +55,19 @@ LIST = "Repeat this list exactly:\n" + "".join(
     for n, (colour, tree) in enumerate([("red", "oak"), ("blue", "elm"), ("green", "ash"), ("white", "fir")], 1)
 )
 REPEATING = LIST + "\n" + LIST + "\nRepeat this list exactly:\n"
+
+
+class Which(NamedTuple):
+    """What a side runs."""
+
+    kind: str  # the peer
+    model: str | None  # None: the default model
+    dtype: str
+    kernels: bool = True  # False, for npllm: NumPy's functions in place of the compiled loops
+
+    def load(self, side: "Side") -> dict[str, Any]:
+        more = {} if self.kernels else {"kernels": False}
+        return side.ask("load", model=self.model, dtype=self.dtype, **more)
 
 
 class Side:
@@ -102,10 +118,10 @@ class Bench:
         self.environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("OPENBLAS_", "OMP_", "MKL_", "GOTO_"))
+            if not name.startswith(("OPENBLAS_", "OMP_", "MKL_", "GOTO_", "NPLLM_THREADS"))
         }
         if args.threads:
-            for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NPLLM_BENCH_THREADS"):
+            for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NPLLM_THREADS", "NPLLM_BENCH_THREADS"):
                 self.environment[name] = str(args.threads)
         self.environment["NPLLM_BENCH_LOGS"] = str(self.scratch)
         self.environment["PYTHONPATH"] = os.pathsep.join([str(TOOLS.parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -123,14 +139,14 @@ class Bench:
         return self.ids(512 if self.quick else 32064, tokens)
 
     @contextmanager
-    def sides(self, wanted: Mapping[str, tuple[str, str | None, str]]) -> Iterator[dict[str, Side]]:
-        """Processes by name with their models loaded, from {name: (kind, model, dtype)}."""
+    def sides(self, wanted: Mapping[str, Which]) -> Iterator[dict[str, Side]]:
+        """Processes by name with their models loaded."""
         started: dict[str, Side] = {}
         try:
-            for name, (kind, model, dtype) in wanted.items():
-                if kind in self.peers:
-                    started[name] = Side(name, kind, self.environment)
-                    started[name].loaded = started[name].ask("load", model=model, dtype=dtype)
+            for name, which in wanted.items():
+                if which.kind in self.peers:
+                    started[name] = Side(name, which.kind, self.environment)
+                    started[name].loaded = which.load(started[name])
             yield started
         finally:
             for side in started.values():
@@ -174,22 +190,27 @@ def seconds(answers: Sequence[Mapping[str, Any]]) -> list[float]:
 # The parts
 
 
-def four_layers(bench: Bench) -> dict[str, tuple[str, str | None, str]]:
+def four_layers(bench: Bench) -> dict[str, Which]:
     """All sides, on 4 layers of Phi-3-mini's shapes."""
     folder = str(bench.folder(4))
-    wanted = {f"npllm {dtype}": ("npllm", folder, dtype) for dtype in ("float32", "bfloat16", "int8", "int4")}
-    wanted |= {f"transformers {dtype}": ("transformers", folder, dtype) for dtype in ("float32", "bfloat16")}
-    return wanted | {f"llama.cpp {kind}": ("llama.cpp", str(bench.gguf(4, kind)), kind) for kind in GGUFS}
+    wanted = {f"npllm {dtype}": Which("npllm", folder, dtype) for dtype in DTYPES}
+    wanted |= {f"transformers {dtype}": Which("transformers", folder, dtype) for dtype in ("float32", "bfloat16")}
+    return wanted | {f"llama.cpp {kind}": Which("llama.cpp", str(bench.gguf(4, kind)), kind) for kind in GGUFS}
 
 
-def default_model(bench: Bench) -> dict[str, tuple[str, str | None, str]]:
+def default_model(bench: Bench) -> dict[str, Which]:
     """All sides, on the default model."""
-    wanted = {f"npllm {dtype}": ("npllm", None, dtype) for dtype in ("auto", "float32")}
-    wanted |= {f"transformers {dtype}": ("transformers", None, dtype) for dtype in ("float32", "bfloat16")}
-    return wanted | {"llama.cpp Q4_1": ("llama.cpp", None, "Q4_1")}
+    wanted = {f"npllm {dtype}": Which("npllm", None, dtype) for dtype in ("auto", "float32")}
+    wanted |= {f"transformers {dtype}": Which("transformers", None, dtype) for dtype in ("float32", "bfloat16")}
+    return wanted | {"llama.cpp Q4_1": Which("llama.cpp", None, "Q4_1")}
 
 
-def decode(bench: Bench, wanted: Mapping[str, tuple[str, str | None, str]], ids: list[int]) -> dict[str, Any]:
+def two_models(bench: Bench) -> dict[str, Which]:
+    """npllm as most use it: a large model in its own bfloat16, and the default model."""
+    return {PHI: Which("npllm", str(bench.folder(4)), "bfloat16"), DEFAULT: Which("npllm", None, "auto")}
+
+
+def decode(bench: Bench, wanted: Mapping[str, Which], ids: list[int]) -> dict[str, Any]:
     """Seconds per token of all sides, and the memory bandwidth."""
     with bench.sides(wanted) as sides, bench.reader() as reader:
         same = same_model(sides, ids)
@@ -228,18 +249,87 @@ def part_decode(bench: Bench) -> dict[str, Any]:
     return result | {"file_bytes": file_bytes(bench.folder(4))}
 
 
-def part_busy(bench: Bench) -> dict[str, Any]:
-    """bfloat16 and float32 while another process keeps the memory busy."""
-    wanted = {name: where for name, where in four_layers(bench).items() if name in ("npllm float32", "npllm bfloat16")}
-    ids = bench.phi(bench.settings["context"])
-    with bench.sides(wanted) as sides, bench.reader() as reader:
-        reader.ask("busy", on=True)
-        calls = {
-            name: lambda s=side: s.ask("decode", ids=ids, tokens=bench.settings["tokens"])
-            for name, side in sides.items()
-        }
-        answers = bench.rounds(calls, bench.settings["rounds"])
+def part_plain(bench: Bench) -> dict[str, Any]:
+    """npllm with its compiled loops and without them: kernels=False, or no numba."""
+    fast = {name: which for name, which in four_layers(bench).items() if which.kind == "npllm"}
+    fast |= {"default model, auto": Which("npllm", None, "auto")}
+    wanted = fast | {f"{name}, plain": which._replace(kernels=False) for name, which in fast.items()}
+    ids, tokens = bench.phi(bench.settings["context"]), max(2, bench.settings["tokens"] // 2)
+    with bench.sides(wanted) as sides:
+        calls = {name: lambda s=side: s.ask("decode", ids=ids, tokens=tokens) for name, side in sides.items()}
+        answers = bench.rounds(calls, bench.settings["prefill_rounds"])
         return {"sides": {name: {"seconds": seconds(answers[name])} for name in sides}}
+
+
+def part_few(bench: Bench) -> dict[str, Any]:
+    """A pass over one token, and one over a few, as it verifies drafted tokens."""
+    ids, result = bench.phi(bench.settings["context"]), {}
+    with bench.sides(two_models(bench)) as sides:
+        for name, side in sides.items():
+            calls = {
+                str(tokens): lambda n=tokens, s=side: s.ask("one_pass", ids=ids, tokens=n, repeat=8)
+                for tokens in (1, PASS)
+            }
+            answers = bench.rounds(calls, bench.settings["rounds"])
+            result[name] = {tokens: {"seconds": seconds(found)} for tokens, found in answers.items()}
+    return {"sides": result}
+
+
+def part_busy_core(bench: Bench) -> dict[str, Any]:
+    """Decoding in quiet, and while another process keeps one core busy, alternately."""
+    ids, result = bench.phi(bench.settings["context"]), {}
+    with bench.sides(two_models(bench)) as sides, bench.reader() as reader:
+
+        def decode(side: Side, busy: bool) -> dict[str, Any]:
+            if busy:
+                reader.ask("spin", on=True)
+            answer = side.ask("decode", ids=ids, tokens=bench.settings["tokens"])
+            if busy:
+                reader.ask("spin", on=False)
+            return answer
+
+        for name, side in sides.items():
+            calls = {
+                "quiet": lambda s=side: decode(s, busy=False),
+                "busy": lambda s=side: decode(s, busy=True),
+            }
+            answers = bench.rounds(calls, bench.settings["rounds"])
+            result[name] = {how: {"seconds": seconds(found)} for how, found in answers.items()}
+    return {"sides": result}
+
+
+def part_prompts(bench: Bench) -> dict[str, Any]:
+    """Several prompts of different lengths with the default model, together and one after the other."""
+    tokens, context = bench.settings["tokens"], bench.settings["context"]
+    prompts = [bench.ids(49152, context - number) for number in range(PROMPTS)]
+    with bench.sides({DEFAULT: Which("npllm", None, "auto")}) as sides:
+        calls = {
+            how: lambda s=side, t=together: s.ask("prompts", prompts=prompts, tokens=tokens, together=t)
+            for side in sides.values()
+            for how, together in (("together", True), ("in turn", False))
+        }
+        answers = bench.rounds(calls, bench.settings["prefill_rounds"])
+        same = [a["ids"] == b["ids"] for a, b in zip(*answers.values(), strict=True)]
+        return {
+            "prompts": PROMPTS,
+            "same": same,
+            "sides": {name: {"seconds": seconds(answers[name])} for name in calls},
+        }
+
+
+def part_start(bench: Bench) -> dict[str, Any]:
+    """Seconds from the shell to the first token of the default model, with numba and as if it were not installed."""
+    run = "from npllm.cli.main import main; sys.exit(main(['generate', 'Hello', '-n', '1']))"
+    programs = {"with": f"import sys; {run}", "without": f"import sys; sys.modules['numba'] = None; {run}"}
+
+    def start(program: str) -> dict[str, Any]:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", program], check=True, env=bench.environment, capture_output=True)
+        return {"seconds": time.perf_counter() - started}
+
+    calls = {name: lambda p=program: start(p) for name, program in programs.items()}
+    answers = bench.rounds(calls, bench.settings["rounds"])  # what must be compiled is, in the warm-up round
+    return {"sides": {name: {"seconds": seconds(found)} for name, found in answers.items()}}
 
 
 def part_prefill(bench: Bench) -> dict[str, Any]:
@@ -248,7 +338,7 @@ def part_prefill(bench: Bench) -> dict[str, Any]:
     return prefill(bench, wanted, bench.phi(bench.settings["prefill"]))
 
 
-def prefill(bench: Bench, wanted: Mapping[str, tuple[str, str | None, str]], ids: list[int]) -> dict[str, Any]:
+def prefill(bench: Bench, wanted: Mapping[str, Which], ids: list[int]) -> dict[str, Any]:
     """Seconds per prompt of all sides, and of a bare matrix product with the same number of operations."""
     with bench.sides(wanted) as sides:
         calls = {name: lambda s=side: s.ask("prefill", ids=ids) for name, side in sides.items()}
@@ -269,7 +359,7 @@ def part_default_prefill(bench: Bench) -> dict[str, Any]:
 def part_cache(bench: Bench) -> dict[str, Any]:
     """100 tokens of the default model with and without the KV cache, and with and without prompt lookup."""
     result: dict[str, Any] = {"tokens": bench.settings["cached"]}
-    with bench.sides({"npllm": ("npllm", None, "auto")}) as sides:
+    with bench.sides({"npllm": Which("npllm", None, "auto")}) as sides:
         ask, tokens = sides["npllm"].ask, bench.settings["cached"]
         ask("with_and_without_cache", prompt=PROMPT, tokens=1)
         runs = [ask("with_and_without_cache", prompt=PROMPT, tokens=tokens) for _ in range(2)]
@@ -285,12 +375,8 @@ def part_cache(bench: Bench) -> dict[str, Any]:
 def part_growth(bench: Bench) -> dict[str, Any]:
     """Time per token after a short and after a long context."""
     short, long = bench.settings["context"], bench.settings["long"]
-    wanted = {
-        "Phi-3-mini shapes, 4 layers, bfloat16": ("npllm", str(bench.folder(4)), "bfloat16"),
-        "default model, auto": ("npllm", None, "auto"),
-    }
     result = {}
-    with bench.sides(wanted) as sides:
+    with bench.sides(two_models(bench)) as sides:
         for name, side in sides.items():
             ids = bench.phi(long) if name.startswith("Phi") else bench.ids(49152, long)
             ask = {
@@ -319,16 +405,16 @@ def part_full(bench: Bench) -> dict[str, Any]:
             fresh.end()
     result: dict[str, Any] = {"file_bytes": size, "loads": loads, "pairs": {}}
     peers = {
-        "transformers bfloat16": ("transformers", folder, "bfloat16"),
-        "llama.cpp BF16": ("llama.cpp", str(bench.gguf(32, "BF16")), "BF16"),
+        "transformers bfloat16": Which("transformers", folder, "bfloat16"),
+        "llama.cpp BF16": Which("llama.cpp", str(bench.gguf(32, "BF16")), "BF16"),
     }
     ids, tokens = bench.phi(bench.settings["context"]), max(2, bench.settings["tokens"] // 4)
-    for name, (kind, model, dtype) in peers.items():
+    for name, which in peers.items():
         room = available_bytes()
-        if kind not in bench.peers or (room is not None and room < 2.1 * size):
+        if which.kind not in bench.peers or (room is not None and room < 2.1 * size):
             print(f"32 layers against {name}: skipped, not installed or not enough memory", file=sys.stderr)
             continue
-        with bench.sides({"npllm bfloat16": ("npllm", folder, "bfloat16"), name: (kind, model, dtype)}) as sides:
+        with bench.sides({"npllm bfloat16": Which("npllm", folder, "bfloat16"), name: which}) as sides:
             calls = {n: lambda s=side: s.ask("decode", ids=ids, tokens=tokens) for n, side in sides.items()}
             answers = bench.rounds(calls, 3 if not bench.quick else 1)
             result["pairs"][name] = {n: seconds(answers[n]) for n in sides}
@@ -337,14 +423,20 @@ def part_full(bench: Bench) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "decode": part_decode,
-    "busy": part_busy,
+    "plain": part_plain,
+    "few": part_few,
+    "busy_core": part_busy_core,
     "prefill": part_prefill,
     "default_decode": part_default_decode,
     "default_prefill": part_default_prefill,
     "cache": part_cache,
     "growth": part_growth,
+    "prompts": part_prompts,
+    "start": part_start,
     "full": part_full,
 }
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+PHI, DEFAULT = "Phi-3-mini shapes, 4 layers, bfloat16", "default model, auto"
 GGUFS = ("F32", "BF16", "Q8_0", "Q4_0")
 
 
@@ -353,8 +445,11 @@ GGUFS = ("F32", "BF16", "Q8_0", "Q4_0")
 
 def prepare(bench: Bench, parts: Sequence[str]) -> None:
     """Write the weight files that do not exist yet."""
-    needed = {4: GGUFS} if {"decode", "busy", "prefill", "growth"} & set(parts) else {}
-    needed |= {32: ("BF16",)} if "full" in parts else {}
+    needed: dict[int, Sequence[str]] = {}
+    if {"decode", "prefill", "plain", "few", "busy_core", "growth"} & set(parts):
+        needed[4] = GGUFS if {"decode", "prefill"} & set(parts) else ()
+    if "full" in parts:
+        needed[32] = ("BF16",)
     for layers, kinds in needed.items():
         folder = bench.folder(layers)
         if not (folder / "tokenizer_config.json").exists():  # written last
@@ -387,7 +482,7 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python, and of the packages that take part."""
-    names = ("npllm-reference", "numpy", "ml_dtypes", "torch", "transformers", "xllamacpp")
+    names = ("npllm-reference", "numpy", "ml_dtypes", "numba", "torch", "transformers", "xllamacpp")
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -25,6 +25,7 @@ from npllm.apps.bench import endless, timed
 from npllm.apps.speculation import prompt_lookup
 from npllm.checkpoint.hub import find
 from npllm.devices.memory import peak_bytes
+from npllm.lm import lm_head, transform
 from npllm.loop import as_ids
 
 THREADS = int(os.environ.get("NPLLM_BENCH_THREADS") or speed.cores())
@@ -44,17 +45,41 @@ SHARED_KEYS = (
 class Npllm:
     """npllm as users run it, through `npllm.steps`."""
 
-    def load(self, model: str | None, dtype: str) -> dict[str, Any]:
-        self.lm = npllm.load(model, dtype=dtype)
+    def load(self, model: str | None, dtype: str, kernels: bool = True) -> dict[str, Any]:
+        self.lm = npllm.load(model, dtype=dtype, kernels=kernels)
         self.caches: dict[tuple[int, int], Any] = {}
         return speed.sizes(self.lm)
 
     def decode(self, ids: list[int], tokens: int) -> dict[str, Any]:
+        seconds, made = speed.decode(self.lm, ids, self.cache(ids, tokens), tokens)
+        return {"seconds": seconds, "ids": made, "read": speed.decode_read(self.lm, len(ids), tokens)._asdict()}
+
+    def cache(self, ids: list[int], tokens: int) -> Any:
+        """A cache that holds the ids, with room for the tokens and one more; filled once, and used in all rounds."""
         key = (len(ids), tokens)
         if key not in self.caches:
             self.caches[key] = speed.filled_cache(self.lm, ids, tokens + 1)
-        seconds, made = speed.decode(self.lm, ids, self.caches[key], tokens)
-        return {"seconds": seconds, "ids": made, "read": speed.decode_read(self.lm, len(ids), tokens)._asdict()}
+        return self.caches[key]
+
+    def one_pass(self, ids: list[int], tokens: int, repeat: int) -> dict[str, Any]:
+        """The mean time of a pass over that many tokens at once after `ids`, with the logits of all of them."""
+        cache, new = self.cache(ids, tokens), np.array((ids * tokens)[:tokens])
+        started = time.perf_counter()
+        for _ in range(repeat):
+            cache["length"] = len(ids)
+            hidden, _ = transform(new, self.lm, cache, total_length=len(ids) + tokens)
+            lm_head(hidden, self.lm)
+        return {"seconds": (time.perf_counter() - started) / repeat}
+
+    def prompts(self, prompts: list[list[int]], tokens: int, together: bool) -> dict[str, Any]:
+        """The time of several prompts, together or one after the other; and the ids of all."""
+        lm = endless(self.lm)
+        started = time.perf_counter()
+        if together:
+            made = npllm.generate(lm, prompts, max_new_tokens=tokens)
+        else:
+            made = [npllm.generate(lm, ids, max_new_tokens=tokens) for ids in prompts]
+        return {"seconds": time.perf_counter() - started, "ids": [each.ids for each in made]}
 
     def prefill(self, ids: list[int]) -> dict[str, Any]:
         return {"seconds": speed.prefill(self.lm, ids)}
@@ -87,28 +112,27 @@ class Npllm:
 
 
 class Reader:
-    """Measures the memory bandwidth, and can keep the memory busy."""
+    """Measures the memory bandwidth, and can keep a core busy."""
 
     def load(self) -> dict[str, Any]:
         self.numbers = speed.bandwidth_buffer(np.zeros(1))
-        self.stop: threading.Event | None = None
         return {"bytes": self.numbers.nbytes}
 
     def bandwidth(self) -> dict[str, Any]:
         return {"bytes_per_second": speed.read_bandwidth(self.numbers, THREADS)}
 
-    def busy(self, on: bool) -> dict[str, Any]:
-        """Start or stop reading the array in a loop."""
+    def spin(self, on: bool) -> dict[str, Any]:
+        """Start or stop a loop that does nothing, on one core."""
         if on:
             self.stop = threading.Event()
-            threading.Thread(target=self.read_on, args=(self.stop,), daemon=True).start()
-        elif self.stop is not None:
+            threading.Thread(target=self.spin_on, args=(self.stop,), daemon=True).start()
+        else:
             self.stop.set()
         return {}
 
-    def read_on(self, stop: threading.Event) -> None:
+    def spin_on(self, stop: threading.Event) -> None:
         while not stop.is_set():
-            self.numbers.max()
+            pass
 
 
 class Transformers:
