@@ -85,7 +85,7 @@ RESULTS = {
                 {"first_token_seconds": 9.0, "resident_bytes": 8_900_000_000},
                 {"first_token_seconds": 5.0, "resident_bytes": 8_800_000_000},
             ],
-            "pairs": {"llama.cpp BF16": {"npllm bfloat16": [2.0], "llama.cpp BF16": [1.0]}},
+            "sides": {"npllm bfloat16": {"seconds": [2.0]}, "llama.cpp BF16": {"seconds": [1.0]}},
         },
     }
 }
@@ -129,7 +129,7 @@ def found(what, against=""):
         ("32 layers, bfloat16 decode", "llama.cpp BF16", 0.5, False),
         ("int8 decode", "without compiled loops", 4.0, None),
         ("a model: a pass over 9 tokens", "a pass over 1", 2.0, True),
-        ("a model: decode while one core is busy", "in quiet", 0.5, True),
+        ("a model: decode while one core is busy", "none busy", 0.5, True),
         ("default model, 8 prompts together", "one after the other", 2.0, False),
         ("npllm generate -n 1, more seconds with numba", "without", 0.5, True),
     ],
@@ -173,7 +173,7 @@ def test_the_decoding_table_tells_the_share_of_the_bandwidth():
 def test_llama_cpp_gets_the_same_weights(tiny, tmp_path, kind):
     make_gguf = tool("make_gguf")
     make_gguf.write_gguf(tiny, tmp_path / "tiny.gguf", kind)
-    ours, theirs = npllm.load(tiny, dtype="float32"), npllm.load(tmp_path / "tiny.gguf", dtype="float32")
+    ours, theirs = (npllm.load(path, dtype="float32", kernels=False) for path in (tiny, tmp_path / "tiny.gguf"))
     assert theirs.config.sliding_window == ours.config.sliding_window
     pairs = zip(
         [*ours.weights.layers, ours.weights._replace(layers=())],
@@ -220,6 +220,11 @@ def test_a_side_does_what_it_is_told(side, tiny):
     assert side.ask("prefill", ids=ids)["seconds"] > 0
     assert side.ask("matmul", tokens=3)["flops"] == npllm.apps.speed.product_flops(lm, 3)
     assert set(side.ask("memory")) == {"peak_bytes", "resident_bytes"}
+    assert side.ask("one_pass", ids=ids, tokens=9, repeat=2)["seconds"] > 0
+    prompts = [ids, [7, 2]]
+    expected = [npllm.generate(lm._replace(tokenizer=None), prompt, max_new_tokens=4).ids for prompt in prompts]
+    side.ask("load", model=str(tiny), dtype="bfloat16", kernels=False)
+    assert side.ask("prompts", prompts=prompts, tokens=4, together=False)["ids"] == expected
 
 
 def test_what_goes_wrong_in_a_side_is_an_error_here_and_it_goes_on(side, tiny):
@@ -266,14 +271,16 @@ def test_a_peer_that_is_missing_is_left_out_with_a_line(monkeypatch, capsys):
         peers.available("jax")
 
 
-def test_a_side_times_a_pass_over_a_few_tokens_and_prompts_in_turn(side, tiny):
-    lm = npllm.load(tiny, dtype="bfloat16")
-    side.ask("load", model=str(tiny), dtype="bfloat16", kernels=False)
-    assert side.ask("one_pass", ids=[5, 3, 4], tokens=9, repeat=2)["seconds"] > 0
-    prompts = [[5, 3, 4], [7, 2]]
-    answer = side.ask("prompts", prompts=prompts, tokens=4, together=False)
-    expected = [npllm.generate(lm._replace(tokenizer=None), ids, max_new_tokens=4).ids for ids in prompts]
-    assert answer["ids"] == expected
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    peers = tool("bench_peers")
+    monkeypatch.setattr(peers, "PARTS", {"few": lambda bench: {}["a model"], "start": lambda bench: {"sides": {}}})
+    monkeypatch.setattr(peers, "prepare", lambda bench, part: None)
+    monkeypatch.setattr(sys, "argv", ["bench_peers.py", str(tmp_path), "--quick", "--sides", "npllm"])
+    assert peers.main() == 1
+    out, err = capsys.readouterr()
+    assert err == "few: failed: KeyError('a model')\nstart: 0 s\nfailed: few\n"
+    assert "| a pass over 9 tokens | a pass over 1 | at most 2.2x | not measured |" in out
+    assert json.loads((tmp_path / "quick.json").read_text())["parts"] == {"start": {"sides": {}}}
 
 
 @pytest.mark.slow

@@ -1,20 +1,21 @@
 """Measure npllm against transformers and llama.cpp in alternating rounds; the results of docs/performance.md.
 
-    python tools/bench/bench_peers.py SCRATCH                         everything: 15 minutes once SCRATCH is filled
-    python tools/bench/bench_peers.py SCRATCH --prepare               only fill SCRATCH with 22 GB of weights
-    python tools/bench/bench_peers.py SCRATCH --parts decode,growth   measure only these parts
+    python tools/bench/bench_peers.py SCRATCH --prepare               fill SCRATCH with 22 GB of weights, once
+    python tools/bench/bench_peers.py SCRATCH                         everything, in 10 minutes
+    python tools/bench/bench_peers.py SCRATCH --parts decode,growth   only these parts, a minute or two each
     python tools/bench/bench_peers.py SCRATCH --quick                 dry run with a tiny model
 
-The results are written to docs/performance.json (--into FILE) after each part; --resume skips the parts that the file
-already has. `python tools/bench/performance_page.py` then updates the page. transformers needs the [oracle] extra, and
-llama.cpp needs `pip install xllamacpp gguf`; a peer that is not installed is skipped. --prepare may run on a busy
-machine, the measurements may not.
+It prints each ratio beside its goal. The results go into docs/performance.json (--into FILE) after each part, in place
+of that part's earlier ones; --resume skips the parts that the file has. When a part fails, the others go on, and the
+exit code is 1. `python tools/bench/performance_page.py` then updates the page. transformers needs the [oracle] extra,
+llama.cpp the [peers] extra; a peer that is not installed is skipped. --prepare may run on a busy machine, the
+measurements may not.
 
 All peers run the same random weights in the shapes of Phi-3-mini (4 layers and the head; all 32 layers if memory
-allows) and the default model. The part `plain` runs npllm with its compiled loops and without (kernels=False). Each
-peer is a process (tools/bench/bench_worker.py) that stays alive; a round calls them one after the other. OPENBLAS_*,
-OMP_* and MKL_* are unset, and every peer uses all cores. The speed of a shared machine changes from minute to minute,
-so only the ratios within a run are meaningful.
+allows) and the default model. "plain" is npllm without its compiled loops (kernels=False). Each side is a process
+(tools/bench/bench_worker.py) that stays alive; a round calls them one after the other. OPENBLAS_*, OMP_*, MKL_* and
+NPLLM_THREADS are unset, and every side uses all cores. The speed of a shared machine changes from minute to minute, so
+only the ratios within a run are meaningful.
 """
 
 import argparse
@@ -30,24 +31,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from performance_page import goals, goals_table
 
 from npllm.apps import speed
 from npllm.devices.memory import available_bytes
 
 TOOLS = Path(__file__).parent
 RESULTS = TOOLS.parents[1] / "docs" / "performance.json"
-SETTINGS = {"rounds": 7, "context": 64, "tokens": 32, "prefill": 512, "prefill_rounds": 3, "long": 4000, "cached": 100}
+SETTINGS = {"rounds": 7, "context": 64, "tokens": 16, "prefill": 512, "prefill_rounds": 3, "long": 4000, "cached": 100}
 QUICK = {"rounds": 2, "context": 8, "tokens": 3, "prefill": 16, "prefill_rounds": 1, "long": 32, "cached": 4}
 PASS = 9  # tokens of a pass over a few: one, and 8 drafted
 PROMPTS = 8  # at once
-NEEDED = {
-    "npllm": (),
-    "transformers": ("torch", "transformers"),
-    "llama.cpp": ("xllamacpp", "gguf"),
-}
+NEEDED = {"npllm": (), "transformers": ("torch", "transformers"), "llama.cpp": ("xllamacpp", "gguf")}
 PROMPT = "Write a very long email apologizing to Sarah for the tragic gardening mishap. Explain how it happened."
 # A repetitive text, for prompt lookup.
 LIST = "Repeat this list exactly:\n" + "".join(
@@ -55,6 +53,8 @@ LIST = "Repeat this list exactly:\n" + "".join(
     for n, (colour, tree) in enumerate([("red", "oak"), ("blue", "elm"), ("green", "ash"), ("white", "fir")], 1)
 )
 REPEATING = LIST + "\n" + LIST + "\nRepeat this list exactly:\n"
+
+Call: TypeAlias = Callable[[], dict[str, Any]]
 
 
 class Which(NamedTuple):
@@ -66,8 +66,7 @@ class Which(NamedTuple):
     kernels: bool = True  # False, for npllm: NumPy's functions in place of the compiled loops
 
     def load(self, side: "Side") -> dict[str, Any]:
-        more = {} if self.kernels else {"kernels": False}
-        return side.ask("load", model=self.model, dtype=self.dtype, **more)
+        return side.ask("load", model=self.model, dtype=self.dtype, **({} if self.kernels else {"kernels": False}))
 
 
 class Side:
@@ -132,11 +131,9 @@ class Bench:
     def gguf(self, layers: int, kind: str) -> Path:
         return self.folder(layers).with_suffix(f".{kind}.gguf")
 
-    def ids(self, vocabulary: int, tokens: int) -> list[int]:
-        return [int(i) for i in np.random.default_rng(0).integers(0, vocabulary, tokens)]
-
-    def phi(self, tokens: int) -> list[int]:
-        return self.ids(512 if self.quick else 32064, tokens)
+    def ids(self, tokens: int) -> list[int]:
+        """A prompt for every model: always the same."""
+        return [int(i) for i in np.random.default_rng(0).integers(0, 512 if self.quick else 32064, tokens)]
 
     @contextmanager
     def sides(self, wanted: Mapping[str, Which]) -> Iterator[dict[str, Side]]:
@@ -161,14 +158,14 @@ class Bench:
         finally:
             side.end()
 
-    def rounds(self, calls: Mapping[str, Callable[[], dict[str, Any]]], rounds: int) -> dict[str, list[dict[str, Any]]]:
-        """The answers of all calls in alternating rounds; a warm-up round is discarded."""
+    def rounds(self, calls: Mapping[str, Call], rounds: int, warm_up: int = 1) -> dict[str, list[dict[str, Any]]]:
+        """The answers of all calls in alternating rounds, without those of the rounds for warming up."""
         answers: dict[str, list[dict[str, Any]]] = {name: [] for name in calls}
-        for number in range(rounds + 1):
+        for number in range(warm_up + rounds):
             for name, call in calls.items():
                 time.sleep(0.1)  # the previous side's threads spin for a moment
                 answer = call()
-                if number:
+                if number >= warm_up:
                     answers[name].append(answer)
         return answers
 
@@ -198,26 +195,25 @@ def four_layers(bench: Bench) -> dict[str, Which]:
     return wanted | {f"llama.cpp {kind}": Which("llama.cpp", str(bench.gguf(4, kind)), kind) for kind in GGUFS}
 
 
-def default_model(bench: Bench) -> dict[str, Which]:
+def default_model() -> dict[str, Which]:
     """All sides, on the default model."""
     wanted = {f"npllm {dtype}": Which("npllm", None, dtype) for dtype in ("auto", "float32")}
+    wanted |= plain(wanted, "npllm auto")
     wanted |= {f"transformers {dtype}": Which("transformers", None, dtype) for dtype in ("float32", "bfloat16")}
     return wanted | {"llama.cpp Q4_1": Which("llama.cpp", None, "Q4_1")}
 
 
-def two_models(bench: Bench) -> dict[str, Which]:
-    """npllm as most use it: a large model in its own bfloat16, and the default model."""
-    return {PHI: Which("npllm", str(bench.folder(4)), "bfloat16"), DEFAULT: Which("npllm", None, "auto")}
+def plain(wanted: Mapping[str, Which], *names: str) -> dict[str, Which]:
+    """Sides of these names without compiled loops."""
+    return {f"{name}, plain": wanted[name]._replace(kernels=False) for name in names}
 
 
-def decode(bench: Bench, wanted: Mapping[str, Which], ids: list[int]) -> dict[str, Any]:
+def decode(bench: Bench, wanted: Mapping[str, Which]) -> dict[str, Any]:
     """Seconds per token of all sides, and the memory bandwidth."""
+    ids, tokens = bench.ids(bench.settings["context"]), bench.settings["tokens"]
     with bench.sides(wanted) as sides, bench.reader() as reader:
         same = same_model(sides, ids)
-        calls = {
-            name: lambda s=side: s.ask("decode", ids=ids, tokens=bench.settings["tokens"])
-            for name, side in sides.items()
-        }
+        calls = {name: lambda s=side: s.ask("decode", ids=ids, tokens=tokens) for name, side in sides.items()}
         calls["read bandwidth"] = lambda: reader.ask("bandwidth")
         answers = bench.rounds(calls, bench.settings["rounds"])
         bandwidth = [answer["bytes_per_second"] for answer in answers.pop("read bandwidth")]
@@ -226,7 +222,7 @@ def decode(bench: Bench, wanted: Mapping[str, Which], ids: list[int]) -> dict[st
             rows[name] = {"seconds": seconds(answers[name])} | side.loaded
             if name.startswith("npllm"):
                 rows[name] |= {"read": answers[name][0]["read"]} | side.ask("memory")
-        result = {"context": len(ids), "tokens": bench.settings["tokens"], "bandwidth": bandwidth, "sides": rows}
+        result = {"context": len(ids), "tokens": tokens, "bandwidth": bandwidth, "sides": rows}
         return result | {"same_first_token": same}
 
 
@@ -245,76 +241,126 @@ def same_model(sides: Mapping[str, Side], ids: list[int]) -> dict[str, bool]:
 
 
 def part_decode(bench: Bench) -> dict[str, Any]:
-    result = decode(bench, four_layers(bench), bench.phi(bench.settings["context"]))
-    return result | {"file_bytes": file_bytes(bench.folder(4))}
+    return decode(bench, four_layers(bench)) | {"file_bytes": file_bytes(bench.folder(4))}
+
+
+def part_default_decode(bench: Bench) -> dict[str, Any]:
+    return decode(bench, default_model())
 
 
 def part_plain(bench: Bench) -> dict[str, Any]:
-    """npllm with its compiled loops and without them: kernels=False, or no numba."""
+    """npllm with its compiled loops and without them."""
     fast = {name: which for name, which in four_layers(bench).items() if which.kind == "npllm"}
-    fast |= {"default model, auto": Which("npllm", None, "auto")}
-    wanted = fast | {f"{name}, plain": which._replace(kernels=False) for name, which in fast.items()}
-    ids, tokens = bench.phi(bench.settings["context"]), max(2, bench.settings["tokens"] // 2)
-    with bench.sides(wanted) as sides:
+    ids, tokens = bench.ids(bench.settings["context"]), max(2, bench.settings["tokens"] // 2)
+    with bench.sides(fast | plain(fast, *fast)) as sides:
         calls = {name: lambda s=side: s.ask("decode", ids=ids, tokens=tokens) for name, side in sides.items()}
         answers = bench.rounds(calls, bench.settings["prefill_rounds"])
         return {"sides": {name: {"seconds": seconds(answers[name])} for name in sides}}
 
 
+def prefill(bench: Bench, wanted: Mapping[str, Which]) -> dict[str, Any]:
+    """Seconds per prompt of all sides, and of a bare matrix product with the same number of operations."""
+    ids = bench.ids(bench.settings["prefill"])
+
+    def calls(ids: list[int]) -> dict[str, Call]:
+        asked = {name: lambda s=side: s.ask("prefill", ids=ids) for name, side in sides.items()}
+        return asked | {"np.matmul": lambda: sides["npllm float32"].ask("matmul", tokens=len(ids))}
+
+    with bench.sides(wanted) as sides:
+        bench.rounds(calls(ids[:32]), 0)  # a whole prompt would take too long for warming up
+        answers = bench.rounds(calls(ids), bench.settings["prefill_rounds"], warm_up=0)
+        rows = {name: {"seconds": seconds(found)} for name, found in answers.items()}
+        return {"context": len(ids), "flops": answers["np.matmul"][0]["flops"], "sides": rows}
+
+
+def part_prefill(bench: Bench) -> dict[str, Any]:
+    every = four_layers(bench)
+    skipped = ("npllm int4", "llama.cpp BF16", "llama.cpp Q4_0")  # for time
+    wanted = {name: which for name, which in every.items() if name not in skipped}
+    return prefill(bench, wanted | plain(every, "npllm float32"))
+
+
+def part_default_prefill(bench: Bench) -> dict[str, Any]:
+    return prefill(bench, default_model())
+
+
+def two_models(bench: Bench, calls: Callable[[Side], Mapping[str, Call]]) -> dict[str, Any]:
+    """The times of some calls to npllm with a large model in its own bfloat16, and with the default model."""
+    wanted = {PHI: Which("npllm", str(bench.folder(4)), "bfloat16"), DEFAULT: Which("npllm", None, "auto")}
+    with bench.sides(wanted) as sides:
+        answers = {name: bench.rounds(calls(side), bench.settings["rounds"]) for name, side in sides.items()}
+    rows = {
+        name: {
+            call: {"seconds": seconds(found)} | ({"read": found[0]["read"]} if "read" in found[0] else {})
+            for call, found in of_side.items()
+        }
+        for name, of_side in answers.items()
+    }
+    return {"sides": rows}
+
+
 def part_few(bench: Bench) -> dict[str, Any]:
     """A pass over one token, and one over a few, as it verifies drafted tokens."""
-    ids, result = bench.phi(bench.settings["context"]), {}
-    with bench.sides(two_models(bench)) as sides:
-        for name, side in sides.items():
-            calls = {
-                str(tokens): lambda n=tokens, s=side: s.ask("one_pass", ids=ids, tokens=n, repeat=8)
-                for tokens in (1, PASS)
-            }
-            answers = bench.rounds(calls, bench.settings["rounds"])
-            result[name] = {tokens: {"seconds": seconds(found)} for tokens, found in answers.items()}
-    return {"sides": result}
+    ids = bench.ids(bench.settings["context"])
+    return two_models(
+        bench, lambda side: {str(n): lambda n=n: side.ask("one_pass", ids=ids, tokens=n, repeat=8) for n in (1, PASS)}
+    )
+
+
+def part_growth(bench: Bench) -> dict[str, Any]:
+    """Time per token after a short and after a long context."""
+    contexts, tokens = (bench.settings["context"], bench.settings["long"]), bench.settings["tokens"]
+    ids = bench.ids(bench.settings["long"])
+    return two_models(
+        bench, lambda side: {str(n): lambda n=n: side.ask("decode", ids=ids[:n], tokens=tokens) for n in contexts}
+    )
 
 
 def part_busy_core(bench: Bench) -> dict[str, Any]:
-    """Decoding in quiet, and while another process keeps one core busy, alternately."""
-    ids, result = bench.phi(bench.settings["context"]), {}
-    with bench.sides(two_models(bench)) as sides, bench.reader() as reader:
+    """Decoding on a quiet machine, and while another process keeps one core busy, alternately."""
+    ids = bench.ids(bench.settings["context"])
+    with bench.reader() as reader:
 
-        def decode(side: Side, busy: bool) -> dict[str, Any]:
-            if busy:
-                reader.ask("spin", on=True)
-            answer = side.ask("decode", ids=ids, tokens=bench.settings["tokens"])
-            if busy:
+        def timed(side: Side, busy: bool) -> dict[str, Any]:
+            reader.ask("spin", on=busy)
+            try:
+                return side.ask("decode", ids=ids, tokens=bench.settings["tokens"])
+            finally:
                 reader.ask("spin", on=False)
-            return answer
 
-        for name, side in sides.items():
-            calls = {
-                "quiet": lambda s=side: decode(s, busy=False),
-                "busy": lambda s=side: decode(s, busy=True),
-            }
-            answers = bench.rounds(calls, bench.settings["rounds"])
-            result[name] = {how: {"seconds": seconds(found)} for how, found in answers.items()}
-    return {"sides": result}
+        return two_models(
+            bench, lambda side: {"quiet": lambda: timed(side, busy=False), "busy": lambda: timed(side, busy=True)}
+        )
 
 
 def part_prompts(bench: Bench) -> dict[str, Any]:
     """Several prompts of different lengths with the default model, together and one after the other."""
-    tokens, context = bench.settings["tokens"], bench.settings["context"]
-    prompts = [bench.ids(49152, context - number) for number in range(PROMPTS)]
+    prompts = [bench.ids(bench.settings["context"] - number) for number in range(PROMPTS)]
+    request = {"prompts": prompts, "tokens": 4 * bench.settings["tokens"]}
     with bench.sides({DEFAULT: Which("npllm", None, "auto")}) as sides:
-        calls = {
-            how: lambda s=side, t=together: s.ask("prompts", prompts=prompts, tokens=tokens, together=t)
-            for side in sides.values()
-            for how, together in (("together", True), ("in turn", False))
+        ask = sides[DEFAULT].ask
+        calls: dict[str, Call] = {
+            "together": lambda: ask("prompts", together=True, **request),
+            "in turn": lambda: ask("prompts", together=False, **request),
         }
         answers = bench.rounds(calls, bench.settings["prefill_rounds"])
-        same = [a["ids"] == b["ids"] for a, b in zip(*answers.values(), strict=True)]
-        return {
-            "prompts": PROMPTS,
-            "same": same,
-            "sides": {name: {"seconds": seconds(answers[name])} for name in calls},
-        }
+    same = [a["ids"] == b["ids"] for a, b in zip(*answers.values(), strict=True)]
+    rows = {name: {"seconds": seconds(found)} for name, found in answers.items()}
+    return {"prompts": PROMPTS, "same": same, "sides": rows}
+
+
+def part_cache(bench: Bench) -> dict[str, Any]:
+    """100 tokens of the default model with and without the KV cache, and with and without prompt lookup."""
+    tokens = bench.settings["cached"]
+    result: dict[str, Any] = {"tokens": tokens}
+    with bench.sides({"npllm": Which("npllm", None, "auto")}) as sides:
+        ask = sides["npllm"].ask
+        ask("with_and_without_cache", prompt=PROMPT, tokens=1)
+        runs = [ask("with_and_without_cache", prompt=PROMPT, tokens=tokens) for _ in range(2)]
+        result["cache"] = {name: [run[name] for run in runs] for name in ("with", "without", "same")}
+        runs = [ask("lookup", prompt=REPEATING, tokens=tokens, drafted=16) for _ in range(6)][1:]
+        result["lookup"] = {name: [run[name] for run in runs] for name in ("with", "without", "same")}
+    return result
 
 
 def part_start(bench: Bench) -> dict[str, Any]:
@@ -328,137 +374,69 @@ def part_start(bench: Bench) -> dict[str, Any]:
         return {"seconds": time.perf_counter() - started}
 
     calls = {name: lambda p=program: start(p) for name, program in programs.items()}
-    answers = bench.rounds(calls, bench.settings["rounds"])  # what must be compiled is, in the warm-up round
+    answers = bench.rounds(calls, bench.settings["rounds"])  # the warm-up compiles what is not on disk yet
     return {"sides": {name: {"seconds": seconds(found)} for name, found in answers.items()}}
 
 
-def part_prefill(bench: Bench) -> dict[str, Any]:
-    skipped = ("npllm int4", "llama.cpp Q4_0")
-    wanted = {name: where for name, where in four_layers(bench).items() if name not in skipped}
-    return prefill(bench, wanted, bench.phi(bench.settings["prefill"]))
-
-
-def prefill(bench: Bench, wanted: Mapping[str, Which], ids: list[int]) -> dict[str, Any]:
-    """Seconds per prompt of all sides, and of a bare matrix product with the same number of operations."""
-    with bench.sides(wanted) as sides:
-        calls = {name: lambda s=side: s.ask("prefill", ids=ids) for name, side in sides.items()}
-        calls["np.matmul"] = lambda: sides["npllm float32"].ask("matmul", tokens=len(ids))
-        answers = bench.rounds(calls, bench.settings["prefill_rounds"])
-        rows = {name: {"seconds": seconds(answers[name])} for name in calls}
-        return {"context": len(ids), "flops": answers["np.matmul"][0]["flops"], "sides": rows}
-
-
-def part_default_decode(bench: Bench) -> dict[str, Any]:
-    return decode(bench, default_model(bench), bench.ids(49152, bench.settings["context"]))
-
-
-def part_default_prefill(bench: Bench) -> dict[str, Any]:
-    return prefill(bench, default_model(bench), bench.ids(49152, bench.settings["prefill"]))
-
-
-def part_cache(bench: Bench) -> dict[str, Any]:
-    """100 tokens of the default model with and without the KV cache, and with and without prompt lookup."""
-    result: dict[str, Any] = {"tokens": bench.settings["cached"]}
-    with bench.sides({"npllm": Which("npllm", None, "auto")}) as sides:
-        ask, tokens = sides["npllm"].ask, bench.settings["cached"]
-        ask("with_and_without_cache", prompt=PROMPT, tokens=1)
-        runs = [ask("with_and_without_cache", prompt=PROMPT, tokens=tokens) for _ in range(2)]
-        result["cache"] = {name: [run[name] for run in runs] for name in ("with", "without", "same")}
-        try:
-            runs = [ask("lookup", prompt=REPEATING, tokens=tokens, drafted=16) for _ in range(4)][1:]
-            result["lookup"] = {name: [run[name] for run in runs] for name in ("with", "without", "same")}
-        except RuntimeError as error:
-            print(f"prompt lookup is skipped: {error}", file=sys.stderr)
-    return result
-
-
-def part_growth(bench: Bench) -> dict[str, Any]:
-    """Time per token after a short and after a long context."""
-    short, long = bench.settings["context"], bench.settings["long"]
-    result = {}
-    with bench.sides(two_models(bench)) as sides:
-        for name, side in sides.items():
-            ids = bench.phi(long) if name.startswith("Phi") else bench.ids(49152, long)
-            ask = {
-                str(context): lambda c=context, s=side, i=ids: s.ask(
-                    "decode", ids=i[:c], tokens=bench.settings["tokens"] // 2 or 1
-                )
-                for context in (short, long)
-            }
-            answers = bench.rounds(ask, bench.settings["rounds"])
-            result[name] = {
-                context: {"seconds": seconds(found), "read": found[0]["read"]} for context, found in answers.items()
-            }
-    return {"sides": result}
-
-
 def part_full(bench: Bench) -> dict[str, Any]:
-    """All 32 layers in bfloat16: loading, and decoding against one peer at a time."""
-    folder = str(bench.folder(32))
-    size = file_bytes(bench.folder(32))
+    """All 32 layers in bfloat16: loading, and decoding next to llama.cpp."""
+    folder, size = str(bench.folder(32)), file_bytes(bench.folder(32))
     loads = []
-    for _ in range(1 if bench.quick else 3):
+    for _ in range(1 if bench.quick else 2):
         fresh = Side("npllm load", "npllm", bench.environment)
         try:
             loads.append(fresh.ask("load_to_first_token", model=folder, dtype="bfloat16", tokens=8))
         finally:
             fresh.end()
-    result: dict[str, Any] = {"file_bytes": size, "loads": loads, "pairs": {}}
-    peers = {
-        "transformers bfloat16": Which("transformers", folder, "bfloat16"),
-        "llama.cpp BF16": Which("llama.cpp", str(bench.gguf(32, "BF16")), "BF16"),
-    }
-    ids, tokens = bench.phi(bench.settings["context"]), max(2, bench.settings["tokens"] // 4)
-    for name, which in peers.items():
-        room = available_bytes()
-        if which.kind not in bench.peers or (room is not None and room < 2.1 * size):
-            print(f"32 layers against {name}: skipped, not installed or not enough memory", file=sys.stderr)
-            continue
-        with bench.sides({"npllm bfloat16": Which("npllm", folder, "bfloat16"), name: which}) as sides:
-            calls = {n: lambda s=side: s.ask("decode", ids=ids, tokens=tokens) for n, side in sides.items()}
-            answers = bench.rounds(calls, 3 if not bench.quick else 1)
-            result["pairs"][name] = {n: seconds(answers[n]) for n in sides}
-    return result
+    result: dict[str, Any] = {"file_bytes": size, "loads": loads, "sides": {}}
+    room = available_bytes()
+    if "llama.cpp" not in bench.peers or (room is not None and room < 2.1 * size):
+        print("32 layers next to llama.cpp: skipped, not installed or not enough memory", file=sys.stderr)
+        return result
+    ids, tokens = bench.ids(bench.settings["context"]), max(2, bench.settings["tokens"] // 4)
+    peer = Which("llama.cpp", str(bench.gguf(32, "BF16")), "BF16")
+    with bench.sides({"npllm bfloat16": Which("npllm", folder, "bfloat16"), "llama.cpp BF16": peer}) as sides:
+        calls = {name: lambda s=side: s.ask("decode", ids=ids, tokens=tokens) for name, side in sides.items()}
+        answers = bench.rounds(calls, bench.settings["rounds"])
+    return result | {"sides": {name: {"seconds": seconds(found)} for name, found in answers.items()}}
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "decode": part_decode,
-    "plain": part_plain,
-    "few": part_few,
-    "busy_core": part_busy_core,
-    "prefill": part_prefill,
     "default_decode": part_default_decode,
+    "plain": part_plain,
+    "prefill": part_prefill,
     "default_prefill": part_default_prefill,
-    "cache": part_cache,
+    "few": part_few,
     "growth": part_growth,
+    "busy_core": part_busy_core,
     "prompts": part_prompts,
+    "cache": part_cache,
     "start": part_start,
     "full": part_full,
 }
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 PHI, DEFAULT = "Phi-3-mini shapes, 4 layers, bfloat16", "default model, auto"
 GGUFS = ("F32", "BF16", "Q8_0", "Q4_0")
+OF_PHI = ("decode", "plain", "prefill", "few", "growth", "busy_core")  # the parts with 4 layers of Phi-3-mini's shapes
 
 
 # Before and after
 
 
-def prepare(bench: Bench, parts: Sequence[str]) -> None:
-    """Write the weight files that do not exist yet."""
-    needed: dict[int, Sequence[str]] = {}
-    if {"decode", "prefill", "plain", "few", "busy_core", "growth"} & set(parts):
-        needed[4] = GGUFS if {"decode", "prefill"} & set(parts) else ()
-    if "full" in parts:
-        needed[32] = ("BF16",)
-    for layers, kinds in needed.items():
-        folder = bench.folder(layers)
-        if not (folder / "tokenizer_config.json").exists():  # written last
-            shutil.rmtree(folder, ignore_errors=True)
-            preset = ["--preset", "tiny"] if bench.quick else ["--preset", "phi-3-mini", "--layers", str(layers)]
-            run_tool(bench, "make_checkpoint.py", *preset, str(folder))
-        for kind in kinds if "llama.cpp" in bench.peers else ():
-            if not bench.gguf(layers, kind).exists():
-                run_tool(bench, "make_gguf.py", str(folder), str(bench.gguf(layers, kind)), "--type", kind)
+def prepare(bench: Bench, part: str) -> None:
+    """Write the files that a part needs and that do not exist yet."""
+    layers = 32 if part == "full" else 4 if part in OF_PHI else 0
+    if not layers:
+        return
+    folder = bench.folder(layers)
+    if not (folder / "tokenizer_config.json").exists():  # written last
+        shutil.rmtree(folder, ignore_errors=True)
+        preset = ["--preset", "tiny"] if bench.quick else ["--preset", "phi-3-mini", "--layers", str(layers)]
+        run_tool(bench, "make_checkpoint.py", *preset, str(folder))
+    for kind in {"decode": GGUFS, "prefill": ("F32", "Q8_0"), "full": ("BF16",)}.get(part, ()):
+        if "llama.cpp" in bench.peers and not bench.gguf(layers, kind).exists():
+            run_tool(bench, "make_gguf.py", str(folder), str(bench.gguf(layers, kind)), "--type", kind)
 
 
 def run_tool(bench: Bench, tool: str, *arguments: str) -> None:
@@ -492,7 +470,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main() -> None:
+def main() -> int:
+    """Measure the parts, write their results, print the goals; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scratch", type=Path, help="folder for the weights, which are not deleted")
     parser.add_argument("--into", type=Path, help="results file (default: docs/performance.json)")
@@ -511,13 +490,7 @@ def main() -> None:
         raise SystemExit(f"--parts: expected {', '.join(PARTS)}, got {', '.join(unknown)}")
     into = args.into or (args.scratch / "quick.json" if args.quick else RESULTS)
     bench = Bench(args)
-    prepare(bench, parts)
-    if args.prepare:
-        return
-    print("OPENBLAS_*, OMP_* and MKL_* are unset for all sides", file=sys.stderr)
     results: dict[str, Any] = json.loads(into.read_text()) if into.exists() else {}
-    if args.resume:
-        parts = [part for part in parts if part not in results.get("parts", {})]
     results |= {
         "provisional": args.provisional or args.quick,
         "command": "python tools/bench/bench_peers.py SCRATCH",
@@ -525,20 +498,28 @@ def main() -> None:
         "versions": versions(),
         "settings": bench.settings,
     }
-    results.setdefault("parts", {})
+    measured = results.setdefault("parts", {})
+    failed = []
     for part in parts:
+        if args.resume and part in measured:
+            continue
         started = time.perf_counter()
         try:
-            results["parts"][part] = PARTS[part](bench)
-        except RuntimeError as error:
-            print(f"{part}: failed: {error}", file=sys.stderr)
+            prepare(bench, part)
+            if args.prepare:
+                continue
+            measured[part] = PARTS[part](bench)
+        except Exception as error:  # noqa: BLE001 - the other parts go on
+            print(f"{part}: failed: {error!r}", file=sys.stderr)
+            failed.append(part)
             continue
         into.write_text(json.dumps(rounded(results), indent=1) + "\n")
         print(f"{part}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-
-    from performance_page import goals, goals_table
-
-    print(goals_table(goals(results)))
+    if not args.prepare:
+        print(goals_table(goals(results)))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def rounded(value: Any) -> Any:
@@ -552,6 +533,6 @@ def rounded(value: Any) -> Any:
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)

@@ -54,16 +54,19 @@ def ratio(sides: Results, ours: str, theirs: str) -> dict[str, float]:
 
 
 def part(results: Results, name: str) -> Results:
-    """The sides of a part; empty if it was not measured."""
-    return results.get("parts", {}).get(name, {}).get("sides", {})
+    """A part; empty if it was not measured."""
+    return results.get("parts", {}).get(name, {})
+
+
+def sides(results: Results, name: str) -> Results:
+    """The sides of a part."""
+    return part(results, name).get("sides", {})
 
 
 def goals(results: Results) -> list[Goal]:
     """All goals with their measurements."""
-    phi, default = part(results, "decode"), part(results, "default_decode")
-    long, default_long = part(results, "prefill"), part(results, "default_prefill")
-    bfloat16, int8, int4 = (phi.get(f"npllm {dtype}") for dtype in ("bfloat16", "int8", "int4"))
-    file = results.get("parts", {}).get("decode", {}).get("file_bytes")
+    phi, default, prompts = sides(results, "decode"), sides(results, "default_decode"), sides(results, "prompts")
+    long, default_long = sides(results, "prefill"), sides(results, "default_prefill")
     decodes = (
         ("bfloat16", "llama.cpp BF16", 0.95),
         ("bfloat16", "transformers bfloat16", 1.8),
@@ -79,116 +82,42 @@ def goals(results: Results) -> list[Goal]:
     return [
         *(Goal("default model decode, auto", peer, goal, **ratio(default, "npllm auto", peer)) for peer, goal in peers),
         *(Goal(f"{dtype} decode", peer, goal, **ratio(phi, f"npllm {dtype}", peer)) for dtype, peer, goal in decodes),
-        *plain(results),
+        Goal(
+            "32 layers, bfloat16 decode",
+            "llama.cpp BF16",
+            0.95,
+            **ratio(sides(results, "full"), "npllm bfloat16", "llama.cpp BF16"),
+        ),
         Goal(auto[0], "transformers float32", 1.1, **ratio(default_long, auto[1], "transformers float32")),
         Goal(wide[0], "np.matmul with the same FLOPs", 0.88, **ratio(long, wide[1], "np.matmul")),
         *of_cache(results),
         *growth(results),
-        *few(results),
-        *together(results),
-        *busy_core(results),
+        *of_two_models(results, "few", "a pass over 9 tokens", "a pass over 1", 2.2, ("1", "9")),
+        *of_two_models(results, "busy_core", "decode while one core is busy", "none busy", 0.4, ("busy", "quiet")),
+        Goal("default model, 8 prompts together", "one after the other", 3.0, **ratio(prompts, "together", "in turn")),
         start(results),
-        Goal(
-            "bfloat16, peak memory",
-            "its file size",
-            1.15,
-            at_most=True,
-            measured=bfloat16["peak_bytes"] / file if bfloat16 and file else None,
-        ),
-        Goal(
-            "int8, size of the weights with scales",
-            "npllm bfloat16",
-            0.57,
-            at_most=True,
-            measured=int8["weight_bytes"] / bfloat16["weight_bytes"] if int8 and bfloat16 else None,
-        ),
-        Goal("int4, bytes per weight", "", 0.65, True, int4["bytes_per_weight"] if int4 else None, unit=""),
-        *full(results),
+        *plain(results),
+        *memory(results),
     ]
-
-
-def plain(results: Results) -> list[Goal]:
-    """How many times as fast the compiled loops are as NumPy's functions."""
-    sides = part(results, "plain")
-    names = [name for name in sides if f"{name}, plain" in sides]
-    return [
-        Goal(
-            f"{name.removeprefix('npllm ')} decode",
-            "without compiled loops",
-            None,
-            **ratio(sides, name, f"{name}, plain"),
-        )
-        for name in names
-    ]
-
-
-def few(results: Results) -> list[Goal]:
-    """The time of a pass over 9 tokens, as a multiple of one token's."""
-    goal, against = 2.2, "a pass over 1"
-    lines = [
-        Goal(f"{name}: a pass over 9 tokens", against, goal, True, **ratio(passes, "1", "9"))
-        for name, passes in part(results, "few").items()
-    ]
-    return lines or [Goal("a pass over 9 tokens", against, goal, True)]
-
-
-def together(results: Results) -> list[Goal]:
-    """Several prompts at once."""
-    sides = part(results, "prompts")
-    return [
-        Goal("default model, 8 prompts together", "one after the other", 3.0, **ratio(sides, "together", "in turn"))
-    ]
-
-
-def busy_core(results: Results) -> list[Goal]:
-    """Decoding while another process keeps one core busy."""
-    goal, against = 0.4, "in quiet"
-    lines = [
-        Goal(f"{name}: decode while one core is busy", against, goal, **ratio(ways, "busy", "quiet"))
-        for name, ways in part(results, "busy_core").items()
-    ]
-    return lines or [Goal("decode while one core is busy", against, goal)]
-
-
-def start(results: Results) -> Goal:
-    """How much longer a command takes where numba is installed."""
-    sides = part(results, "start")
-    line = Goal("npllm generate -n 1, more seconds with numba", "without", 0.6, at_most=True, unit=" s")
-    if not sides:
-        return line
-    more = [a - b for a, b in zip(sides["with"]["seconds"], sides["without"]["seconds"], strict=True)]
-    return line._replace(measured=statistics.median(more), least=min(more), most=max(more))
 
 
 def of_cache(results: Results) -> list[Goal]:
-    """100 tokens with and without the cache, and with and without prompt lookup."""
-    found = results.get("parts", {}).get("cache", {})
-    pairs = {
-        name: {side: {"seconds": found[name][side]} for side in ("with", "without")}
-        for name in found
-        if name != "tokens"
-    }
-    tokens = found.get("tokens", 100)
+    """100 tokens with prompt lookup, and with and without the cache."""
+
+    def compared(name: str) -> dict[str, float]:
+        seconds = {side: {"seconds": times} for side, times in part(results, "cache").get(name, {}).items()}
+        return ratio(seconds, "with", "without")
+
     return [
-        Goal(
-            f"default model, {tokens} tokens",
-            "without KV cache",
-            None,
-            **ratio(pairs.get("cache", {}), "with", "without"),
-        ),
-        Goal(
-            f"default model, {tokens} tokens, prompt lookup on repetitive text",
-            "without prompt lookup",
-            2.5,
-            **ratio(pairs.get("lookup", {}), "with", "without"),
-        ),
+        Goal("default model, prompt lookup on repetitive text", "without prompt lookup", 2.5, **compared("lookup")),
+        Goal("default model, 100 tokens", "without KV cache", None, **compared("cache")),
     ]
 
 
 def growth(results: Results) -> list[Goal]:
     """How much slower a token is after a long context, relative to the growth of the bytes it reads."""
     lines = []
-    for name, contexts in part(results, "growth").items():
+    for name, contexts in sides(results, "growth").items():
         (short, few), (long, many) = sorted(contexts.items(), key=lambda item: int(item[0]))
         read = sum(many["read"].values()) / sum(few["read"].values())
         ratios = [b / a / read for a, b in zip(few["seconds"], many["seconds"], strict=True)]
@@ -199,34 +128,65 @@ def growth(results: Results) -> list[Goal]:
     return lines or [Goal("time per token after 4,000 tokens, relative to 64", "growth of the bytes read", 1.3, True)]
 
 
-def full(results: Results) -> list[Goal]:
-    """The goals for all 32 layers."""
-    found = results.get("parts", {}).get("full")
+def of_two_models(
+    results: Results, name: str, what: str, against: str, goal: float, compared: tuple[str, str]
+) -> list[Goal]:
+    """A ratio for both models."""
+    line = Goal(what, against, goal, at_most=compared[0] == "1")
+    found = sides(results, name).items()
+    return [line._replace(what=f"{model}: {what}", **ratio(times, *compared)) for model, times in found] or [line]
+
+
+def start(results: Results) -> Goal:
+    """How much longer a command takes where numba is installed."""
+    found = sides(results, "start")
+    line = Goal("npllm generate -n 1, more seconds with numba", "without", 0.6, at_most=True, unit=" s")
     if not found:
-        return [
-            Goal("32 layers, bfloat16: load to first token", "", 5.0, True, unit=" s"),
-            Goal("32 layers, bfloat16: resident memory", "", 8.8, True, unit=" GB"),
-            Goal("32 layers, bfloat16 decode", "llama.cpp BF16", 0.95),
-        ]
-    times = [load["first_token_seconds"] for load in found["loads"]]
-    resident = max(load["resident_bytes"] for load in found["loads"]) / 1e9
-    lines = [
-        Goal(
-            "32 layers, bfloat16: load to first token",
-            "",
-            5.0,
-            True,
-            statistics.median(times),
-            min(times),
-            max(times),
-            " s",
-        ),
-        Goal("32 layers, bfloat16: resident memory", "", 8.8, True, resident, unit=" GB"),
+        return line
+    more = [a - b for a, b in zip(found["with"]["seconds"], found["without"]["seconds"], strict=True)]
+    return line._replace(measured=statistics.median(more), least=min(more), most=max(more))
+
+
+def plain(results: Results) -> list[Goal]:
+    """How many times as fast the compiled loops are as NumPy's functions."""
+    whats = {
+        "plain": "{} decode",
+        "default_decode": "default model decode, {}",
+        "prefill": "{} prefill",
+        "default_prefill": "default model prefill, {}",
+    }
+    return [
+        Goal(what.format(name.removeprefix("npllm ")), "without compiled loops", None, **ratio(found, name, other))
+        for of_part, what in whats.items()
+        for found in [sides(results, of_part)]
+        for name in found
+        if (other := f"{name}, plain") in found
     ]
-    for peer, pair in found["pairs"].items():
-        sides = {name: {"seconds": seconds} for name, seconds in pair.items()}
-        goal = 0.95 if peer == "llama.cpp BF16" else None
-        lines.append(Goal("32 layers, bfloat16 decode", peer, goal, **ratio(sides, "npllm bfloat16", peer)))
+
+
+def memory(results: Results) -> list[Goal]:
+    """The size of the weights, and the memory and time that loading takes."""
+    phi = sides(results, "decode")
+    bfloat16, int8, int4 = (phi.get(f"npllm {dtype}") for dtype in ("bfloat16", "int8", "int4"))
+    file, loads = part(results, "decode").get("file_bytes"), part(results, "full").get("loads")
+    times = [load["first_token_seconds"] for load in loads or ()]
+    lines = [
+        Goal("bfloat16, peak memory", "its file size", 1.15, at_most=True),
+        Goal("int8, size of the weights with scales", "npllm bfloat16", 0.57, at_most=True),
+        Goal("int4, bytes per weight", "", 0.65, at_most=True, unit=""),
+        Goal("32 layers, bfloat16: load to first token", "", 5.0, at_most=True, unit=" s"),
+        Goal("32 layers, bfloat16: resident memory", "", 8.8, at_most=True, unit=" GB"),
+    ]
+    measured = [
+        bfloat16["peak_bytes"] / file if bfloat16 and file else None,
+        int8["weight_bytes"] / bfloat16["weight_bytes"] if int8 and bfloat16 else None,
+        int4["bytes_per_weight"] if int4 else None,
+        statistics.median(times) if times else None,
+        max(load["resident_bytes"] for load in loads) / 1e9 if loads else None,
+    ]
+    lines = [line._replace(measured=value) for line, value in zip(lines, measured, strict=True)]
+    if times:
+        lines[3] = lines[3]._replace(least=min(times), most=max(times))
     return lines
 
 
