@@ -115,7 +115,7 @@ class Reader:
     """Measures the memory bandwidth, and can keep a core busy."""
 
     def load(self) -> dict[str, Any]:
-        self.numbers = speed.bandwidth_buffer(np.zeros(1))
+        self.numbers, self.stop = speed.bandwidth_buffer(np.zeros(1)), threading.Event()
         return {"bytes": self.numbers.nbytes}
 
     def bandwidth(self) -> dict[str, Any]:
@@ -123,11 +123,10 @@ class Reader:
 
     def spin(self, on: bool) -> dict[str, Any]:
         """Start or stop a loop that does nothing, on one core."""
+        self.stop.set()
         if on:
             self.stop = threading.Event()
             threading.Thread(target=self.spin_on, args=(self.stop,), daemon=True).start()
-        else:
-            self.stop.set()
         return {}
 
     def spin_on(self, stop: threading.Event) -> None:
