@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from performance_page import goals, goals_table
+from performance_page import goals, goals_table, loops_table
 
 from npllm.apps import speed
 from npllm.devices.memory import available_bytes
@@ -516,7 +516,7 @@ def main() -> int:
         into.write_text(json.dumps(rounded(results), indent=1) + "\n")
         print(f"{part}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     if not args.prepare:
-        print(goals_table(goals(results)))
+        print(goals_table(goals(results)), loops_table(results), sep="\n\n")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

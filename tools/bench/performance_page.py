@@ -96,7 +96,6 @@ def goals(results: Results) -> list[Goal]:
         *of_two_models(results, "busy_core", "decode while one core is busy", "none busy", 0.4, ("busy", "quiet")),
         Goal("default model, 8 prompts together", "one after the other", 3.0, **ratio(prompts, "together", "in turn")),
         start(results),
-        *plain(results),
         *memory(results),
     ]
 
@@ -145,23 +144,6 @@ def start(results: Results) -> Goal:
         return line
     more = [a - b for a, b in zip(found["with"]["seconds"], found["without"]["seconds"], strict=True)]
     return line._replace(measured=statistics.median(more), least=min(more), most=max(more))
-
-
-def plain(results: Results) -> list[Goal]:
-    """How many times as fast the compiled loops are as NumPy's functions."""
-    whats = {
-        "plain": "{} decode",
-        "default_decode": "default model decode, {}",
-        "prefill": "{} prefill",
-        "default_prefill": "default model prefill, {}",
-    }
-    return [
-        Goal(what.format(name.removeprefix("npllm ")), "without compiled loops", None, **ratio(found, name, other))
-        for of_part, what in whats.items()
-        for found in [sides(results, of_part)]
-        for name in found
-        if (other := f"{name}, plain") in found
-    ]
 
 
 def memory(results: Results) -> list[Goal]:
@@ -216,6 +198,26 @@ def goals_table(lines: Sequence[Goal]) -> str:
         met = {None: "", True: "yes", False: "**no**"}[line.met]
         rows.append([line.what, line.against, asked, measured, between, met])
     return table(["", "against", "goal", "measured", "range of rounds", "met"], rows)
+
+
+def loops_table(results: Results) -> str:
+    """The times of npllm with compiled loops and without them."""
+    whats = {
+        "plain": "decode, {}",
+        "default_decode": "default model decode, {}",
+        "prefill": "prefill, {}",
+        "default_prefill": "default model prefill, {}",
+    }
+    rows = []
+    for name, what in whats.items():
+        found = sides(results, name)
+        for side in found:
+            if (other := f"{side}, plain") in found:
+                times = [f"{1e3 * statistics.median(found[which]['seconds']):,.1f}" for which in (side, other)]
+                faster = f"{ratio(found, side, other)['measured']:.2f}x"
+                rows.append([what.format(side.removeprefix("npllm ")), *times, faster])
+    head = ["milliseconds", "compiled loops", "NumPy", "times as fast"]
+    return table(head, rows) if rows else "Not measured yet."
 
 
 def decode_table(results: Results, name: str) -> str:
@@ -306,6 +308,7 @@ def machine_lines(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "machine": machine_lines,
     "goals": lambda results: goals_table(goals(results)),
+    "loops": loops_table,
     "decode": lambda results: decode_table(results, "decode"),
     "default_decode": lambda results: decode_table(results, "default_decode"),
     "prefill": lambda results: prefill_table(results, "prefill"),
