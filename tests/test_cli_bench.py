@@ -41,6 +41,7 @@ def test_decode_as_json_has_the_keys_that_are_documented(npllm, folder):
             "kv_cache_bytes_per_token",
             "read_bytes_per_second",
             "bandwidth_share",
+            "computed_by",
         }
         assert set(row["seconds_per_token"]) == SPREAD
         assert len(row["seconds_per_token"]["rounds"]) == 2
@@ -100,7 +101,7 @@ def test_decode_for_people(npllm):
     assert re.fullmatch(rf"auto:     [\d.]+ tokens/s, {RANGED} per token", rows[0])
     read = rf" {{10}}reads {BYTES} per token, including a KV cache of {BYTES}: [\d.]+ GB/s, \d+% of the read bandwidth"
     assert re.fullmatch(read, rows[1])
-    assert re.fullmatch(rf" {{10}}weights: {BYTES} float32; 4.00 bytes per parameter", rows[2])
+    assert re.fullmatch(rf" {{10}}weights: {BYTES} float32; 4.00 bytes per parameter; computed by \w.*", rows[2])
     assert re.fullmatch(r"read bandwidth: [\d.]+ GB/s \(maximum, \d+ cores?\)", last)
 
 

@@ -17,7 +17,7 @@ import npllm
 from npllm.block import block
 from npllm.cache import empty_cache, grow
 from npllm.compiled import cpu
-from npllm.compiled.cpu import CompiledPass, Tables, on_cpu, with_loops
+from npllm.compiled.cpu import CompiledPass, Tables, on_cpu, path_of, with_loops
 from npllm.compiled.fit import RECIPES, other_shapes, unknown_weights
 from npllm.compiled.jit import COMPILES
 from npllm.compiled.records import Unsupported
@@ -343,11 +343,22 @@ def test_float64_weights_are_left_to_the_family_s_pass(monkeypatch):
     calls = counted(fast, monkeypatch)
     npllm.transform([1], fast, empty_cache(lm.config, 4, like=lm.weights.norm))
     assert calls == [1]
+    assert path_of(fast) == "NumPy"
+
+
+def test_a_step_that_no_loop_computes_is_not_called_compiled(tmp_path):
+    write_folder(tmp_path / "tiny")
+    fast = with_loops(npllm.load(tmp_path / "tiny", dtype="int8"))
+    assert path_of(fast) == "compiled loops"
+    layers = tuple(layer._replace(o_proj=np.eye(64)) for layer in fast.weights.layers)
+    other = fast._replace(weights=fast.weights._replace(layers=layers))
+    assert path_of(other) == "compiled products, the rest in NumPy"
 
 
 def test_without_kernels_nothing_changes():
     lm = random_lm("llama")
     assert on_cpu(lm, kernels=False) is lm
+    assert path_of(lm) == "NumPy"
     assert COMPILES or on_cpu(lm) is lm
 
 

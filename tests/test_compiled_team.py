@@ -221,8 +221,29 @@ def run(code, **environment):
 @needs_numba
 def test_without_a_folder_that_can_be_written_nothing_is_kept(tmp_path):
     (tmp_path / "file").write_text("")
-    code = "from npllm.compiled.jit import FOLDER, is_compiled; print(FOLDER, is_compiled())"
+    code = "from npllm.compiled.jit import FOLDER, is_compiled; print(FOLDER, is_compiled(is_compiled))"
     assert run(code, NUMBA_CACHE_DIR=str(tmp_path / "file" / "cache")) == "None False"
+
+
+def test_a_function_is_on_disk_if_numba_has_an_index_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "FOLDER", tmp_path)
+    (tmp_path / "compiled").mkdir()
+    (tmp_path / "compiled" / "team.count-29.py311.nbi").touch()
+    assert compiling.is_compiled(count)
+    assert not compiling.is_compiled(wait)
+
+
+@pytest.mark.slow
+def test_the_index_appears_when_a_function_is_compiled(tmp_path):
+    code = """
+import numpy as np
+from npllm.compiled.jit import COMPILES, is_compiled
+from npllm.compiled.team import count, wait
+if COMPILES:
+    count(np.zeros(16, dtype=np.int64), 0)
+print(is_compiled(count) == COMPILES, is_compiled(wait))
+"""
+    assert run(code, NUMBA_CACHE_DIR=str(tmp_path)) == "True False"
 
 
 @needs_numba

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from ..apps import speed
 from ..apps.bench import cache_runs, compare
 from ..checkpoint.load import DTYPES
+from ..compiled.cpu import path_of
 from ..devices.memory import format_bytes
 from ..devices.threads import threads
 from ..errors import NotEnoughMemoryError, UsageError
@@ -165,7 +166,7 @@ def decode_rows(args: argparse.Namespace, lms: Mapping[str, LM]) -> dict[str, An
     rows = {}
     for name, lm in lms.items():
         read = speed.decode_read(lm, args.context, args.new_tokens, args.cache_dtype)
-        rows[name] = speed.decode_row(lm, values[name], read, bandwidth)
+        rows[name] = speed.decode_row(lm, values[name], read, bandwidth) | {"computed_by": path_of(lm)}
     result = {"new_tokens": args.new_tokens, "cache_dtype": args.cache_dtype}
     return result | {"read_bandwidth_bytes_per_second": bandwidth, "rows": rows}
 
@@ -243,7 +244,7 @@ def decode_text(result: dict[str, Any]) -> str:
             f"{'':10}reads {format_bytes(round(read))} per token, including a KV cache of"
             f" {format_bytes(round(row['kv_cache_bytes_per_token']))}: {row['read_bytes_per_second'] / 1e9:.1f} GB/s,"
             f" {row['bandwidth_share']:.0%} of the read bandwidth",
-            f"{'':10}{storage_text(row)}",
+            f"{'':10}{storage_text(row)}" + (f"; computed by {row['computed_by']}" if row["computed_by"] else ""),
         ]
     cores = f"{result['cores']} core{'' if result['cores'] == 1 else 's'}"
     lines.append(f"read bandwidth: {result['read_bandwidth_bytes_per_second'] / 1e9:.1f} GB/s (maximum, {cores})")

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         **report.speculation(len(made), counts),
         "load_time_seconds": load_time,
         "threads": threads(),
-        "computed_by": path_of(lm) if args.device == "cpu" else None,
+        "computed_by": path_of(lm),
         "peak_memory_bytes": peak_bytes(),
         "kv_cache_bytes": kv_cache_bytes(lm.config, capacity, CACHE_DTYPES[args.cache_dtype]),
         "seed": how["seed"],

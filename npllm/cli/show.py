@@ -8,6 +8,7 @@ from typing import Any
 
 from ..arrays import Array, Weight
 from ..cache import kv_cache_bytes
+from ..compiled.cpu import path_of
 from ..devices.memory import format_bytes
 from ..families import family_of
 from ..families.work import arrays_in, named
@@ -62,11 +63,12 @@ def structure(lm: LM) -> list[str]:
     ]
 
     _, count, dtype, size = row("", *{id(array): array for array in arrays_in(weights)}.values())
-    context, per_token = config.max_position_embeddings, kv_cache_bytes(config, 1)
+    path, context, per_token = path_of(lm), config.max_position_embeddings, kv_cache_bytes(config, 1)
     return [
         *lines,
         "",
         f"{config.family}: {count:,} parameters, {format_bytes(size)} as {dtype}",
+        *([f"computed by: {path}"] if path else []),
         f"context: {context:,} tokens",
         "KV cache: none, every token sees all others"
         if config.bidirectional

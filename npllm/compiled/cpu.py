@@ -9,10 +9,11 @@ import numpy as np
 
 from ..arrays import Float, Int, Weight, is_packed
 from ..attention import attention
-from ..cache import Cache
+from ..cache import Cache, empty_cache
 from ..config import Config
 from ..devices.threads import threads
 from ..embedding import embed
+from ..families.work import arrays_in
 from ..flash import flash_attention
 from ..linear import linear
 from ..lm import LM
@@ -110,17 +111,12 @@ def compiled(weight: Any) -> Any:
     return new
 
 
-def compiled_tree(weights: Any) -> Any:
-    """All packed weights of a (nested) tuple `compiled`; one that occurs twice stays one."""
-    done: dict[int, Any] = {}
-
-    def of(value: Any) -> Any:
-        if isinstance(value, tuple):
-            items = [of(item) for item in value]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        return done.setdefault(id(value), compiled(value))
-
-    return of(weights)
+def compiled_tree(weights: Any, done: dict[int, Any]) -> Any:
+    """All packed weights of a (nested) tuple `compiled`; one that occurs twice stays one. `done`: so far, by id."""
+    if isinstance(weights, tuple):
+        items = [compiled_tree(item, done) for item in weights]
+        return type(weights)(*items) if hasattr(weights, "_fields") else tuple(items)
+    return done.setdefault(id(weights), compiled(weights))
 
 
 class Tables:
@@ -290,12 +286,17 @@ def are_aligned(first: Int[np.ndarray, " B"], past: int, config: Config, visible
     return all(np.array_equal(mask, masks[window]) for (_, window), mask in different.items())
 
 
-def path_of(lm: LM) -> str:
-    """What computes a model's decode steps on a CPU, for the statistics."""
+def path_of(lm: LM) -> str | None:
+    """What computes a model's decode steps on a CPU, for reports; None on a GPU."""
+    blocks = list(arrays_in(lm.weights.layers))
+    if not any(isinstance(array, np.ndarray) for array in blocks):
+        return None
     if isinstance(lm.transform, CompiledPass):
-        return "compiled loops"
-    products = any(isinstance(weight, Compiled) for layer in lm.weights.layers for weight in layer)
-    return "NumPy, products in compiled loops" if products else "NumPy"
+        cache = empty_cache(lm.config, 1, like=lm.weights.norm)
+        if lm.transform.tables(np.zeros(1, dtype=np.int64), lm.weights, lm.config, cache) is not None:
+            return "compiled loops"
+    products = any(isinstance(array, Compiled) for array in blocks)
+    return "compiled products, the rest in NumPy" if products else "NumPy"
 
 
 def on_cpu(lm: LM, kernels: bool = True) -> LM:
@@ -305,13 +306,13 @@ def on_cpu(lm: LM, kernels: bool = True) -> LM:
 
 def with_loops(lm: LM) -> LM:
     """The model with its products and decode steps in loops, compiled or not."""
-    if COMPILES and not is_compiled():
+    recipe = recipe_for(lm)
+    if COMPILES and not is_compiled(step if recipe else product_alone):
         note("compiling the loops for this processor, once: about half a minute")
-    weights = compiled_tree(lm.weights)
+    weights = compiled_tree(lm.weights, {})
     if (weights.lm_head is not None and not is_packed(weights.lm_head)) or isinstance(weights.lm_head, Columns):
         head = CompiledPlain(weights.lm_head)
         tied = weights.lm_head is weights.embed_tokens
         weights = weights._replace(lm_head=head, embed_tokens=head if tied else weights.embed_tokens)
-    recipe = recipe_for(lm)
     transform = lm.transform if recipe is None else CompiledPass(lm.transform, recipe)
     return lm._replace(weights=weights, transform=transform)

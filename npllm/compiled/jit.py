@@ -4,9 +4,9 @@ A loop is a plain Python function over arrays. `jit` compiles it where Numba is 
 and with NUMBA_DISABLE_JIT=1, the same function runs as Python, thousands of times slower, which is how the tests step
 through it.
 
-Compiled code is kept on disk, so that only the first run compiles. Numba keeps code for each model of CPU apart, but
-looks for changes only in a function's own file. Therefore the folder has the hash of all files here in its name, and of
-the one constant from elsewhere that is compiled in.
+Compiled code is kept on disk, so that only the first run compiles. Numba looks for changes only in a function's own
+file. Therefore the name of the folder has a hash of all files here, of the one constant from elsewhere that is compiled
+in, and of the CPU.
 
 Source: https://numba.readthedocs.io/en/stable/user/performance-tips.html (fastmath), .../extending/high-level.html
 """
@@ -28,6 +28,7 @@ from ..storage.groups import ROWS
 
 try:
     numba: Any = importlib.import_module("numba")
+    llvm: Any = importlib.import_module("llvmlite.binding")
 except ImportError:  # without the extra `fast`
     numba = None
 
@@ -39,24 +40,27 @@ FASTMATH = {"reassoc", "contract", "nsz"}
 
 def cache_folder() -> Path | None:
     """The folder for compiled code; None if none can be written: then every process compiles anew."""
-    version = hashlib.sha256(f"{np.__version__} {numba.__version__} {ROWS}".encode())
+    parts = [np.__version__, numba.__version__, llvm.get_host_cpu_name(), ROWS]
+    version = hashlib.sha256(" ".join(map(str, parts)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         version.update(path.read_bytes())
     try:
+        version.update(llvm.get_host_cpu_features().flatten().encode())
         home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(home, "npllm", f"compiled-{version.hexdigest()[:16]}")
         folder.mkdir(parents=True, exist_ok=True)
         return folder if os.access(folder, os.W_OK) else None
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
+    except (OSError, RuntimeError):  # RuntimeError: there is no home, or the CPU's features are not known
         return None
 
 
 FOLDER = cache_folder() if COMPILES else None
 
 
-def is_compiled() -> bool:
-    """Whether the loops are on disk already, so that nothing must be compiled now."""
-    return FOLDER is not None and any(FOLDER.rglob("*.nbi"))
+def is_compiled(function: Callable[..., Any]) -> bool:
+    """Whether the machine code of a function is on disk already. That of the functions it calls then is, too."""
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}-*.nbi"  # Numba's index of the function
+    return FOLDER is not None and any(FOLDER.rglob(name))
 
 
 def jit(function: Function) -> Function:
