@@ -233,6 +233,17 @@ def test_a_function_is_on_disk_if_numba_has_an_index_of_it(tmp_path, monkeypatch
     assert not compiling.is_compiled(wait)
 
 
+def test_compiling_is_announced_once(capsys, monkeypatch):
+    def nothing(thread, threads, counters):
+        pass
+
+    monkeypatch.setattr("npllm.compiled.team.is_compiled", lambda function: False)
+    team = Team(1)
+    for _ in range(2):
+        team.run(jit(nothing), 0)
+    assert capsys.readouterr().err == "compiling the loops for this processor, once: about half a minute\n"
+
+
 @pytest.mark.slow
 def test_the_index_appears_when_a_function_is_compiled(tmp_path):
     code = """

@@ -22,9 +22,8 @@ from ..rope import rope_tables
 from ..storage.columns import Columns
 from ..storage.packed import Groups, Half
 from ..tap import Tap, untapped
-from ..text.stderr import note
 from .fit import MATRICES, Recipe, other_shapes, recipe_for, unknown_weights
-from .jit import COMPILES, is_compiled
+from .jit import COMPILES
 from .layers import CHUNK
 from .products import product_alone
 from .records import FLOAT32, HALVES, WEIGHT, Unsupported, address, describe, vector
@@ -306,13 +305,11 @@ def on_cpu(lm: LM, kernels: bool = True) -> LM:
 
 def with_loops(lm: LM) -> LM:
     """The model with its products and decode steps in loops, compiled or not."""
-    recipe = recipe_for(lm)
-    if COMPILES and not is_compiled(step if recipe else product_alone):
-        note("compiling the loops for this processor, once: about half a minute")
     weights = compiled_tree(lm.weights, {})
     if (weights.lm_head is not None and not is_packed(weights.lm_head)) or isinstance(weights.lm_head, Columns):
         head = CompiledPlain(weights.lm_head)
         tied = weights.lm_head is weights.embed_tokens
         weights = weights._replace(lm_head=head, embed_tokens=head if tied else weights.embed_tokens)
+    recipe = recipe_for(lm)
     transform = lm.transform if recipe is None else CompiledPass(lm.transform, recipe)
     return lm._replace(weights=weights, transform=transform)

@@ -10,12 +10,12 @@ wake, and often does so on the core of the thread that woke it.
 
 import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .jit import COMPILES, current, jit, pause, take
+from ..text.stderr import note
+from .jit import COMPILES, current, is_compiled, jit, pause, take
 
 SPINS = 2000  # before a waiting thread lets others have its core: about 20 µs
 LOOKS = 20000  # before a thread without work sleeps: about 200 µs
@@ -74,6 +74,7 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.asked, self.threads = threads, threads if COMPILES else 1
+        self.announced = False  # that something must be compiled
         self.start()
 
     def start(self) -> None:
@@ -87,13 +88,17 @@ class Team:
         for number in range(1, self.threads):
             threading.Thread(target=self.serve, args=(number,), name=f"npllm-{number}", daemon=True).start()
 
-    def run(self, function: Callable[..., None], phases: int, *args: Any) -> None:
+    def run(self, function: Any, phases: int, *args: Any) -> None:
         """Call function(thread, threads, *args, counters) in every thread; return when all have returned.
 
         phases : the number of its counters, for `count` and `wait`
         """
         if self.process != os.getpid():  # a forked process has our memory, but not our threads
             self.start()
+        compiled = getattr(function, "signatures", True)  # as yet; a plain function has none
+        if not (compiled or self.announced or is_compiled(function)):
+            self.announced = True
+            note("compiling the loops for this processor, once: about half a minute")
         counters = np.zeros((phases + 1) * LINE, dtype=np.int64)
         with self.lock:
             self.error, self.call = None, (function, (self.threads, *args, counters))
