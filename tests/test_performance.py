@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -287,17 +288,54 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsy
     assert json.loads((tmp_path / "quick.json").read_text())["parts"] == {"start": {"sides": {}}}
 
 
-@pytest.mark.slow
-def test_a_trial_run_of_what_has_no_peer(tmp_path):
-    parts = ["plain", "few", "busy_core", "start"]
-    command = [sys.executable, str(tool_path("bench_peers")), str(tmp_path), "--quick", "--threads", "1"]
-    command += ["--sides", "npllm", "--parts", ",".join(parts)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    written = json.loads((tmp_path / "quick.json").read_text())
-    assert list(written["parts"]) == parts
-    assert not list(tmp_path.glob("*.gguf"))
-    for row in ("decode, int8", "a pass over 9 tokens", "while one core is busy", "with numba"):
-        assert re.search(rf"^\| .*{re.escape(row)}.*\| -?\d+\.\d\d", ran.stdout, flags=re.MULTILINE), row
+class Asked:
+    """A side that measures nothing."""
+
+    loaded = {"storages": {}, "bytes_per_weight": 1.0, "weight_bytes": 1}  # noqa: RUF012, never changed
+
+    def __init__(self, requests):
+        self.requests = requests
+
+    def ask(self, do, **request):
+        self.requests.append((do, request))
+        if do == "memory":
+            return {"peak_bytes": 1}
+        answer = {"seconds": 1.0 + request.get("tokens", 0), "ids": [1], "read": {"weights": 1}}
+        return answer | {"bytes_per_second": 1.0, "flops": 1, "with": 1.0, "without": 2.0, "same": True}
+
+
+@pytest.mark.parametrize(
+    ("part", "row"),
+    [
+        ("decode", "| int4 decode | npllm int8 | at least 1.15x | 1.00x |"),
+        ("default_decode", "| default model decode, auto | transformers float32 | at least 6.5x | 1.00x |"),
+        ("plain", "| decode, int4 | 3,000.0 | 3,000.0 | 1.00x |"),
+        ("prefill", "| float32 prefill | np.matmul with the same FLOPs | at least 0.88x |"),
+        ("default_prefill", "| default model prefill, auto | 1,000.0 | 1,000.0 | 1.00x |"),
+        ("few", "default model, auto: a pass over 9 tokens | a pass over 1 | at most 2.2x | 5.00x |"),
+        (
+            "growth",
+            "default model, auto: time per token after 32 tokens, relative to 8 | growth of the bytes read, 1.00x",
+        ),
+        ("busy_core", "default model, auto: decode while one core is busy | none busy | at least 0.4x | 1.00x |"),
+        ("prompts", "| default model, 8 prompts together | one after the other | at least 3x | 1.00x |"),
+        (
+            "cache",
+            "prompt lookup on repetitive text | without prompt lookup | at least 2.5x | 2.00x",
+        ),
+    ],
+)
+def test_a_part_has_its_row(tmp_path, monkeypatch, part, row):
+    peers, requests = tool("bench_peers"), []
+    bench = bench_of(tmp_path)
+    monkeypatch.setattr(peers.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(bench, "sides", lambda wanted: nullcontext({name: Asked(requests) for name in wanted}))
+    monkeypatch.setattr(bench, "reader", lambda: nullcontext(Asked(requests)))
+    results = {"parts": {part: peers.PARTS[part](bench)}}
+    assert row in page.goals_table(page.goals(results)) + page.loops_table(results)
+    if part == "busy_core":
+        done = [request.get("on", do) for do, request in requests]
+        assert done == [False, "decode", False, True, "decode", False] * 3 * 2
 
 
 @pytest.mark.slow
