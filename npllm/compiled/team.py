@@ -95,7 +95,7 @@ class Team:
         """
         if self.process != os.getpid():  # a forked process has our memory, but not our threads
             self.start()
-        compiled = getattr(function, "signatures", True)  # as yet; a plain function has none
+        compiled = getattr(function, "signatures", True)  # none before the first call; plain functions lack it
         if not (compiled or self.announced or is_compiled(function)):
             self.announced = True
             note("compiling the loops for this processor, once: about half a minute")

@@ -20,6 +20,7 @@ from typing import Any
 import npllm
 from npllm.apps.bench import Run, cache_runs
 from npllm.apps.selftest import versions
+from npllm.checkpoint.load import load_tokenizer
 from npllm.devices.device import pick
 from npllm.errors import NpllmError
 from npllm.loop import as_ids
@@ -40,12 +41,11 @@ def transformers_runs(args: argparse.Namespace) -> Iterator[Run]:
 
     if not torch.cuda.is_available():
         raise SystemExit("transformers: torch was installed without CUDA, or finds no GPU; install torch for CUDA")
-    lm = npllm.load(args.model, dtype="float32")
-    ids = as_ids(lm, PROMPT)
+    ids = load_tokenizer(args.model).encode(PROMPT)
     if args.model is None:
         from bench_worker import in_transformers
 
-        model = in_transformers(lm).to(torch.float16)
+        model = in_transformers(npllm.load(dtype="float32", kernels=False)).to(torch.float16)
     else:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float16)
     place = args.device.replace("auto", "cuda")
