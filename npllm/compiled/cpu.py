@@ -292,7 +292,7 @@ def path_of(lm: LM) -> str | None:
         return None
     if isinstance(lm.transform, CompiledPass):
         cache = empty_cache(lm.config, 1, like=lm.weights.norm)
-        if lm.transform.tables(np.zeros(1, dtype=np.int64), lm.weights, lm.config, cache) is not None:
+        if lm.transform.tables(lm.weights, lm.config, cache) is not None:
             return "compiled loops"
     products = any(isinstance(array, Compiled) for array in blocks)
     return "compiled products, the rest in NumPy" if products else "NumPy"
