@@ -35,7 +35,7 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": 
 def talker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     write_folder(folder)
-    return npllm.load(folder)
+    return npllm.load(folder, kernels=False)
 
 
 def alone(lm, prompts, **options):

@@ -17,7 +17,7 @@ import npllm
 from npllm.block import block
 from npllm.cache import empty_cache, grow
 from npllm.compiled import cpu
-from npllm.compiled.cpu import CompiledPass, Tables, on_cpu, path_of, with_loops
+from npllm.compiled.cpu import CompiledPass, Tables, on_cpu, path_of, tokens_of, with_loops
 from npllm.compiled.fit import RECIPES, other_shapes, unknown_weights
 from npllm.compiled.jit import COMPILES
 from npllm.compiled.records import Unsupported
@@ -198,31 +198,36 @@ def test_a_token_of_each_text_of_a_batch(name, monkeypatch):
     assert calls == []
 
 
-def test_other_batches_are_left_to_the_family_s_pass(monkeypatch):
-    lm = random_lm("phi3")
-    fast = with_loops(lm)
-    calls = counted(fast, monkeypatch)
+def test_the_records_of_a_batch():
+    lm = random_lm("gemma3_text")
+    ids, cache, options = batch_of(lm)
+    tokens = tokens_of(np.array(ids), lm.config, cache, options)
+    assert tokens.tolist() == [(0, 6, 0), (1, 6, 2), (2, 6, 6)]
 
-    def passes(change=(), drop=(), window=True, ids=None):
-        calls.clear()
+
+def test_other_batches_are_left_to_the_family_s_pass():
+    lm = random_lm("phi3")
+
+    def known(change=(), drop=(), window=True, ids=None):
         given, cache, options = batch_of(lm, window=window)
         options = {name: value for name, value in (options | dict(change)).items() if name not in drop}
-        fast.transform(np.array(ids or given), fast.weights, lm.config, cache, **options)
-        return len(calls)
+        return tokens_of(np.array(ids or given), lm.config, cache, options) is not None
 
     masks = batch_of(lm)[2]["visible"]
     another = masks[0].copy()
     another[1, 0, 5] ^= True
     ends = {"positions": np.zeros((3, 2), int), "visible": None}
-    assert passes() == 0
-    assert passes(window=False) == 1, "the masks of a model without windows"
-    assert passes({"visible": [*masks[:-1], another]}) == 1
-    assert passes({"visible": masks[0]}) == 1
-    assert passes({"positions": np.array([[6], [4], [1]])}) == 1
-    assert passes({"positions": np.array([[7], [4], [0]])}) == 1
-    assert passes({"block": block}) == 1
-    assert passes(drop=["positions"]) == passes(drop=["visible"]) == 1
-    assert passes(ends, ids=[[1, 2]] * 3) == 1
+    assert known()
+    assert not known(window=False), "the masks of a model without windows"
+    assert not known({"visible": [*masks[:-1], another]})
+    assert not known({"visible": masks[0]})
+    assert not known({"positions": np.array([[6], [4], [1]])})
+    assert not known({"positions": np.array([[7], [4], [0]])})
+    assert not known({"block": block})
+    assert not known(drop=["positions"])
+    assert not known(drop=["visible"])
+    assert not known(ends, ids=[[1, 2]] * 3)
+    assert not known(ids=[[1], [2]])
 
 
 def test_a_full_cache_is_refused_as_ever():
