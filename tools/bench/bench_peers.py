@@ -208,9 +208,9 @@ def plain(wanted: Mapping[str, Which], *names: str) -> dict[str, Which]:
     return {f"{name}, plain": wanted[name]._replace(kernels=False) for name in names}
 
 
-def decode(bench: Bench, wanted: Mapping[str, Which]) -> dict[str, Any]:
+def decode(bench: Bench, wanted: Mapping[str, Which], tokens: int) -> dict[str, Any]:
     """Seconds per token of all sides, and the memory bandwidth."""
-    ids, tokens = bench.ids(bench.settings["context"]), bench.settings["tokens"]
+    ids = bench.ids(bench.settings["context"])
     with bench.sides(wanted) as sides, bench.reader() as reader:
         same = same_model(sides, ids)
         calls = {name: lambda s=side: s.ask("decode", ids=ids, tokens=tokens) for name, side in sides.items()}
@@ -241,11 +241,11 @@ def same_model(sides: Mapping[str, Side], ids: list[int]) -> dict[str, bool]:
 
 
 def part_decode(bench: Bench) -> dict[str, Any]:
-    return decode(bench, four_layers(bench)) | {"file_bytes": file_bytes(bench.folder(4))}
+    return decode(bench, four_layers(bench), bench.settings["tokens"]) | {"file_bytes": file_bytes(bench.folder(4))}
 
 
 def part_default_decode(bench: Bench) -> dict[str, Any]:
-    return decode(bench, default_model())
+    return decode(bench, default_model(), 2 * bench.settings["tokens"])
 
 
 def part_plain(bench: Bench) -> dict[str, Any]:
@@ -318,13 +318,13 @@ def part_growth(bench: Bench) -> dict[str, Any]:
 
 def part_busy_core(bench: Bench) -> dict[str, Any]:
     """Decoding on a quiet machine, and while another process keeps one core busy, alternately."""
-    ids = bench.ids(bench.settings["context"])
+    ids, tokens = bench.ids(bench.settings["context"]), 2 * bench.settings["tokens"]
     with bench.reader() as reader:
 
         def timed(side: Side, busy: bool) -> dict[str, Any]:
             reader.ask("spin", on=busy)
             try:
-                return side.ask("decode", ids=ids, tokens=bench.settings["tokens"])
+                return side.ask("decode", ids=ids, tokens=tokens)
             finally:
                 reader.ask("spin", on=False)
 
