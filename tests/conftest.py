@@ -84,6 +84,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compile loops in their own tests only: the others test NumPy, whether Numba is installed or not."""
+    if importlib.import_module("npllm.compiled.jit").COMPILES:
+        loops = item.path.name.startswith("test_compiled")
+        for name in ("checkpoint.load", "compiled.cpu", "cli.selftest"):
+            importlib.import_module(f"npllm.{name}").COMPILES = loops
+        os.environ["NUMBA_DISABLE_JIT"] = "0" if loops else "1"  # of processes that a test starts
+
+
 class SampledCalls(type(jaxtyping.config)):
     """jaxtyping's settings. Each annotated function reads `jaxtyping_disable` when it is called."""
 
