@@ -7,6 +7,7 @@ products  a stored matrix times one vector or a few
 exp       the exponential function
 layers    norms, RoPE, attention over the cache, gates
 step      a whole decode step
+many      a stored matrix times many vectors
 fit       which models have their steps in loops
 cpu       `on_cpu`: installs all of this in a loaded model
 """

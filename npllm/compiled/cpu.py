@@ -25,6 +25,7 @@ from ..tap import Tap, untapped
 from .fit import MATRICES, Recipe, other_shapes, recipe_for, unknown_weights
 from .jit import COMPILES
 from .layers import CHUNK
+from .many import multiply, one_thread
 from .products import product_alone
 from .records import FLOAT32, HALVES, WEIGHT, Unsupported, address, describe, vector
 from .step import BLOCK, LARGEST, MODEL, PHASES, TOKEN, step
@@ -44,14 +45,14 @@ def team() -> Team:
 
 
 class Compiled:
-    """A weight with its products of a few vectors in loops. The record is made when it is first needed."""
+    """A weight with its products in loops. The record is made when it is first needed."""
 
     shape: tuple[int, int]
     record: Any = None
 
     def matmul(self, x2d: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T F"]:
         """x2d @ W.T"""
-        if len(x2d) > LARGEST or x2d.dtype != np.float32 or x2d.shape[1] != self.shape[1]:
+        if x2d.dtype != np.float32 or x2d.shape[1] != self.shape[1]:
             return super().matmul(x2d)  # type: ignore[misc]
         if self.record is None:
             record = np.zeros(1, WEIGHT)
@@ -61,7 +62,11 @@ class Compiled:
                 return super().matmul(x2d)  # type: ignore[misc]
             self.record = record  # complete, for other threads
         y = np.empty((len(x2d), self.shape[0]), dtype=np.float32)
-        team().run(product_alone, 1, self.record[0], np.ascontiguousarray(x2d), y)
+        if len(x2d) > LARGEST:
+            with one_thread():
+                team().run(multiply, 1, x2d, self, self.record[0], None, y)
+        else:
+            team().run(product_alone, 1, self.record[0], np.ascontiguousarray(x2d), y)
         return y
 
     def __getstate__(self) -> dict[str, Any]:
