@@ -8,6 +8,7 @@ exp       the exponential function
 layers    norms, RoPE, attention over the cache, gates
 step      a whole decode step
 many      a stored matrix times many vectors
+prefill   all blocks for many tokens
 fit       which models have their steps in loops
 cpu       `on_cpu`: installs all of this in a loaded model
 """

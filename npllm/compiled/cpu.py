@@ -26,6 +26,7 @@ from .fit import MATRICES, Recipe, other_shapes, recipe_for, unknown_weights
 from .jit import COMPILES
 from .layers import CHUNK
 from .many import multiply, one_thread
+from .prefill import prefill
 from .products import product_alone
 from .records import FLOAT32, HALVES, WEIGHT, Unsupported, address, describe, vector
 from .step import BLOCK, LARGEST, MODEL, PHASES, TOKEN, step
@@ -170,10 +171,10 @@ class Tables:
 
 
 class CompiledPass:
-    """The pass of a family with its decode steps in one compiled call: one to 16 tokens with a cache.
+    """The pass of a family in loops, with a cache; up to 16 tokens (a decode step) in one compiled call.
 
-    They are tokens of one text, or one token of each text of a batch that is aligned at its ends (apps/batches.py).
-    `whole_pass` computes everything else: more tokens, no cache, a tap, another attention, block or mask.
+    They are the tokens of one text, or one token of each text of a batch that is aligned at its ends (apps/batches.py).
+    `whole_pass` computes everything else: no cache, other batches, a tap, another attention, block or mask.
     """
 
     def __init__(self, whole_pass: Callable[..., Any], recipe: Recipe) -> None:
@@ -192,8 +193,7 @@ class CompiledPass:
         **options: Any,
     ) -> tuple[Float[np.ndarray, "... T D"], Cache | None]:
         """Parameters as in `model.transform`."""
-        few = cache is not None and 0 < ids.size <= LARGEST
-        ours = few and tap is untapped and attention in SAME_ATTENTION
+        ours = tap is untapped and attention in SAME_ATTENTION
         tokens = tokens_of(ids, config, cache, options) if ours and cache is not None else None
         step_of = None if tokens is None or cache is None else self.tables(weights, config, cache)
         if step_of is None or tokens is None or cache is None:
@@ -236,6 +236,10 @@ class CompiledPass:
         cos, sin = (np.stack(side) for side in zip(*pairs, strict=True))
         x = recipe.embed(ids, weights.embed_tokens).reshape(new, -1)
         x = np.ascontiguousarray(x, dtype=np.float32)
+        if new > LARGEST:
+            caches = zip(tables.keys, tables.values, strict=True)
+            prefill(team().run, weights.layers, tables.model, blocks, caches, tokens, x, cos, sin)
+            return recipe.norm(x, weights.norm, config.rms_norm_eps)
         heads, width = config.num_attention_heads, config.head_dim
         first: Any = blocks[0]
 
@@ -262,13 +266,15 @@ class CompiledPass:
 def tokens_of(ids: Int[np.ndarray, "... T"], config: Config, cache: Cache, options: dict[str, Any]) -> Any:
     """The records of the new tokens, for `step`. None if the loops do not compute them, or the cache is full."""
     past, new, batch = cache["length"], ids.shape[-1], cache["keys"][0].shape[:-3]
-    if past + new > cache["keys"][0].shape[-2] or ids.shape[:-1] != batch:
+    if not ids.size or past + new > cache["keys"][0].shape[-2] or ids.shape[:-1] != batch:
         return None
     tokens = np.zeros(ids.size, TOKEN)
     if not batch:
         tokens["slot"] = np.arange(past, past + new)
         return None if options else tokens
-    if options.keys() != {"positions", "visible"} or options["positions"].shape != ids.shape or ids.shape[1:] != (1,):
+    if options.keys() != {"positions", "visible"} or options["positions"].shape != ids.shape:
+        return None
+    if ids.shape[1:] != (1,) or len(ids) > LARGEST:
         return None
     tokens["text"], tokens["slot"] = np.arange(len(ids)), past
     tokens["first"] = past - options["positions"][:, 0]

@@ -7,21 +7,23 @@ of them would wait for one that another process holds up.
 The definition is `linear(x, weight)`.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ..arrays import Float
-from ..devices.threads import blas
+from ..devices.threads import blas, threads
 from ..storage.columns import Columns
+from ..storage.groups import ROWS
 from ..storage.packed import Groups, Half
 from .jit import bfloat16, float16, jit, view
+from .products import F32, I8, U8, U16, lower, number, scales_of, upper
 from .records import BFLOAT16, BYTES
 from .team import count
 
-F32, U16, I8, U8 = np.float32(0), np.uint16(0), np.int8(0), np.uint8(0)  # for `view`
 PIECES = 2  # of the rows, for each thread
 LEAST = 64  # rows of a piece: with fewer BLAS is slow
 TILE = 2**20  # elements that a thread widens at a time
@@ -30,10 +32,14 @@ FEW, SMALL_TILE = 128, 2**18  # with fewer vectors widening takes more of the ti
 libraries = cache(blas)
 
 
-def one_thread() -> AbstractContextManager[Any]:
+@contextmanager
+def one_thread() -> Iterator[None]:
     """A context in which BLAS computes in the thread that calls it."""
-    limit: AbstractContextManager[Any] = libraries().limit(limits=1)
-    return limit
+    libraries().limit(limits=1)
+    try:
+        yield
+    finally:
+        libraries().limit(limits=threads())  # not what it was before: another thread may be in this context, too
 
 
 @jit
@@ -51,43 +57,32 @@ def widen_rows(w, first, last, out):
 
 
 @jit
-def widen_vector(address, place, narrow, out):
-    """The scales, or the minima, of a group of all rows of a block, which begin at element `place`."""
-    codes, numbers = view(address, (place + len(out),), U16), view(address, (place + len(out),), F32)
-    for r in range(len(out)):
-        out[r] = bfloat16(codes[place + r]) if narrow else numbers[place + r]
-
-
-@jit
 def widen_block(w, block, out):
-    """out [D, rows] = the columns of a block of rows, for a matrix in groups."""
-    group, rows, offset = w["group"], w["rows"], w["offset"]
-    groups, half = w["width"] // group, group // 2
-    scale, minimum = np.empty(rows, np.float32), np.zeros(rows, np.float32)
-    codes = view(w["codes"], (block + 1, groups, group, rows), I8)[block]
-    nibbles = view(w["codes"], (block + 1, groups, half, rows), U8)[block]
-    for g in range(groups):
-        place = (block * groups + g) * rows
-        widen_vector(w["scale"], place, w["narrow"], scale)
-        if w["minimum"]:
-            widen_vector(w["minimum"], place, w["narrow"], minimum)
-        tile = out[g * group : (g + 1) * group]
+    """out [D, ROWS] = the columns of a block of rows, for a matrix in groups."""
+    group, groups, half = w["group"], w["width"] // w["group"], w["group"] // 2
+    scale, shift = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
+    for i in range(groups):
+        g = block * groups + i
+        codes = view(w["codes"], (g + 1, group, ROWS), I8)[g]
+        nibbles = view(w["codes"], (g + 1, half, ROWS), U8)[g]
+        tile = out[i * group : (i + 1) * group]
+        scales_of(w, g, scale, shift)
         if w["form"] == BYTES:
             for n in range(group):
-                for r in range(rows):
-                    tile[n, r] = (np.float32(codes[g, n, r]) + offset) * scale[r] + minimum[r]
+                for r in range(ROWS):
+                    tile[n, r] = number(codes[n, r]) * scale[r] + shift[r]
         elif w["values"]:
             values = view(w["values"], (16,), F32)
             for n in range(half):
-                for r in range(rows):
-                    code = np.int32(nibbles[g, n, r])
+                for r in range(ROWS):
+                    code = np.int32(nibbles[n, r])
                     tile[n, r], tile[half + n, r] = values[code & 15] * scale[r], values[code >> 4] * scale[r]
         else:
             for n in range(half):
-                for r in range(rows):
-                    code = np.int32(nibbles[g, n, r])
-                    tile[n, r] = (np.float32(code & 15) + offset) * scale[r] + minimum[r]
-                    tile[half + n, r] = (np.float32(code >> 4) + offset) * scale[r] + minimum[r]
+                for r in range(ROWS):
+                    code = np.int32(nibbles[n, r])
+                    tile[n, r] = lower(code) * scale[r] + shift[r]
+                    tile[half + n, r] = upper(code) * scale[r] + shift[r]
 
 
 def columns(weight: Any, w: Any, first: int, last: int, buffer: np.ndarray) -> Float[np.ndarray, "D F"]:
@@ -105,11 +100,10 @@ def columns(weight: Any, w: Any, first: int, last: int, buffer: np.ndarray) -> F
         rows = buffer[: (last - first) * width].reshape(-1, width)
         widen_rows(w, first, last, rows)
         return rows.T
-    at_once = int(w["rows"])
-    blocks = range(first // at_once, -(-last // at_once))
-    out = buffer[: width * at_once * len(blocks)].reshape(width, -1)
+    blocks = range(first // ROWS, -(-last // ROWS))
+    out = buffer[: width * ROWS * len(blocks)].reshape(width, -1)
     for place, block in enumerate(blocks):
-        widen_block(w, block, out[:, place * at_once : (place + 1) * at_once])
+        widen_block(w, block, out[:, place * ROWS : (place + 1) * ROWS])
     return out[:, : last - first]
 
 
@@ -126,7 +120,7 @@ def multiply(
     """y = x Wᵀ + bias, by all threads of a team, with BLAS on `one_thread`; w : the record of the weight."""
     weight = getattr(weight, "weight", weight)  # a plain matrix
     height, width = weight.shape
-    narrow, unit = isinstance(weight, (Half, Groups)), int(w["rows"]) if isinstance(weight, Groups) else 1
+    narrow, unit = isinstance(weight, (Half, Groups)), ROWS if isinstance(weight, Groups) else 1
     at_once = max(LEAST, -(-height // (PIECES * threads)))
     few = len(x) < FEW
     if narrow:
