@@ -149,13 +149,13 @@ def test_without_the_cache_a_step_computes_the_whole_text(passes):
     assert passes.ids == [[3, 1, 4, *made.ids[:count]] for count in range(3)]
 
 
-def test_a_long_prompt_goes_through_in_chunks_of_256_tokens(passes):
+def test_a_long_prompt_goes_through_in_chunks_of_512_tokens(passes):
     lm = passes.of(random_lm(max_position_embeddings=2048, num_hidden_layers=1))
     ids = random_ids(lm.config, 1100, seed=2).tolist()
     made = generate(lm, ids, max_new_tokens=2)
-    assert [len(ids_of_pass) for ids_of_pass in passes.ids] == [256] * 4 + [76, 1]
-    assert passes.attention == [flash_attention] * 5 + [attention]
-    assert passes.total_lengths == [1100] * 5 + [1101], "each chunk has the tables of the whole text"
+    assert [len(ids_of_pass) for ids_of_pass in passes.ids] == [512] * 2 + [76, 1]
+    assert passes.attention == [flash_attention] * 3 + [attention]
+    assert passes.total_lengths == [1100] * 3 + [1101], "each chunk has the tables of the whole text"
     assert [token for ids_of_pass in passes.ids for token in ids_of_pass] == [*ids, made.ids[0]]
     assert passes.head_rows == [1, 1]
     best = np.argmax(npllm.forward(np.array(ids), lm)[0], axis=-1)
