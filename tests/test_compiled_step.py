@@ -230,6 +230,13 @@ def test_other_batches_are_left_to_the_family_s_pass():
     assert not known(ids=[[1], [2]])
 
 
+def test_more_texts_than_the_loops_take(monkeypatch):
+    monkeypatch.setattr(cpu, "LARGEST", 2)
+    lm = random_lm("phi3")
+    ids, cache, options = batch_of(lm)
+    assert tokens_of(np.array(ids), lm.config, cache, options) is None
+
+
 def test_a_full_cache_is_refused_as_ever():
     lm = random_lm("llama")
     cache = empty_cache(lm.config, 2, like=lm.weights.norm)
