@@ -138,6 +138,7 @@ def test_each_prompt_has_its_own_stop(talker):
     assert npllm.generate(talker, prompts, max_new_tokens=12, stop=both) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -199,6 +200,8 @@ def test_the_default_model():
         (["a", "b"], {"seed": [1, 2, 3]}, "^seed: expected one value, or one for each of the 2 prompts, got 3$"),
         (["a", "b"], {"cache": {}}, "^cache: expected none with a list of prompts"),
         (["a", "b"], {"cache_dtype": "int8"}, "^cache_dtype: expected float32"),
+        ([[1], [999]], {"use_cache": False}, "prompt 1: token 0: expected an id from 0 to"),
+        ([[1], [2]], {"tokens": prompt_lookup(2), "use_cache": [True, False]}, "prompt 1: use_cache: expected True"),
         (["a", "b"], {"batch_size": 0}, "^batch_size: expected 1 or more, got 0$"),
     ],
 )

@@ -147,16 +147,22 @@ def generate_all(
 
 def steps_of_all(lm: LM, requests: Sequence[Request], batch_size: int | None = None) -> Iterator[tuple[int, Step]]:
     """The steps of all texts as they are made, each with the index of its request. The call checks everything."""
-    rows = min(MOST, len(requests)) if batch_size is None else whole_number("batch_size", batch_size)
-    if not requests or any("tokens" in each.options or not each.options.get("use_cache", True) for each in requests):
+    rows = min(len(requests), MOST if batch_size is None else whole_number("batch_size", batch_size))
+    rows = 1 if family_of(lm.config).masks_by_order else rows
+    if any("tokens" in each.options or not each.options.get("use_cache", True) for each in requests):
+        for each in requests:
+            with naming(each.name):
+                steps(lm, each.ids, **each.options)  # for its checks
         return one_after_the_other(lm, requests)
+    if not requests:
+        return iter(())
     lengths = []
     for request in requests:
         with naming(request.name):
             new = check_options(max_new_tokens=request.options["max_new_tokens"])["max_new_tokens"]
         lengths.append(min(len(request.ids) + new, lm.config.max_position_embeddings))
     kind = check_options(cache_dtype=requests[0].options.get("cache_dtype", "float32"))["cache_dtype"]
-    batch = Batch(lm, fitting(lm, min(rows, len(requests)), max(lengths), kind, batch_size is None), max(lengths), kind)
+    batch = Batch(lm, fitting(lm, rows, max(lengths), kind, batch_size is None), max(lengths), kind)
     texts = [Text(batch, *each) for each in zip(range(len(requests)), requests, lengths, strict=True)]
     return together(batch, deque(texts))
 
@@ -198,9 +204,8 @@ class Text:
     """
 
     def __init__(self, batch: "Batch", index: int, request: Request, length: int) -> None:
-        config = batch.lm.config
         self.index, self.rule, self.name = index, request.rule, request.name
-        self.shares = not family_of(config).masks_by_order and not needs_long_factors(config, length)
+        self.shares = not needs_long_factors(batch.lm.config, length)
         self.start, self.finished, self.logits = 0, False, None
         self.cache: Cache = {}
         checked = batch.row(0) | {"length": 0}  # `steps` gets a cache only to find it large enough
