@@ -233,6 +233,7 @@ def test_a_function_is_on_disk_if_numba_has_an_index_of_it(tmp_path, monkeypatch
     assert not compiling.is_compiled(wait)
 
 
+@needs_numba
 def test_compiling_is_announced_once(capsys, monkeypatch):
     def nothing(thread, threads, counters):
         pass

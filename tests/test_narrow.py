@@ -15,7 +15,7 @@ from npllm.checkpoint.gguf import read_gguf
 from npllm.checkpoint.plan import Part
 from npllm.errors import ModelFileError
 from npllm.storage.gguf_blocks import BLOCK_FORMATS
-from npllm.storage.groups import Groups
+from npllm.storage.groups import ROWS, Groups
 from npllm.storage.stored import read_rows
 
 
@@ -44,7 +44,7 @@ def test_blocks_of_a_file_keep_their_numbers(tmp_path, dtype, interleaved_heads)
 def test_the_docs_say_what_a_format_takes(dtype):
     page = Path(__file__).parent.parent / "docs" / "performance.md"
     in_file = 8 * BLOCK_FORMATS[dtype].bytes / BLOCK_FORMATS[dtype].numbers
-    in_memory = 8 * narrow.layout_of_file([dtype]).nbytes((64, 4096)) / (64 * 4096)
+    in_memory = 8 * narrow.layout_of_file([dtype]).nbytes((ROWS, 4096)) / (ROWS * 4096)
     assert f"| {dtype} | {in_file:g} | {in_memory:g} |" in page.read_text(encoding="utf-8")
 
 
