@@ -64,11 +64,11 @@ def test_a_long_text_keeps_its_beginning_and_its_end(body, most):
     assert len(line) == (most if body != "\n" else len(line)) <= most
 
 
-def test_50_million_characters_take_no_time():
-    text = "\x1b[31m\n" * 10_000_000
+def test_6_million_characters_take_no_time():
+    text = "\x1b[31m\n" * 1_000_000
     started = perf_counter()
     assert len(one_line(text)) == 500
-    assert perf_counter() - started < 1
+    assert perf_counter() - started < 0.2
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -35,7 +35,7 @@ def test_a_fork_makes_threads_of_its_own():
         target=some_workers.share, args=(2, 2**30, lambda first, last: None)
     )
     child.start()
-    child.join(10)
+    child.join(5)
     ended = child.exitcode
     child.kill()
     assert ended == 0
