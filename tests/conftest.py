@@ -8,8 +8,9 @@ from pathlib import Path
 # pytest starts one process per core (`-n auto`), and BLAS threads would slow them down.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Which tokenizer files are known to be good: not in the user's cache folder.
+# Which tokenizer files are known to be good, and compiled loops: not in the user's cache folder.
 os.environ.setdefault("NPLLM_CACHE", str(Path(__file__).parent.parent / ".pytest_cache" / "npllm"))
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache"))
 
 import jaxtyping
 import pytest

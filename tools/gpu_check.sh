@@ -7,14 +7,15 @@
 # SCRATCH gets 7.6 GB of random weights in Phi-3-mini's shapes, once. A step that fails or takes too long does not stop
 # the others; the exit code is then 1.
 #
-# $PYTHON is the interpreter, and $DEVICE the GPU (cuda). $CHECKPOINT are make_checkpoint.py's arguments, and $PATIENCE
-# multiplies the limits: with CHECKPOINT="--preset tiny" and PATIENCE=5, the script runs on the emulated device, too.
+# $PYTHON is the interpreter, and $DEVICE the GPU (cuda). $CHECKPOINT holds the arguments of make_checkpoint.py, and
+# $PATIENCE multiplies the limits: with CHECKPOINT="--preset tiny" and PATIENCE=6, the script runs on the emulated device, too.
 set -uo pipefail
 results=$(realpath -m "${1:-gpu_check.json}")
 scratch=$(realpath -m "${2:-${TMPDIR:-/tmp}/npllm-gpu-check}")
 cd "$(dirname "$0")/.." || exit 1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-python=${PYTHON:-python3} device=${DEVICE:-cuda} model="$scratch/model" out="$scratch/out"
+python=${PYTHON:-python3} device=${DEVICE:-cuda} checkpoint=${CHECKPOINT:---preset phi-3-mini} out="$scratch/out"
+model="$scratch/model${checkpoint// /_}" # other weights have another folder
 rm -rf "$out" && mkdir -p "$out" || exit 1
 
 step() { # step NAME LIMIT COMMAND...: runs it for at most LIMIT seconds; keeps its output, exit code and seconds
@@ -28,7 +29,7 @@ step() { # step NAME LIMIT COMMAND...: runs it for at most LIMIT seconds; keeps 
 if [ ! -e "$model/tokenizer_config.json" ]; then # written last
     rm -rf "$model"
     # shellcheck disable=SC2086
-    step weights 120 "$python" tools/bench/make_checkpoint.py ${CHECKPOINT:---preset phi-3-mini} "$model" &
+    step weights 120 "$python" tools/bench/make_checkpoint.py $checkpoint "$model" &
 fi
 # Not the options of setup.cfg: they need more packages.
 step tests 120 "$python" -m pytest -o addopts= --import-mode=importlib -p no:cacheprovider -q -m cuda tests/test_cuda*.py

@@ -1,7 +1,8 @@
 """Several texts at once: each pass makes the next token of every text, and reads the weights once for all of them.
 
-A decode step takes as long as reading the weights does. Eight texts one after the other read them eight times for each
-token of all; together, once. (The attention layers read the keys and values of each text in any case.)
+A decode step takes as long as reading the weights does. Eight texts one after the other read them eight times to
+get one token each; together they read them once. (The attention layers read the keys and values of each text in any
+case.)
 
 The texts have different lengths, so they are aligned at their ends. They share one KV cache [rows, K, C, H]:
 
@@ -12,7 +13,7 @@ The texts have different lengths, so they are aligned at their ends. They share 
 
 A pass writes all new keys and values into the next slot. The positions of a text count from its own first token, and
 its mask hides the slots before that. A new text is prefilled alone, in a row of its own, and then moved to the right. A
-text that ends leaves its row to one that waits. The last one left runs as if it had always been alone.
+text that ends leaves its row to one that waits. When one text is left, it runs as if it had always been alone.
 
 Each text is the one that its prompt gives alone, up to rounding: a matrix product over several rows sums in a different
 order than over a single row (see apps/speculation.py).
@@ -46,7 +47,7 @@ from ..rope import needs_long_factors
 from ..text.arguments import check_writes, whole_number
 from .constraints import ruled
 
-MOST = 16  # texts at once, unless the caller says otherwise: more are faster still, but each takes memory
+MOST = 16  # texts at once, unless the caller says otherwise: as many as a compiled step takes (compiled/step.py)
 
 
 class Request(NamedTuple):
@@ -72,7 +73,7 @@ def generate(
     Parameters
     ----------
     prompt : a text, or a list of token ids; or a list of either
-    batch_size : how many of a list run at once; by default up to 16, or fewer where the memory is short. It does not
+    batch_size : how many of a list run at once; by default up to 16, or fewer if memory is short. It does not
         change the texts
     progress : whether to show a progress bar on stderr for a list
     max_new_tokens, options : as in `npllm.steps`. With a list of prompts each may be a list, too, with a value for each
@@ -111,7 +112,7 @@ def generate(
 def are_prompts(value: Any) -> bool:
     """Whether the value is a list of prompts: of texts, or of lists of token ids."""
     first = value[0] if isinstance(value, list | tuple) and value else None
-    return isinstance(first, str | Sequence) or getattr(first, "ndim", None) == 1
+    return isinstance(first, Sequence) or getattr(first, "ndim", None) == 1
 
 
 def one_for_each(name: str, value: Any, count: int) -> Sequence[Any]:
@@ -200,7 +201,8 @@ class Text:
     start : the slot of its first token
     logits : for its next token
     finished : whether it has ended
-    shares : whether it can be computed in one pass with others
+    shares : whether it can be computed in one pass with others; not if it may need LongRoPE's long factors, with which
+        its keys are computed anew
     """
 
     def __init__(self, batch: "Batch", index: int, request: Request, length: int) -> None:

@@ -1,4 +1,4 @@
-"""Installing the loops in a loaded model: products in loops, and decode steps in one compiled call."""
+"""Installing the loops in a loaded model: products, decode steps in one compiled call, and prompts."""
 
 import copy
 from collections.abc import Callable
@@ -125,7 +125,7 @@ def compiled_tree(weights: Any, done: dict[int, Any]) -> Any:
 
 
 class Tables:
-    """A model's weights and the arrays of a cache as records, for `step`."""
+    """A model's weights and the arrays of a cache as records, for `step` and `prefill`."""
 
     def __init__(self, weights: Any, config: Config, cache: Cache, recipe: Recipe) -> None:
         self.weights, self.config = weights, config
@@ -173,7 +173,7 @@ class Tables:
 class CompiledPass:
     """The pass of a family in loops, with a cache; up to 16 tokens (a decode step) in one compiled call.
 
-    They are the tokens of one text, or one token of each text of a batch that is aligned at its ends (apps/batches.py).
+    A call computes tokens of one text, or one token of each text of a batch aligned at its ends (apps/batches.py).
     `whole_pass` computes everything else: no cache, other batches, a tap, another attention, block or mask.
     """
 
@@ -297,7 +297,7 @@ def are_aligned(first: Int[np.ndarray, " B"], past: int, config: Config, visible
 
 
 def path_of(lm: LM) -> str | None:
-    """What computes a model's decode steps on a CPU, for reports; None on a GPU."""
+    """What computes a model's passes on a CPU, for reports; None on a GPU."""
     blocks = list(arrays_in(lm.weights.layers))
     if not any(isinstance(array, np.ndarray) for array in blocks):
         return None
@@ -310,12 +310,12 @@ def path_of(lm: LM) -> str | None:
 
 
 def on_cpu(lm: LM, kernels: bool = True) -> LM:
-    """The model with its products and decode steps in loops, where Numba compiles them; otherwise the same model."""
+    """The model with its products and passes in loops, where Numba compiles them; otherwise the same model."""
     return with_loops(lm) if kernels and COMPILES else lm
 
 
 def with_loops(lm: LM) -> LM:
-    """The model with its products and decode steps in loops, compiled or not."""
+    """The model with its products and passes in loops, compiled or not."""
     weights = compiled_tree(lm.weights, {})
     if (weights.lm_head is not None and not is_packed(weights.lm_head)) or isinstance(weights.lm_head, Columns):
         head = CompiledPlain(weights.lm_head)

@@ -1,4 +1,4 @@
-"""Which passes have their decode steps in compiled loops, and what is special about each.
+"""Which passes the compiled loops compute, and what is special about each.
 
 As in cuda/fit.py, passes are listed by identity and weights by field: a weight that the loops do not know would be
 ignored silently. All other models run the pass of their family, with its products in loops.

@@ -58,7 +58,7 @@ FOLDER = cache_folder() if COMPILES else None
 
 
 def is_compiled(function: Callable[..., Any]) -> bool:
-    """Whether the machine code of a function is on disk already. That of the functions it calls then is, too."""
+    """Whether the machine code of a function is on disk already. Then the code of the functions it calls is, too."""
     name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}-*.nbi"  # Numba's index of the function
     return FOLDER is not None and any(FOLDER.rglob(name))
 

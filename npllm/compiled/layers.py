@@ -127,5 +127,6 @@ def merge(parts, out):
         total += shrink * parts[c, width]
         for i in range(width):
             out[i] += shrink * parts[c, i]
+    share = np.float32(0) if total == 0 else np.float32(1) / total  # 0: all scores are -inf
     for i in range(width):
-        out[i] /= total
+        out[i] *= share

@@ -10,6 +10,7 @@ The definition is `linear(x, weight)`.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,22 @@ TILE = 2**20  # elements that a thread widens at a time
 FEW, SMALL_TILE = 128, 2**18  # with fewer vectors widening takes more of the time; such a tile stays in the cache
 
 libraries = cache(blas)
+LOCK, INSIDE = Lock(), [0]  # how many are inside `one_thread`
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A context in which BLAS computes in the thread that calls it."""
-    libraries().limit(limits=1)
+    """A context in which BLAS computes in the thread that calls it, in the whole process."""
+    with LOCK:
+        INSIDE[0] += 1
+        libraries().limit(limits=1)
     try:
         yield
     finally:
-        libraries().limit(limits=threads())  # not what it was before: another thread may be in this context, too
+        with LOCK:
+            INSIDE[0] -= 1
+            if not INSIDE[0]:
+                libraries().limit(limits=threads())
 
 
 @jit

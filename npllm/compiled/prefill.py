@@ -1,8 +1,8 @@
 """All blocks for many new tokens: the products by BLAS (many.py), everything between them in loops.
 
-What NumPy computes between the products takes a third of a pass: on one core, and with an array written and read back
-for every operation. Here each part is one loop, and attention computes only the keys that a tile of queries sees. The
-definition is the pass of the model's family, as for a decode step (step.py), whose parts these are.
+What NumPy computes between the products takes a third of a pass: it uses one core, and every operation writes an array
+that the next reads back. Here each part is one loop, and attention computes only the keys that a tile of queries sees.
+The definition is the pass of the model's family, as in step.py, whose parts are reused here.
 
 Source: Dao et al. 2022, "FlashAttention" (scores exist only for a tile; here one of queries, with all their keys).
 """
@@ -21,7 +21,7 @@ from .step import normed, position_and_append
 from .team import count
 
 LANES = 16
-ROWS = 8  # that a thread takes at a time
+ROWS = 8  # rows that a thread takes at a time
 SCORES = 192  # rows of scores that a thread computes at a time
 
 

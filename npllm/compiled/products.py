@@ -1,11 +1,11 @@
-"""The product of a stored matrix with one vector or a few: each weight is read once, widened, and used at once.
+"""The product of a stored matrix with one vector or a few: memory delivers each weight once, as narrow as it is stored.
 
 A weight is a record (records.py). The threads share its rows. The definition is `linear(x, weight)`.
 
 Where rows lie one after the other, a product is a sum along the row, in all lanes of a vector register. Where the row
 index runs fastest, as in groups of codes, the lanes hold sums of different rows, and no sum across lanes is needed.
-These loops have a constant length, ROWS: the compiler need not find out first whether the arrays overlap or how many
-rows are left over, which takes as long as 96 rows do.
+These loops have a constant length, ROWS: then the compiled code need not find out first whether the arrays overlap and
+how many rows are left over, which takes as long as the 96 rows.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ from .team import count
 
 F32, U16, I16, I8, U8 = np.float32(0), np.uint16(0), np.int16(0), np.int8(0), np.uint8(0)  # for `view`
 number = np.float32
-AT_ONCE = 32  # rows that a thread takes at a time: they stay in its second cache for the next vectors
-LANES = 4 * ROWS  # the same for a matrix with column after column
+AT_ONCE = 32  # rows that a thread takes at a time: they stay in its L2 cache for the next vectors
+LANES = 4 * ROWS  # the same, of a matrix with column after column
 COLUMNS_AT_ONCE = 32
 
 
@@ -169,7 +169,7 @@ def look_up(values, codes, out):
 @jit
 def scales_of(w, g, scale, shift):
     """Fill in what the codes of group g are multiplied by, and what is added: scale · offset + minimum."""
-    shape = (g + 1, ROWS)
+    shape = (g + 1, ROWS)  # two views of one address: only that of the right dtype is read, here and below
     widen(w, view(w["scale"], shape, F32)[g], view(w["scale"], shape, U16)[g], scale)
     shift[:] = 0
     if w["minimum"]:

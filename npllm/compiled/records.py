@@ -1,8 +1,8 @@
 """A model's weights as records for the loops: where each array lies, its shape, and the form it is stored in.
 
 A compiled function needs the types of all its arguments. With a tuple of arrays for each block it would be compiled for
-every number of layers and every mixture of dtypes; a record of addresses is one type for all models. Whoever makes a
-record keeps the arrays.
+every number of layers and every mixture of dtypes; a record of addresses is one type for all models. The maker of a
+record must keep the arrays alive.
 """
 
 from typing import Any
@@ -99,6 +99,8 @@ def describe_groups(record: Any, groups: Groups) -> Any:
     record["group"], record["offset"] = groups.group, groups.offset
     if groups.values is None:
         return None
+    if groups.offset or groups.minimum is not None:
+        raise Unsupported("there are no loops for codes with values, and an offset or minima")
     values = groups.values(np.arange(16, dtype=np.uint8)).astype(np.float32)
     record["values"] = address(values)
     return values

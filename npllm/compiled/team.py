@@ -19,24 +19,25 @@ from .jit import COMPILES, current, is_compiled, jit, pause, take
 
 SPINS = 2000  # before a waiting thread lets others have its core: about 20 µs
 LOOKS = 20000  # before a thread without work sleeps: about 200 µs
+GIVEN_UP = 0  # the counter that says so
 LINE = 8  # counters that share a cache line slow each other down: one in eight is used
 
 
 @jit
 def count(counters, i):
-    """The number of a piece of work that no other thread gets: 0, 1, 2, ... Counter i belongs to this work."""
+    """The next unclaimed piece of work: 0, 1, 2, ... Counter i belongs to this work."""
     return take(counters, (i + 1) * LINE)
 
 
 @jit
 def wait(counters, i, threads):
-    """Return when all threads have come here, or the call is given up (counter -1). Counter i belongs to this place."""
+    """Return when all threads have arrived, or the call was abandoned. Counter i belongs to this place."""
     take(counters, (i + 1) * LINE)
     spins = 0
     while current(counters, (i + 1) * LINE) < threads:
         spins += 1
         if spins > SPINS:  # one of them may need this core
-            if current(counters, 0) > 0:
+            if current(counters, GIVEN_UP) > 0:
                 return
             pause()
 
@@ -58,7 +59,7 @@ def look_for(state, number, looks):
 
 @jit
 def await_all(state, number):
-    """Return when counter 1, of calls that the other threads have completed, has this number."""
+    """Return when the other threads have completed this many calls (counter 1)."""
     spins = 0
     while current(state, LINE) < number:
         spins += 1
@@ -106,23 +107,29 @@ class Team:
             try:
                 if others:
                     add_one(self.state, 0)
-                    for number, asleep in enumerate(self.sleeping):
-                        if asleep:
-                            self.beds[number].release()
+                    self.wake()
                 function(0, self.threads, *args, counters)
             except BaseException:  # such as Ctrl-C
-                counters[0] = 1  # nobody waits for this thread any more
+                counters[GIVEN_UP] = 1  # nobody waits for this thread any more
                 raise
             finally:
                 self.finish()
+                self.call = None  # it would keep the arrays
             if self.error is not None:
                 raise self.error
+
+    def wake(self) -> None:
+        """Wake the threads that sleep."""
+        for number, asleep in enumerate(self.sleeping):
+            if asleep:
+                self.beds[number].release()
 
     def finish(self) -> None:
         """Return when the other threads have completed all calls, even if Ctrl-C comes in between."""
         interrupt = None
         while self.threads > 1:
             try:
+                self.wake()  # again: Ctrl-C may have come before all were awake
                 await_all(self.state, (self.threads - 1) * int(self.state[0]))
                 break
             except KeyboardInterrupt as error:
@@ -131,7 +138,7 @@ class Team:
             raise interrupt
 
     def serve(self, number: int) -> None:
-        """Run each call in this thread, for ever."""
+        """Run each call in this thread, forever."""
         state, done = self.state, 0
         while True:
             if not look_for(state, done + 1, LOOKS):
@@ -145,6 +152,7 @@ class Team:
                 function(number, *args)
             except BaseException as error:  # noqa: BLE001, the caller raises it
                 self.error = error
-                args[-1][0] = 1
+                args[-1][GIVEN_UP] = 1
+            del function, args
             done += 1
             add_one(state, 1)

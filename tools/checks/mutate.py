@@ -55,6 +55,7 @@ SETTINGS = {
     "HYPOTHESIS_PROFILE": "mutants",
     "PYTHONDONTWRITEBYTECODE": "1",  # that of one mutant could be used for the next
     "OMP_NUM_THREADS": "1",  # threads of NumPy do not survive a fork
+    "NUMBA_DISABLE_JIT": "1",  # to compile a mutant's loops takes half a minute; as plain Python they are tested, too
 }
 
 
