@@ -137,8 +137,8 @@ def test_what_the_family_s_pass_computes(monkeypatch):
     fast, ids = with_loops(lm), ids_for(lm, LARGEST + 1)
     calls = counted(fast, monkeypatch)
     npllm.transform(ids, fast, None)
-    npllm.transform(ids, fast, empty_cache(lm.config, 20, like=lm.weights.norm), tap=lambda name, value: value)
-    npllm.transform([ids], fast, empty_cache(lm.config, 20, (1,), like=lm.weights.norm))
+    npllm.transform(ids, fast, empty_cache(lm.config, LARGEST + 1, like=lm.weights.norm), tap=lambda name, value: value)
+    npllm.transform([ids], fast, empty_cache(lm.config, LARGEST + 1, (1,), like=lm.weights.norm))
     assert calls == [1, 1, 1]
-    npllm.transform(ids, fast, empty_cache(lm.config, 20, like=lm.weights.norm))
+    npllm.transform(ids, fast, empty_cache(lm.config, LARGEST + 1, like=lm.weights.norm))
     assert calls == [1, 1, 1]

@@ -47,7 +47,7 @@ from ..rope import needs_long_factors
 from ..text.arguments import check_writes, whole_number
 from .constraints import ruled
 
-MOST = 16  # texts at once, unless the caller says otherwise: as many as a compiled step takes (compiled/step.py)
+MOST = 16  # texts at once, unless the caller says otherwise; a compiled step takes up to 32 (compiled/step.py)
 
 
 class Request(NamedTuple):

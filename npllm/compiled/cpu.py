@@ -171,7 +171,7 @@ class Tables:
 
 
 class CompiledPass:
-    """The pass of a family in loops, with a cache; up to 16 tokens (a decode step) in one compiled call.
+    """The pass of a family in loops, with a cache; up to 32 tokens (a decode step) in one compiled call.
 
     A call computes tokens of one text, or one token of each text of a batch aligned at its ends (apps/batches.py).
     `whole_pass` computes everything else: no cache, other batches, a tap, another attention, block or mask.

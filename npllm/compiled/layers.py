@@ -85,6 +85,43 @@ def slots(address, form, start, count, width, wide):
 
 
 @jit
+def four_dots(q, a, b, c, d):
+    """The products of q with four keys, in one loop."""
+    qa = qb = qc = qd = np.float32(0)
+    for i in range(len(q)):
+        qa += q[i] * a[i]
+        qb += q[i] * b[i]
+        qc += q[i] * c[i]
+        qd += q[i] * d[i]
+    return qa, qb, qc, qd
+
+
+@jit
+def score_keys(q, keys, out):
+    """out = keys q, four keys at a time"""
+    whole = len(keys) // 4 * 4
+    for j in range(0, whole, 4):
+        out[j], out[j + 1], out[j + 2], out[j + 3] = four_dots(q, keys[j], keys[j + 1], keys[j + 2], keys[j + 3])
+    for j in range(whole, len(keys)):
+        out[j] = dot(q, keys[j])
+
+
+@jit
+def mix_values(weights, values, out):
+    """out = Σ weights[j] · values[j], four values at a time, so that out is read and written less often"""
+    out[:] = 0
+    whole = len(values) // 4 * 4
+    for j in range(0, whole, 4):
+        p, q, r, s = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
+        a, b, c, d = values[j], values[j + 1], values[j + 2], values[j + 3]
+        for i in range(len(out)):
+            out[i] += (p * a[i] + q * b[i]) + (r * c[i] + s * d[i])
+    for j in range(whole, len(values)):
+        for i in range(len(out)):
+            out[i] += weights[j] * values[j, i]
+
+
+@jit
 def attend(queries, keys, values, scale, cap, scores, out):
     """Attention of some queries of one token over some keys; the queries of a group share them (GQA).
 
@@ -97,8 +134,9 @@ def attend(queries, keys, values, scale, cap, scores, out):
     for n in range(len(queries)):
         q, result, row = queries[n], out[n], scores[: len(keys)]
         largest = np.float32(-1e38)
+        score_keys(q, keys, row)
         for j in range(len(keys)):
-            score = dot(q, keys[j]) * scale
+            score = row[j] * scale
             if cap > 0:
                 score = cap * np.float32(math.tanh(score / cap))
             row[j] = score
@@ -107,11 +145,7 @@ def attend(queries, keys, values, scale, cap, scores, out):
         for j in range(len(keys)):
             row[j] = exp(row[j] - largest)
             total += row[j]
-        mixed = result[:width]
-        mixed[:] = 0
-        for j in range(len(keys)):
-            for i in range(width):
-                mixed[i] += row[j] * values[j, i]
+        mix_values(row, values, result[:width])
         result[width], result[width + 1] = total, largest
 
 

@@ -1,4 +1,4 @@
-"""A decode step as one compiled call: all blocks for one to 16 new tokens, all threads inside.
+"""A decode step as one compiled call: all blocks for one to 32 new tokens, all threads inside.
 
 Several tokens are those of one text (guesses to verify, or the end of a prompt), or one of each text of a batch. The
 definition is the pass of the model's family; fit.py says which passes have their steps here, and what is special about
@@ -20,7 +20,7 @@ from .records import FLOAT32, WEIGHT
 from .team import count, wait
 
 PHASES = 11  # counters of a block
-LARGEST = 16  # tokens
+LARGEST = 32  # tokens
 
 BLOCK = np.dtype(
     [

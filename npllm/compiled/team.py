@@ -17,7 +17,7 @@ import numpy as np
 from ..text.stderr import note
 from .jit import COMPILES, current, is_compiled, jit, pause, take
 
-SPINS = 2000  # before a waiting thread lets others have its core: about 20 µs
+SPINS = 100_000  # before a waiting thread lets others have its core: about 1 ms. Yielding costs a time slice, 3 ms
 LOOKS = 20000  # before a thread without work sleeps: about 200 µs
 GIVEN_UP = 0  # the counter that says so
 LINE = 8  # counters that share a cache line slow each other down: one in eight is used
