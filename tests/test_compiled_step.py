@@ -1,17 +1,21 @@
 """A decode step in loops is the pass of the model's family; without Numba, the loops run as plain Python."""
 
 import copy
+import json
 import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import jaxtyping
 import ml_dtypes
 import numpy as np
 import pytest
 from checkpoints import write_folder
+from default_model import needs_default_model
 from families import NAMES, WRITERS, random_lm
+from tolerance import assert_same_ids
 
 import npllm
 from npllm.block import block
@@ -129,6 +133,18 @@ def test_the_same_tokens():
             npllm.generate(with_loops(lm), [1, 2], max_new_tokens=12).ids
             == npllm.generate(lm, [1, 2], max_new_tokens=12).ids
         )
+
+
+@needs_numba
+@needs_default_model
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["raw", "chat"])
+def test_the_default_model_writes_what_transformers_writes(kind):
+    lm = npllm.load()
+    assert isinstance(lm.transform, CompiledPass)
+    for run in json.loads((Path(__file__).parent / "golden/default-model/expected.json").read_text())[kind]:
+        made = npllm.generate(lm, run["ids"], max_new_tokens=len(run["greedy_ids"]))
+        assert_same_ids(run["prompt"], made.ids, run["greedy_ids"], run["gaps"])
 
 
 def counted(fast, monkeypatch):
