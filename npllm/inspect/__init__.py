@@ -3,6 +3,10 @@
 record    a tap that collects the values of a pass
 trace     every value of a pass over a text, and trace files
 patch     a tap that replaces values, to see their effect
+edits     heads, layers and neurons switched off, values of another run
+heads     what each head looks at, in numbers
+attribution  which part said the token
+patching  where the answer is: values of one run in another, position by position
 compare   two traces, value by value
 runs      the two sides of a comparison: a trace file, or a model and how to run it
 funnel    the sampling steps, from the whole vocabulary to one token
