@@ -19,8 +19,8 @@ from npllm.checkpoint.hub import find
 from npllm.checkpoint.load import load_tokenizer
 from npllm.checkpoint.plan import halves_order
 from npllm.errors import ModelFileError, NotEnoughMemoryError, NpllmError, UnavailableError, UsageError
+from npllm.inspect.contents import contents, labels
 from npllm.inspect.look import look
-from npllm.inspect.page import contents
 from npllm.inspect.tokens import token_bytes
 
 MODEL_TYPES = ["phi3", "llama", "mistral", "qwen2"]
@@ -369,9 +369,8 @@ def test_rows_without_pieces_have_no_text(tmp_path):
     assert token_bytes(lm.tokenizer, [299]) == [None]
     with pytest.raises(UsageError, match="expected 0 to 299"):
         lm.tokenizer.decode([300])
-    page = contents(look(lm, [65, 299, 280]), 1, "m")
-    assert page["text"] == lm.tokenizer.decode([65])
-    assert page["vocabulary"][270:] == [None] * 30
+    assert contents(look(lm, [65, 299, 280]), 1, "m", only=())["text"] == lm.tokenizer.decode([65])
+    assert labels(lm, range(300))[270:] == [None] * 30
 
 
 @pytest.mark.parametrize("none", [-1, 2**32 - 1, [2**32 - 1], None])

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "compiled/cpu": "compiled_step",
     "cuda/twins": "cuda_kernels",  # each twin beside its kernel
     "devices/dtypes": "cache_dtype",
+    "inspect/contents": "page",
     "inspect/funnel": "sampling",
     "inspect/record": "tap",
     "storage/blocks": "gguf_blocks",

@@ -17,14 +17,16 @@ from hypothesis import strategies as st
 from models import random_gpt2_weights, random_weights, tiny_config, tiny_gpt2_config
 
 from npllm import load
+from npllm.errors import UsageError
 from npllm.families.gpt2 import gpt2_transform
 from npllm.inspect import page as pages
+from npllm.inspect.contents import SECTIONS, STEPS, attention_bytes, contents, labels, token_label
 from npllm.inspect.cost import costs, total
 from npllm.inspect.funnel import funnel
 from npllm.inspect.lens import likeliest, shares
 from npllm.inspect.look import Look, lens, look, norms
 from npllm.inspect.look import given as given_by_the_model
-from npllm.inspect.page import attention_bytes, content_hash, contents, embedded, page, token_label
+from npllm.inspect.page import embedded, page
 from npllm.inspect.parts import PACKAGE
 from npllm.inspect.tokens import token_bytes
 from npllm.lm import LM
@@ -64,14 +66,13 @@ def test_only_the_pages_own_style_and_script_are_allowed_by_their_hashes():
 
 
 def test_the_pages_own_files_ask_for_nothing_and_never_read_data_as_html():
-    texts = {path.name: path.read_text(encoding="utf-8") for path in Path(pages.__file__).parent.glob("page.[hcj]*s*")}
-    texts["page.html"] = Path(pages.__file__).with_name("page.html").read_text(encoding="utf-8")
-    assert texts.keys() == {"page.html", "page.css", "page.js"}
+    texts = {path.name: pages.read(path.name) for path in Path(pages.__file__).with_suffix("").iterdir()}
+    assert {"page.html", "page.css", "common.js", "start.js"} < texts.keys()
     forbidden = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|fetch\(|XMLHttp|\bimport\b"
     )
-    assert not re.search(forbidden, texts["page.js"])
     for name, text in texts.items():
+        assert not re.search(forbidden, text), name
         addresses = set(re.findall(r"(?:https?:)?//[\w.]+\.\w+[\w/]*", text))
         assert addresses <= {"http://www.w3.org/2000/svg"}, name
         assert not re.search(r"url\(|@import|<link|<img|\bsrc=|style=\"", text), name
@@ -133,7 +134,6 @@ def test_every_part_of_the_page_has_its_data(gpt2):
     assert {value["name"] for value in result["flow"]} == {
         name.removeprefix("layers.0.") for name in seen.shapes if not name.startswith("layers.1.")
     }
-    assert result["vocabulary"] == []
     assert result["text"] == "#3 #1 #4 #1 "
     assert len(base64.b64decode(result["attention"])) == 2 * config.num_attention_heads * 10
     assert len(base64.b64decode(result["logits"])) == 4 * 11
@@ -143,7 +143,7 @@ def test_the_steps_of_the_cache_compute_what_the_costs_say():
     lm = tiny_lm()
     seen = look(lm, [40, 41, 42, 43, 44, 45, 46])
     steps = contents(seen, 4, "tiny")["cache"]["steps"]
-    assert len(steps) == pages.STEPS
+    assert len(steps) == STEPS
     assert [step["made"] for step in steps] == [*seen.ids[4:], None, None, None, None, None]
     assert [step["tokens"] for step in steps] == list(range(4, 12))
     assert [step["with"]["streams"] for step in steps] == [4, 1, 1, 1, 1, 1, 1, 1]
@@ -161,6 +161,51 @@ def test_the_page_of_64_tokens_of_the_default_model_is_less_than_5_mb():
     lm = load()
     html = page(look(lm, [504] * 64), 64, "SmolLM2-135M-Instruct")
     assert len(html.encode()) < 5_000_000
+
+
+def test_a_page_of_some_sections_has_only_their_data():
+    seen = seen_by(tiny_lm(), "Hello")
+    keys = {
+        "tokens": {"given", "ranks", "expected"},
+        "flow": {"letters", "flow"},
+        "attention": {"attention"},
+        "lens": {"lens"},
+        "norms": {"norms"},
+        "funnel": {"logits"},
+        "cache": {"cache"},
+        "cost": {"cost"},
+    }
+    for name, own in keys.items():
+        html = page(seen, 5, "tiny", only=[name])
+        assert re.findall(r'<section id="(\w+)"', html) == [name]
+        data = data_of(html)
+        assert {key for key in data if key in set().union(*keys.values())} == own
+        assert "listings" not in data
+        assert set(data["vocabulary"]) >= {str(i) for i in seen.ids}
+        assert ("<dialog" in html) == (name == "attention")
+        assert "<header" not in html
+        assert "<footer" not in html
+        assert len(html.encode()) < 90_000
+    assert set(data_of(page(seen, 5, "tiny", only=["funnel", "source"]))["listings"]) == {"npllm/sampling.py"}
+
+
+def test_a_page_of_some_heads_has_only_their_maps():
+    seen = seen_by(tiny_lm(), "Hello")
+    data = data_of(page(seen, 5, "tiny", only=["attention"], heads=[(2, 3), (0, 1)]))
+    expected = [seen.values["layers.2.attention.weights"][3], seen.values["layers.0.attention.weights"][1]]
+    assert data["heads"] == [[2, 3], [0, 1]]
+    assert base64.b64decode(data["attention"]) == attention_bytes(np.stack(expected)).tobytes()
+
+
+def test_sections_and_heads_that_do_not_exist_are_refused():
+    seen = seen_by(tiny_lm(), "Hello")
+    with pytest.raises(UsageError, match=r"only: expected a list of 'tokens', .*, got 'token'"):
+        page(seen, 5, "tiny", only=["token"])
+    with pytest.raises(UsageError, match="got 'tokens'"):
+        page(seen, 5, "tiny", only="tokens")
+    for pair in [(3, 0), (0, 4), (-1, 0), (0, -1)]:
+        with pytest.raises(UsageError, match=rf"heads 0 to 3, got \({pair[0]}, {pair[1]}\)"):
+            page(seen, 5, "tiny", heads=[pair])
 
 
 # In the browser
@@ -185,9 +230,9 @@ def show(browser, tmp_path):
     """A function that opens the page of a look in a new window."""
     contexts = []
 
-    def run(seen: Look, prompt_length=None, width=1280, height=900, zoom=1, scheme="light") -> Shown:
+    def run(seen: Look, prompt_length=None, width=1280, height=900, zoom=1, scheme="light", **parts) -> Shown:
         path = tmp_path / "page.html"
-        path.write_text(page(seen, prompt_length or len(seen.ids), "tiny"), encoding="utf-8")
+        path.write_text(page(seen, prompt_length or len(seen.ids), "tiny", **parts), encoding="utf-8")
         contexts.append(
             browser.new_context(
                 viewport={"width": width // zoom, "height": height // zoom},
@@ -598,6 +643,44 @@ class TestInChromium:
         tab.locator("#thumbs button").first.click()
         assert tab.locator("#map-canvas").get_attribute("aria-label").startswith("Attention map of layer 0, head 0")
 
+    @pytest.mark.parametrize("name", [name for name in SECTIONS if name != "source"])
+    def test_a_section_on_its_own_is_drawn(self, show, name):
+        tab, _, events = show(seen_by(tiny_lm(), "The dog"), only=[name], width=700)
+        assert tab.locator("section").count() == 1
+        assert tab.locator(".where a").count() == 0
+        assert len(tab.locator("section").inner_text()) > 300
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert len(events) == 1
+
+    def test_a_single_map_is_shown_in_place_and_several_as_small_maps(self, show):
+        tab, seen, _ = show(seen_by(tiny_lm(), "The dog"), only=["attention"], heads=[(1, 2)])
+        assert tab.locator("#map-canvas").is_visible()
+        assert "Layer 1, head 2: on average" in tab.locator("#thumb-reading").inner_text()
+        weights = seen.values["layers.1.attention.weights"][2]
+        assert abs(share(tab.locator("#map-reading").inner_text().rsplit(": ", 1)[1]) - weights[-1, 0]) < 0.0051
+        tab, _, _ = show(seen_by(tiny_lm(), "The dog"), only=["attention"], heads=[(1, 2), (0, 2), (2, 1)])
+        named = [button.get_attribute("aria-label") for button in tab.locator("#thumbs button").all()]
+        assert named == ["layer 2, head 1: enlarge", "layer 0, head 2: enlarge", "layer 1, head 2: enlarge"]
+        tab.locator("#thumbs button").nth(1).click()
+        assert tab.locator("#map-title").inner_text() == "Layer 0, head 2"
+        tab.locator("#layer-after").click()
+        assert tab.locator("#map-title").inner_text() == "Layer 1, head 2"
+        assert tab.locator("#layer-after").is_disabled()
+
+    def test_other_data_can_be_drawn_in_the_same_page(self, show):
+        lm = tiny_lm()
+        tab, _, events = show(seen_by(lm, "The dog"))
+        other = seen_by(lm, "Hello you")
+        data = contents(other, 3, "tiny") | {"vocabulary": labels(lm, range(lm.config.vocab_size))}
+        tab.evaluate("other => show(other)", data)
+        assert tab.locator("#token-list .token").all_text_contents() == [label(other, i) for i in other.ids]
+        assert tab.locator("#lens-scroll td").count() == 4 * len(other.ids)
+        assert tab.locator("#thumbs button").count() == 12
+        assert tab.locator("#set-temperature").count() == 1
+        weights = other.values["layers.2.attention.weights"][3]
+        assert abs(tab.evaluate(f"row(2, 3, {len(other.ids) - 1})[0]") - weights[-1, 0]) < 0.0051
+        assert len(events) == 1
+
     def test_a_prompt_of_one_token(self, show):
         tab, seen, events = show(look(tiny_lm(), [40]))
         assert "The first token has no predecessor" in tab.locator("#token-detail").inner_text()
@@ -644,6 +727,5 @@ class TestInChromium:
             }"""
         )
         assert sums == pytest.approx([1, 1], abs=1e-12)
-        assert content_hash(pages.read("page.js")) in tab.content()
         assert len(seen.ids) == 64
         assert len(events) == 1

@@ -18,5 +18,6 @@ parts     each value's description, shape, source line and figure
 heatmap   attention weights as characters
 summary   a `Look` as plain data, for JSON
 terminal  a summary as text
-page      a `Look` as an HTML page (page.html, page.css, page.js)
+contents  a `Look` as data for the page
+page      a `Look` as an HTML page, from the files of the folder page/
 """

@@ -1,0 +1,6 @@
+// The page of `npllm inspect --html`: its data are in it.
+
+start();
+show(JSON.parse(byId("data").textContent));
+places();
+document.documentElement.dataset.ready = "true";
