@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .text.brief import brief
+
 
 class RopeScaling(NamedTuple):
     """A context extended after training: the frequency of each of RoPE's R pairs is divided by its factor."""
@@ -13,6 +15,9 @@ class RopeScaling(NamedTuple):
     original: int = 0
     attention_factor: float = 1.0  # multiplies cos and sin
     long_attention_factor: float = 1.0  # does so in a text longer than `original` tokens
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,13 @@ class Config:
     id2label: tuple[str, ...] = ()  # the labels of a classifier
     bidirectional: bool = False  # every token sees all others: BERT, which fills gaps and cannot continue a text
     problem_type: str | None = None  # "multi_label_classification": each label is an independent yes or no
+
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = Config.__repr__  # type: ignore[method-assign]  # or a dataclass gets one of its own
+
+    def __repr__(self) -> str:
+        """A line for each field that has not its default value."""
+        return brief(self, ",\n    ")
 
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer, or None if it sees all earlier tokens."""

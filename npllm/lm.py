@@ -7,6 +7,7 @@ Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,10 @@ class LM(NamedTuple):
     generation_config: Mapping[str, Any]  # generation_config.json, parsed
     transform: Callable[..., tuple[Float[Array, "... T D"], Cache | None]] = model.transform  # its family's pass
     lm_head: Callable[..., Float[Array, "... T V"]] = heads.lm_head  # its family's head
+
+    def __repr__(self) -> str:
+        """What `npllm show` prints, by inspect/structure.py."""
+        return str(import_module(".inspect.structure", __package__).described(self))  # at run time: it imports this
 
 
 @np.errstate(all="ignore")  # an exp may underflow; what overflows becomes NaN, which the callers detect

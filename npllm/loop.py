@@ -26,6 +26,7 @@ from .lm import LM, as_array
 from .options import capacity_for, check_options, check_prompt
 from .sampling import choose
 from .text.arguments import check_cache, check_model, check_writes, held_length, one_reader, token_ids
+from .text.brief import brief
 from .text.end_ids import end_ids
 from .text.stream import StoppingStream
 
@@ -47,6 +48,9 @@ class Generation(NamedTuple):
     ids: list[int]  # including the end token, or those of the stop string
     prompt_ids: list[int]
     finish_reason: str  # "stop" or "length"
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @np.errstate(all="ignore")

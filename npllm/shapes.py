@@ -17,6 +17,7 @@ stream is a token's vector on its path through the blocks; each layer adds to it
 from typing import Any, NamedTuple, TypeAlias
 
 from .arrays import Array, Float, Weight
+from .text.brief import brief
 
 
 class BlockWeights(NamedTuple):
@@ -36,6 +37,9 @@ class BlockWeights(NamedTuple):
     o_proj_bias: Float[Array, " D"] | None = None
     gate_up_proj_bias: Float[Array, " 2F"] | None = None
     down_proj_bias: Float[Array, " D"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 class GPT2BlockWeights(NamedTuple):
@@ -57,6 +61,9 @@ class GPT2BlockWeights(NamedTuple):
     c_fc_bias: Float[Array, " F"] | None = None
     c_proj_bias: Float[Array, " D"] | None = None
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 # The weights of a block: one of these tuples, or that of a family whose block has the same parts under the same names.
 BlockLike: TypeAlias = Any
@@ -74,6 +81,9 @@ class Weights(NamedTuple):
     embed_positions: Weight | None = None  # absolute positions, one row each; GPT-2's wpe
     norm_bias: Float[Array, " D"] | None = None  # with LayerNorm
     lm_head_bias: Float[Array, " V"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 WeightsLike: TypeAlias = Any  # `Weights`, or the tuple of a family that has other weights outside its blocks

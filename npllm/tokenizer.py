@@ -51,6 +51,10 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.size
 
+    def __repr__(self) -> str:
+        kind, chat = type(self.backend.model).__name__, "no " if self.chat_template is None else ""
+        return f"Tokenizer({kind}, {self.size:,} pieces, end ids {sorted(self.end_ids)}, {chat}chat format)"
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Control tokens in it are parsed; BOS is prepended if the checkpoint says so."""
         with library_errors():

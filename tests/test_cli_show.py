@@ -6,8 +6,8 @@ import pytest
 from checkpoints import write_folder
 
 from npllm import load
-from npllm.cli.show import structure
 from npllm.devices.memory import format_bytes
+from npllm.inspect.structure import structure
 
 
 @pytest.fixture(scope="module")

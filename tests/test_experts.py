@@ -21,13 +21,13 @@ from npllm.checkpoint.gguf_config import read_gguf_config
 from npllm.checkpoint.load import gguf_of, plan_gguf
 from npllm.checkpoint.plan import cut_experts, later_layers
 from npllm.checkpoint.write import convert
-from npllm.cli.show import structure
 from npllm.devices.device import to_host
 from npllm.errors import ModelFileError
 from npllm.families import FAMILIES, read_config
 from npllm.families.experts import ExpertWeights, mixture, route
 from npllm.feedforward import feedforward
 from npllm.inspect.cost import costs
+from npllm.inspect.structure import structure
 from npllm.storage.stored import Stored
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,7 +14,6 @@ from tolerance import assert_close
 
 import npllm
 from npllm.cache import empty_cache
-from npllm.cli.show import structure
 from npllm.cuda.fit import why_not
 from npllm.devices.device import to_host
 from npllm.families import FAMILIES, family_of
@@ -24,6 +23,7 @@ from npllm.inspect.lens import logit_lens
 from npllm.inspect.look import look, norms
 from npllm.inspect.parts import part, source
 from npllm.inspect.record import record
+from npllm.inspect.structure import structure
 
 IDS = np.random.default_rng(1).integers(0, 23, 9)
 PAGE = (Path(__file__).parent.parent / "docs" / "taps.md").read_text(encoding="utf-8")

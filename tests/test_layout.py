@@ -35,6 +35,7 @@ ELSEWHERE = {
     "inspect/contents": "page",
     "inspect/funnel": "sampling",
     "inspect/record": "tap",
+    "inspect/structure": "cli_show",
     "storage/blocks": "gguf_blocks",
     # A family's config is tested in test_config.py, its pass in test_families.py and test_golden.py.
     **{module: "families" for module in MODULES if module.startswith("families/")},

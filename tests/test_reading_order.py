@@ -18,7 +18,9 @@ READING_ORDER = re.findall(r"^    (\w+)  ", npllm.__doc__, flags=re.MULTILINE)
 MATH = READING_ORDER[READING_ORDER.index("embedding") : READING_ORDER.index("model") + 1]
 FREE = {"arrays", "shapes", "tap", "errors"}  # allowed everywhere
 WINGS = {
+    "shapes": {"text"},
     "errors": {"text"},
+    "config": {"text"},
     "tokenizer": {"text"},
     "options": {"text"},
     "lm": {"text"},

@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..linear import linear
 from ..norm import layer_norm
 from ..shapes import GPT2BlockWeights
+from ..text.brief import brief
 from .activations import ACTIVATIONS
 
 
@@ -44,6 +45,9 @@ class BertWeights(NamedTuple):
     pooler_bias: Float[Array, " D"] | None = None
     score: Weight | None = None  # [labels, D]
     score_bias: Float[Array, " labels"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def masked_lm_head(

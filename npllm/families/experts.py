@@ -20,6 +20,7 @@ from ..feedforward import feedforward
 from ..linear import linear
 from ..sampling import softmax
 from ..tap import Tap, untapped
+from ..text.brief import brief
 from . import llama
 from .family import Rows, Tapped, Work
 from .keys import Keys
@@ -35,6 +36,9 @@ class ExpertWeights(NamedTuple):
     down_proj: Weight  # [D, F]
     gate_up_proj_bias: Float[Array, " 2F"] | None = None
     down_proj_bias: Float[Array, " D"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @dataclass(frozen=True, kw_only=True)

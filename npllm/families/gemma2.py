@@ -20,6 +20,7 @@ from ..cache import Cache
 from ..config import Config
 from ..shapes import BlockLike, Weights
 from ..tap import Tap, under, untapped
+from ..text.brief import brief
 from . import common, gemma, llama
 from .family import Gguf, Rows, Tapped, Work
 from .gemma import GEMMA, GemmaConfig, feedforward, norm, norm_flops
@@ -42,6 +43,9 @@ class Gemma2BlockWeights(NamedTuple):
     post_feedforward_layernorm: Float[Array, " D"]
     qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None
     o_proj_bias: Float[Array, " D"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def capped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:

@@ -15,6 +15,7 @@ from ..arrays import Array, Float, Weight
 from ..attention import attention
 from ..config import Config
 from ..tap import Tap, untapped
+from ..text.brief import brief
 from . import common, gemma, gemma2, local_rope, qwen3
 from .family import Gguf, Rows, Work
 from .gemma import GemmaConfig
@@ -41,6 +42,9 @@ class Gemma3BlockWeights(NamedTuple):
     post_feedforward_layernorm: Float[Array, " D"]
     qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None
     o_proj_bias: Float[Array, " D"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def self_attention(

@@ -20,6 +20,7 @@ from ..config import Config
 from ..linear import linear
 from ..sampling import softmax
 from ..tap import Tap, untapped
+from ..text.brief import brief
 from . import common, experts, llama, metadata, mixtral
 from .activations import bounded_glu
 from .experts import ExpertsConfig, ExpertWeights, block_with_experts, mixture_of_experts
@@ -50,6 +51,9 @@ class GptOssBlockWeights(NamedTuple):
     experts: tuple[ExpertWeights, ...]  # E of them
     qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None
     o_proj_bias: Float[Array, " D"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def attention_with_sinks(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from .. import model
 from ..arrays import Array, Float, Weight
+from ..text.brief import brief
 from . import common, experts, llama
 from .experts import ExpertsConfig, ExpertWeights, block_with_experts
 from .family import Gguf, Rows, Work
@@ -29,6 +30,9 @@ class MixtralBlockWeights(NamedTuple):
     experts: tuple[ExpertWeights, ...]  # E of them
     qkv_proj_bias: None = None  # `self_attention` adds them where a family has them
     o_proj_bias: None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 transform = partial(model.transform, block=block_with_experts)

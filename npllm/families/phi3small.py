@@ -26,6 +26,7 @@ from ..linear import linear
 from ..masks import decoder_mask
 from ..shapes import Weights
 from ..tap import Tap, untapped
+from ..text.brief import brief
 from . import common, layer_normed, llama
 from .activations import bounded_glu
 from .block_sparse import BlockSparseConfig, queries_keys_values, self_attention, sparse_mask
@@ -61,6 +62,9 @@ class Phi3SmallBlockWeights(NamedTuple):
     o_proj_bias: Float[Array, " D"] | None = None
     up_proj_bias: Float[Array, " 2F"] | None = None
     down_proj_bias: Float[Array, " D"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def feedforward(

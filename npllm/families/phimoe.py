@@ -24,6 +24,7 @@ from ..arrays import Array, Float, Int, Weight, array_namespace
 from ..linear import linear
 from ..sampling import softmax
 from ..tap import Tap, untapped
+from ..text.brief import brief
 from . import common, experts, layer_normed, llama, metadata, mixtral
 from .experts import ExpertsConfig, ExpertWeights, mixture_of_experts
 from .family import Gguf, Work
@@ -56,6 +57,9 @@ class PhimoeBlockWeights(NamedTuple):
     experts: tuple[ExpertWeights, ...]  # E of them
     qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None
     o_proj_bias: Float[Array, " D"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def sparsemixer(

@@ -21,6 +21,7 @@ from ..norm import rms_norm
 from ..rope import apply_rope
 from ..shapes import BlockLike
 from ..tap import Tap, untapped
+from ..text.brief import brief
 from . import common, llama, metadata
 from .family import Gguf, Rows, Tapped, Work
 from .keys import Keys
@@ -44,6 +45,9 @@ class Qwen3BlockWeights(NamedTuple):
     o_proj_bias: Float[Array, " D"] | None = None
     gate_up_proj_bias: None = None  # `feedforward` adds them where a family has them
     down_proj_bias: None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def self_attention(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from .. import model
 from ..arrays import Array, Float, Weight
+from ..text.brief import brief
 from . import common, experts, llama, metadata, mixtral, qwen3
 from .experts import ExpertsConfig, ExpertWeights, block_with_experts
 from .family import Gguf, Rows, Work
@@ -30,6 +31,9 @@ class Qwen3MoeBlockWeights(NamedTuple):
     experts: tuple[ExpertWeights, ...]  # E of them
     qkv_proj_bias: Float[Array, " (N+2K)*H"] | None = None
     o_proj_bias: Float[Array, " D"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 block = partial(block_with_experts, self_attention=qwen3.self_attention)

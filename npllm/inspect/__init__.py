@@ -16,6 +16,7 @@ cost      FLOPs and bytes read, part by part
 look      one pass, and everything that the terminal, the JSON and the page show of it
 parts     each value's description, shape, source line and figure
 heatmap   attention weights as characters
+structure  the model's layers as lines
 summary   a `Look` as plain data, for JSON
 terminal  a summary as text
 contents  a `Look` as data for the page

@@ -11,6 +11,7 @@ from array_api_compat import device
 
 from ..arrays import Array, Float, array_namespace
 from ..sampling import choose, softmax
+from ..text.brief import brief
 from .record import record
 
 
@@ -21,6 +22,9 @@ class FunnelStep(NamedTuple):
     logits: Float[Array, " V"]  # -inf: ruled out
     probabilities: Float[Array, " V"]
     left: int  # how many tokens remain
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @np.errstate(all="ignore")

@@ -14,6 +14,7 @@ from ..arrays import Array, Float, array_namespace
 from ..devices.device import to_host
 from ..families import family_of
 from ..lm import LM
+from ..text.brief import brief
 from .lens import likeliest, logit_lens, shares
 from .tokens import token_bytes
 from .trace import trace
@@ -30,6 +31,9 @@ class Look(NamedTuple):
     shapes: dict[str, tuple[int, ...]]  # of every value, by its name, in the order of the pass
     not_finite: dict[str, int]  # for each value with NaN or infinite elements, how many
     values: dict[str, np.ndarray]  # the recorded ones
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def logits(self) -> Float[np.ndarray, "T V"]:
@@ -87,6 +91,9 @@ class Lens(NamedTuple):
     probabilities: Float[np.ndarray, "rows positions k"]
     next: Float[np.ndarray, "rows positions"]  # probability of the actual next token; NaN at the end of the text
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 def lens(seen: Look, positions: Sequence[int], k: int) -> Lens:
     """The model's predictions at these positions if it stopped before the first block, after it, and so on."""
@@ -122,6 +129,9 @@ class Norms(NamedTuple):
     attention: Float[np.ndarray, "L T"]  # of the attention layer's output
     feedforward: Float[np.ndarray, "L T"]
     residual: Float[np.ndarray, "L T"]  # of the residual stream after the block
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def norms(seen: Look) -> Norms:

@@ -1,6 +1,7 @@
 """Where text enters and leaves: the ids of a conversation, and the text of ids that arrive one at a time.
 
 one_line        text for a terminal: one line, control characters escaped
+brief           records on one short line, for their repr
 stderr          lines on stderr
 arguments       the arguments of the public calls
 utf8            the check that a text can be encoded as UTF-8
