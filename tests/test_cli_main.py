@@ -28,12 +28,16 @@ def talkative(tmp_path_factory):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "required: COMMAND; see npllm --help"),
-        (["generat"], "invalid choice: 'generat'.*generate"),
-        (["--model", "x", "generate"], "see npllm --help"),
+        (["generat"], "there is no command 'generat'; did you mean generate. See npllm --help"),
+        (["help", "tokenise"], "there is no command 'tokenise'; did you mean tokenize"),
+        (["xyz"], "there is no command 'xyz'; see npllm --help"),
+        (["--model", "x", "generate"], "expected a COMMAND first, got --model: options follow it; see npllm --help"),
+        (["--verion"], "got --verion: .*; did you mean --version"),
+        (["The capital of"], 'expected a COMMAND first, got a text; to continue it: npllm generate "The capital of"'),
         (["generate", ""], "prompt is empty"),
         (["generate"], "prompt is empty"),
-        (["generate", "a", "b"], "unrecognized arguments: b; quote a text of several words; see npllm generate"),
+        (["generate", "a", "-n", "5", "b", "c"], 'expected one PROMPT, got 3; quote them: "a b c"; see npllm generate'),
+        (["tokenize", "a", "$b"], r"expected one TEXT, got 2; quote them: 'a \$b'"),
         (["generate", "x" * 300], "too long: 300 tokens, where the model's context of 256 has room for 255"),
         (["generate", "a\udcffb"], "PROMPT: expected UTF-8 text, got the byte 0xff at offset 1"),
         (["generate", "a", "--stop", "\udcff"], "--stop: expected UTF-8"),
@@ -45,8 +49,11 @@ def talkative(tmp_path_factory):
         (["generate", "a", "--temperature", "nan"], "error: --temperature: expected 0"),
         (["generate", "a", "--temperature", "inf"], "error: --temperature: expected 0"),
         (["generate", "a", "--temperature"], "expected one argument"),
-        (["generate", "a", "--temprature", "1"], "unrecognized arguments: --temprature 1; see"),
-        (["generate", "a", "--temp", "1"], "unrecognized arguments: --temp 1"),
+        (["generate", "a", "--temprature", "1"], "there is no --temprature; did you mean --temperature. See"),
+        (["generate", "a", "--temp", "1"], "there is no --temp; did you mean --temperature"),
+        (["generate", "a", "-model", "x"], "there is no -model; did you mean --model"),
+        (["generate", "a", "-x"], "unrecognized arguments: -x; see"),
+        (["trace", "a", "--outptu=x"], "there is no --outptu; did you mean --output"),
         (["generate", "a", "--top-k", "-1"], "error: --top-k: expected 0"),
         (["generate", "a", "--top-p", "0"], "error: --top-p: expected from 1e-6"),
         (["generate", "a", "--top-p", "1.1"], "error: --top-p: expected from 1e-6 to 1"),
@@ -175,6 +182,21 @@ def test_help_has_examples_and_fits_the_terminal(npllm, command, monkeypatch):
     assert "examples:\n  npllm " in done.out
     assert max(len(line) for line in done.out.splitlines()) <= 120
     assert done.out.endswith("\n")
+
+
+@pytest.mark.parametrize("argv", [[], ["help"]], ids=["alone", "help"])
+def test_without_a_command_it_shows_the_help(npllm, argv):
+    assert npllm(*argv) == npllm("--help")
+    assert npllm(*argv).out.startswith("usage: npllm ")
+
+
+def test_help_explains_a_command(npllm):
+    assert npllm("help", "tokenize") == npllm("tokenize", "--help")
+
+
+def test_a_word_with_a_space_and_what_follows_two_dashes_is_no_flag(npllm):
+    assert npllm("tokenize", "--no such flag").code == 0
+    assert npllm("tokenize", "--", "--no-such-flag").code == 0
 
 
 def test_version(npllm):

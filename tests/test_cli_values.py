@@ -24,6 +24,7 @@ NEEDED = {  # what a command needs besides the flag under test
     "convert": ["x", "--dtype", "float32"],
     "bench": ["cache", "-n", "2", "--repeat", "1"],
     "selftest": ["-n", "8"],
+    "completion": ["bash"],
 }
 VALUES = ["--", "-", "-1", "--help", "", "\x1b[31m\n", "\udcff", "é", "nan", "1e999"]
 

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "checkpoint/write": "convert",
     "checkpoint/gguf_config": "gguf",
     "cli/options": "cli_main",
+    "cli/parser": "cli_main",
     "cli/report": "cli_main",
     "compiled/jit": "compiled_team",
     "compiled/records": "compiled_products",

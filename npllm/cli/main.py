@@ -3,55 +3,44 @@
 It imports nothing heavy: `npllm --help` answers at once, and `main` sets BLAS's threads before NumPy is imported.
 """
 
-import argparse
 import importlib
 import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from ..devices.address_space import check_imports
 from ..devices.blas import short_spin
 from ..errors import NotEnoughMemoryError, NpllmError, UsageError
+from ..text.similar import hint
 from ..version import __version__
 from . import report
+from .parser import Parser, quoted
 from .signals import INTERRUPTED, as_exception
 
-COMMANDS = (
-    "generate",
-    "chat",
-    "fill",
-    "tokenize",
-    "show",
-    "trace",
-    "inspect",
-    "compare",
-    "evaluate",
-    "convert",
-    "models",
-    "bench",
-    "selftest",
-)
+COMMANDS = {
+    "generate": "continue a prompt",
+    "chat": "talk with a model",
+    "fill": "fill [MASK] in a text, with a masked language model such as BERT",
+    "tokenize": "show the tokens of a text",
+    "show": "show the model's structure",
+    "trace": "write every value of one forward pass to a file",
+    "inspect": "show what the model does with a prompt, here or as a page",
+    "compare": "find the first step at which two runs part",
+    "evaluate": "perplexity of a text, and what rounding the weights costs",
+    "convert": "write a model to a folder, in another dtype",
+    "models": "list the families of models that npllm computes",
+    "bench": "time it: decoding, prefill, loading, with and without the KV cache",
+    "selftest": "compare a device with the CPU, and time it",
+    "completion": "make the shell complete commands, options and files",
+}
 DESCRIPTION = """\
 Run a transformer LLM in plain array functions, and look at every number on the
 way.
 
-commands, each with its own --help:
-  generate    continue a prompt
-  chat        talk with a model
-  fill        fill [MASK] in a text, with a masked language model such as BERT
-  tokenize    show the tokens of a text
-  show        show the model's structure
-  trace       write every value of one forward pass to a file
-  inspect     show what the model does with a prompt, here or as a page
-  compare     find the first step at which two runs part
-  evaluate    perplexity of a text, and what rounding the weights costs
-  convert     write a model to a folder, in another dtype
-  models      list the families of models that npllm computes
-  bench       time it: decoding, prefill, loading, with and without the KV cache
-  selftest    compare a device with the CPU, and time it
-"""
+commands; npllm help COMMAND explains one:
+""" + "".join(f"  {name:10}  {what}\n" for name, what in COMMANDS.items())
 EXAMPLES = """\
 examples:
   npllm generate "The capital of France is"
@@ -76,52 +65,18 @@ exit codes:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser without abbreviated flags, which reports an error in one line, as npllm does everywhere."""
-
-    def __init__(self, prog: str, description: str, epilog: str) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            epilog=epilog,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    def print_help(self, file: object = None) -> None:
-        """Print the help by `report.write`: argparse ignores a failed write."""
-        report.write(self.format_help())
-
-    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """The value of a flag. Some versions of argparse drop the "--" of --stop=--, and then miss it."""
-        if action.option_strings and arg_strings == ["--"]:
-            return self._get_value(action, "--")
-        return super()._get_values(action, arg_strings)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UsageError, where argparse prints its usage and exits."""
-        _, is_rest, rest = message.partition("unrecognized arguments: ")
-        if is_rest and not rest.startswith("-") and any(action.dest == "text" for action in self._actions):
-            message += "; quote a text of several words"
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-    def with_flag(self, message: str) -> str:
-        """A message that begins with the name of a Python argument, with that of the flag; any other unchanged.
-
-        "top_k: expected ..." becomes "--top-k: expected ...". compare has several flags for a dtype: it is unchanged.
-        """
-        name, colon, rest = message.partition(": ")
-        flag = "model" if name == "lm" else name.replace("_", "-").replace(" ", "-")
-        known = self._option_string_actions
-        return f"--{flag}{colon}{rest}" if f"--{flag}" in known and f"--a-{flag}" not in known else message
-
-
 def run(argv: Sequence[str]) -> int:
     """Run the command line `argv`; return its exit code."""
-    parser = Parser("npllm", DESCRIPTION, EXAMPLES)
-    parser.add_argument("--version", action="version", version=f"npllm {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the above")
-    name = parser.parse_args(argv[:1]).command
+    general = Parser("npllm", DESCRIPTION, EXAMPLES)
+    general.add_argument("--version", action="version", version=f"npllm {__version__}")
+    general.add_argument("command", nargs="?", metavar="COMMAND", help="one of the above")
+    name, *rest = argv or ["help"]
+    if name == "help":  # npllm help COMMAND is npllm COMMAND --help
+        name, rest = (rest[0] if rest else "--help"), ["--help"]
+    if name in ("-h", "--help", "--version"):
+        general.parse_args([name])  # ends here
+    if name not in COMMANDS:
+        general.error(unknown(name))
     if "numpy" not in sys.modules:
         check_imports()
     command: Any = importlib.import_module(f"{__package__}.{name}")  # not earlier: its imports take time
@@ -129,13 +84,22 @@ def run(argv: Sequence[str]) -> int:
     logging.getLogger("concurrent.futures").disabled = True  # a thread without memory would log a page; it raises, too
     parser = Parser(f"npllm {name}", command.DESCRIPTION, command.EXAMPLES)
     command.add_arguments(parser)
-    args = parser.parse_args(argv[1:])
+    args = parser.read(rest)
     try:
         if getattr(args, "threads", None) is not None:
             importlib.import_module("npllm.devices.threads").set_threads(args.threads)
         return command.run(args)
     except UsageError as error:
         raise UsageError(parser.with_flag(str(error))) from error
+
+
+def unknown(name: str) -> str:
+    """What is wrong with a command line that begins with this word."""
+    if name.startswith("-"):
+        return f"expected a COMMAND first, got {name}: options follow it{hint(name, ['--help', '--version'])}"
+    if " " in name.strip():
+        return f"expected a COMMAND first, got a text; to continue it: npllm generate {quoted(name)}"
+    return f"there is no command {name!r}{hint(name, [*COMMANDS, 'help', '--version'])}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 one_line        text for a terminal: one line, control characters escaped
 brief           records on one short line, for their repr
 stderr          lines on stderr
+similar         what a mistyped name may have meant
 arguments       the arguments of the public calls
 utf8            the check that a text can be encoded as UTF-8
 token_ids       the checks of token ids
