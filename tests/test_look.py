@@ -48,6 +48,17 @@ def test_a_look_sees_every_value_of_one_pass_and_keeps_what_is_shown():
     assert seen.not_finite == {}
 
 
+def test_a_look_sees_what_a_tap_changes():
+    lm = tiny_lm()
+
+    def without_a_layer(name, value):
+        return 0 * value if name == "layers.1.feedforward.output" else value
+
+    seen = look(lm, IDS, tap=without_a_layer)
+    assert_close("logits", seen.logits, npllm.forward(np.asarray(IDS), lm, tap=without_a_layer)[0])
+    assert norms(seen).feedforward[1].tolist() == [0.0] * len(IDS)
+
+
 def test_a_look_is_the_same_on_every_library(writable_lib: Library):
     lm = tiny_lm()
     expected = look(lm, IDS)

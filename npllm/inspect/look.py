@@ -14,6 +14,7 @@ from ..arrays import Array, Float, array_namespace
 from ..devices.device import to_host
 from ..families import family_of
 from ..lm import LM
+from ..tap import Tap, untapped
 from ..text.brief import brief
 from .lens import likeliest, logit_lens, shares
 from .tokens import token_bytes
@@ -41,10 +42,11 @@ class Look(NamedTuple):
         return self.values["logits"]
 
 
-def look(lm: LM, ids: Sequence[int], attention: str = "*") -> Look:
+def look(lm: LM, ids: Sequence[int], attention: str = "*", tap: Tap = untapped) -> Look:
     """One pass over the tokens, recording what the views need.
 
     attention : the layers whose attention weights are recorded: an index, or "*" for all
+    tap : applied to every value before it is recorded, such as `edit_tap`
 
     Raises
     ------
@@ -55,6 +57,7 @@ def look(lm: LM, ids: Sequence[int], attention: str = "*") -> Look:
     not_finite: dict[str, int] = {}
 
     def note(name: str, value: Array) -> Array:
+        value = tap(name, value)
         xp = array_namespace(value)
         shapes[name] = value.shape
         count = int(xp.count_nonzero(~xp.isfinite(value)))
