@@ -6,6 +6,7 @@ metadata     the same for a .gguf file
 common       keys that most families share
 scaling      positions in texts longer than in training
 activations  activation functions by name
+fixed_norm   norms with a given scale, which are linear
 work         the cost of a block's parts
 block_sparse  attention to near blocks and some earlier ones
 local_rope   RoPE of its own in the layers with a window

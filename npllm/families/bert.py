@@ -301,6 +301,7 @@ BERT = Family(
     transform=bert_transform,
     block=bert_block,
     final_norm=final_norm,
+    final_norm_of_parts=lambda parts, *_: parts,
     structure=structure,
     norm_text=layer_norm_text,
     parts=PARTS,

@@ -70,6 +70,9 @@ class Family(NamedTuple):
     transform: Callable[..., Any]  # the forward pass
     block: Callable[..., Any]
     final_norm: Callable[..., Array]  # (residual stream, weights, config)
+    # The share of each part of the residual stream in its final norm, without a bias: (parts, residual stream, weights,
+    # config). See families/fixed_norm.py.
+    final_norm_of_parts: Callable[..., Array]
     # The lines of a block for `npllm show`: (text, weight or ""). ": Linear" is completed with the shape of the weight.
     structure: Callable[[Any, int], Sequence[tuple[str, str]]]
     norm_text: Callable[[Config], str]  # the final norm for `npllm show`
@@ -81,6 +84,7 @@ class Family(NamedTuple):
     # heads' axis first; KEY · MODULE: with that output before it is multiplied by a key of the config).
     traced: Mapping[str, str]
     lm_head: Callable[..., Array] = heads.lm_head
+    uncapped_head: Callable[..., Array] | None = None  # lm_head without the cap on its logits, if there is one
     added: tuple[str, str] = ("attention.output", "feedforward.output")  # what is added to the residual stream
     # The residual stream as the network reads it, and as the next block does.
     stream: tuple[str, str] = ("residual_after_attention", "residual_after_feedforward")

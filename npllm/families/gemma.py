@@ -25,6 +25,7 @@ from ..tap import Tap, untapped
 from . import common, llama, metadata
 from .activations import ACTIVATIONS, FLOPS
 from .family import Gguf, Tapped, Work
+from .fixed_norm import rms_norm_of_parts
 from .keys import Keys
 from .llama import LLAMA
 from .metadata import Metadata
@@ -73,6 +74,13 @@ transform = partial(model.transform, block=block, embed=scaled_embed, norm=norm)
 def final_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T D"]:
     """The norm between the last block and the head."""
     return norm(x, weights.norm, config.rms_norm_eps)
+
+
+def final_norm_of_parts(
+    parts: Float[Array, "P D"], x: Float[Array, " D"], weights: Weights, config: Config
+) -> Float[Array, "P D"]:
+    """The share of each part of x in the final norm of x."""
+    return rms_norm_of_parts(parts, x, 1.0 + weights.norm, config.rms_norm_eps)
 
 
 TANH = [name for name, function in ACTIVATIONS.items() if function is gelu]
@@ -164,6 +172,7 @@ GEMMA = LLAMA._replace(
     transform=transform,
     block=block,
     final_norm=final_norm,
+    final_norm_of_parts=final_norm_of_parts,
     structure=structure,
     norm_text=norm_text,
     parts=PARTS,

@@ -258,6 +258,7 @@ GEMMA2 = GEMMA._replace(
     work=work,
     traced=TRACED,
     lm_head=lm_head,
+    uncapped_head=heads.lm_head,
     outside_flops=outside_flops,
     added=("post_attention_layernorm", "post_feedforward_layernorm"),
     full_scores=True,

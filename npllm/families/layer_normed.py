@@ -18,6 +18,7 @@ from ..norm import layer_norm
 from ..shapes import BlockLike, Weights
 from ..tap import Tap, under, untapped
 from . import llama
+from .fixed_norm import layer_norm_of_parts
 from .keys import POSITIVE, Keys, is_positive
 from .work import layer_norm_flops
 
@@ -72,6 +73,13 @@ def transform(
 def final_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T D"]:
     """The norm between the last block and the head."""
     return layer_norm(x, weights.norm, weights.norm_bias, config.layer_norm_epsilon)
+
+
+def final_norm_of_parts(
+    parts: Float[Array, "P D"], x: Float[Array, " D"], weights: Weights, config: Config
+) -> Float[Array, "P D"]:
+    """The share of each part of x in the final norm of x, without its bias."""
+    return layer_norm_of_parts(parts, x, weights.norm, config.layer_norm_epsilon)
 
 
 def with_mscales(keys: Keys, rope: dict[str, Any]) -> dict[str, Any]:

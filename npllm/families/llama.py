@@ -23,6 +23,7 @@ from ..rope import apply_rope
 from ..shapes import BlockLike, BlockWeights, Weights
 from . import common, metadata
 from .family import Family, Gguf, Rows, Tapped, Work
+from .fixed_norm import rms_norm_of_parts
 from .keys import Keys
 from .metadata import Metadata
 from .work import attention_work, linear_work, rms_norm_flops
@@ -108,6 +109,13 @@ def score_bias(config: Config) -> set[str]:
 def final_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T D"]:
     """The norm between the last block and the head."""
     return rms_norm(x, weights.norm, config.rms_norm_eps)
+
+
+def final_norm_of_parts(
+    parts: Float[Array, "P D"], x: Float[Array, " D"], weights: Weights, config: Config
+) -> Float[Array, "P D"]:
+    """The share of each part of x in the final norm of x."""
+    return rms_norm_of_parts(parts, x, weights.norm, config.rms_norm_eps)
 
 
 def gguf_keys(m: Metadata) -> dict[str, Any]:
@@ -234,6 +242,7 @@ LLAMA = Family(
     transform=transform,
     block=block,
     final_norm=final_norm,
+    final_norm_of_parts=final_norm_of_parts,
     structure=structure,
     norm_text=rms_norm_text,
     parts=PARTS,

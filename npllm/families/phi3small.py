@@ -262,6 +262,7 @@ PHI3SMALL = LLAMA._replace(
     transform=transform,
     block=layer_normed.block,
     final_norm=layer_normed.final_norm,
+    final_norm_of_parts=layer_normed.final_norm_of_parts,
     structure=structure,
     norm_text=norm_text,
     parts=PARTS,

@@ -11,8 +11,8 @@ al. 2019, "Are sixteen heads really better than one?" (scaled heads); Wang et al
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import NamedTuple
 
 import numpy as np
 from array_api_compat import device
@@ -29,7 +29,8 @@ HEAD, NEURON = "attention.mixed", "feedforward.activation"
 INDEXED = {"head": -3, "neuron": -1}  # the parts that have an index, and its axis
 
 
-class Edit(NamedTuple):
+@dataclass(frozen=True)
+class Edit:
     """A part of the model, scaled; by default switched off."""
 
     layer: int
@@ -38,7 +39,8 @@ class Edit(NamedTuple):
     scale: float = 0.0
 
 
-class Patch(NamedTuple):
+@dataclass(frozen=True)
+class Patch:
     """A value of another run, put into this one at the same layer and position."""
 
     layer: int
@@ -116,7 +118,7 @@ def check_edit(lm: LM, edit: Edit) -> Edit:
     parts = ("head", "attention", "feedforward", "neuron")
     check_part(lm, edit, parts)
     scale = checked(f"{edit_text(edit)}: scale", edit.scale, Real, math.isfinite, "a finite number")
-    return edit._replace(scale=scale)
+    return replace(edit, scale=scale)
 
 
 def check_part(lm: LM, chosen: Edit | Patch, parts: Sequence[str]) -> None:

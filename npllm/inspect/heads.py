@@ -9,7 +9,6 @@ Olsson et al. 2022, "In-context learning and induction heads" (the repeated rand
 attention sinks".
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
