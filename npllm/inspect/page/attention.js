@@ -31,19 +31,27 @@ function drawThumb(canvas, layer, head) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** A sentence on where a head attends, averaged over all tokens but the first. */
+/**
+ * Where a head attends, averaged over all tokens but the first, with each key counted once: the first token, the token
+ * itself, the one before it, all others. They sum to 1.
+ */
 function habits(layer, head) {
-  const name = `Layer ${layer}, head ${head}`;
-  if (T === 1) return `${name}: there is only one token, and it attends to itself.`;
   let first = 0, self = 0, before = 0;
   for (let position = 1; position < T; position++) {
     const shares = row(layer, head, position);
     first += shares[0] / (T - 1);
     self += shares[position] / (T - 1);
-    before += shares[position - 1] / (T - 1);
+    if (position > 1) before += shares[position - 1] / (T - 1);
   }
-  return `${name}: on average a token gives ${percent(first)} to the first token, ${percent(self)} to itself`
-    + ` and ${percent(before)} to the one before it.`;
+  return { first, self, before, others: Math.max(0, 1 - first - self - before) };
+}
+
+function habitsInWords(layer, head) {
+  const name = `Layer ${layer}, head ${head}`;
+  if (T === 1) return `${name}: there is only one token, and it attends to itself.`;
+  const { first, self, before, others } = habits(layer, head);
+  return `${name}: on average a token gives ${percent(first)} to the first token, ${percent(self)} to itself,`
+    + ` ${percent(before)} to the one before it (unless that is the first) and ${percent(others)} to the others.`;
 }
 
 starts.attention = () => {
@@ -85,7 +93,7 @@ shows.attention = () => {
       grid.append(button);
     }
   }
-  const look = (index) => { byId("thumb-reading").textContent = habits(...places[index]); };
+  const look = (index) => { byId("thumb-reading").textContent = habitsInWords(...places[index]); };
   roving([...thumbs.values()], data.heads ? thumbs.size : L, look);
   look(0);
   return () => {
@@ -98,9 +106,11 @@ shows.attention = () => {
 function showOneMap(layer, head) {
   byId("thumbs-scroll").replaceWith(byId("map"));
   byId("map").classList.add("in-place");
-  byId("map").show();
+  byId("map").setAttribute("open", ""); // show() would move the focus
+  byId("attention-words").textContent = "Which tokens each token attends to: a row for each token, a column for each token "
+    + "that it can attend to, itself and those before it.";
   Object.assign(map, { layer, head });
-  byId("thumb-reading").textContent = habits(layer, head);
+  byId("thumb-reading").textContent = habitsInWords(layer, head);
   describeMap();
   return drawMap;
 }
@@ -127,7 +137,8 @@ function drawMap() {
   const font = (size, weight = "") => { context.font = `${weight} ${size}px ${family}`; };
   font(12);
   map.edge = Math.round(between(Math.max(...data.ids.map((id) => context.measureText(label(id)).width)) + 12, 30, 118));
-  map.cell = between(Math.floor((Math.min(room, 720, window.innerHeight - 140) - map.edge) / T), 10, 52);
+  const high = byId("map").classList.contains("in-place") ? 560 : window.innerHeight - 140;
+  map.cell = between(Math.floor((Math.min(room, 720, high) - map.edge) / T), 10, 52);
   const side = map.edge + map.cell * T + 2, ratio = window.devicePixelRatio || 1;
   canvas.width = canvas.height = Math.round(side * ratio);
   canvas.style.width = canvas.style.height = `${side}px`;

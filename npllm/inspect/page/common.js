@@ -19,6 +19,10 @@ function start() {
     cancelAnimationFrame(resized);
     resized = requestAnimationFrame(paint);
   });
+  if (parent === window) return;
+  // In a frame: the page around it can make it as high as its content.
+  const height = () => parent.postMessage({ npllm: { height: document.documentElement.offsetHeight } }, "*");
+  new ResizeObserver(height).observe(document.documentElement);
 }
 
 /** Draw this data in the parts of these ids, or in all. */
