@@ -19,7 +19,7 @@ from .cache import Cache
 from .config import Config
 from .shapes import WeightsLike
 from .tap import Tap, untapped
-from .text.arguments import check_hidden, check_lists, check_model, check_pass
+from .text.arguments import check_hidden, check_lists, check_model, check_pass, checked_tap
 from .tokenizer import Tokenizer
 
 Ids = Int[Array, "... T"] | Sequence[Any]  # an array, or a list of integers (for a batch, of equally long lists)
@@ -53,6 +53,7 @@ def transform(
     """
     array = as_array(ids, lm)
     check_pass(array, lm, cache, options)
+    options |= {"tap": checked_tap(options["tap"])} if "tap" in options else {}
     options |= {name: on_device(value, lm) for name, value in options.items() if name in NUMBERS and value is not None}
     return lm.transform(array, lm.weights, lm.config, cache, **options)
 
@@ -73,6 +74,21 @@ def forward(
     """
     hidden, cache = transform(ids, lm, cache, tap=tap, **options)
     return tap("logits", lm_head(hidden, lm)), cache
+
+
+def tapped(lm: LM, tap: Tap) -> LM:
+    """The model with a tap in every pass, for the loop; "logits" are those of the last tokens.
+
+    The pass then takes the array functions and the plain `attention`: kernels and FlashAttention have no scores to tap.
+    """
+    tap = checked_tap(tap)
+    if tap is untapped:
+        return lm
+
+    def transform(*arguments: Any, attention: Any = None, **options: Any) -> tuple[Array, Cache | None]:
+        return lm.transform(*arguments, tap=tap, **options)
+
+    return lm._replace(transform=transform, lm_head=lambda *arguments: tap("logits", lm.lm_head(*arguments)))
 
 
 def as_array(ids: Ids, lm: LM) -> Int[Array, "... T"]:

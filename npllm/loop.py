@@ -8,6 +8,7 @@ Keys and Values" (Figure 3-10).
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +23,14 @@ from .devices.finite import not_finite
 from .devices.memory import check_generation
 from .errors import ModelFileError, UsageError
 from .flash import flash_attention
-from .lm import LM, as_array
+from .lm import LM, as_array, tapped
 from .options import capacity_for, check_options, check_prompt
 from .sampling import choose
+from .tap import Tap, untapped
 from .text.arguments import check_cache, check_model, check_writes, held_length, one_reader, token_ids
 from .text.brief import brief
 from .text.end_ids import end_ids
+from .text.processors import Processor, check_library, processed
 from .text.stream import StoppingStream
 
 PREFILL_CHUNK = 512  # prompt tokens per pass: bounds the memory for their vectors; BLAS is slower with fewer
@@ -92,6 +95,8 @@ def steps(
     use_cache: bool = True,
     cache: Cache | None = None,
     cache_dtype: str = "float32",
+    logits_processors: Sequence[Processor] = (),
+    tap: Tap = untapped,
     tokens: Callable[..., Iterator[int]] = one_by_one,
 ) -> Iterator[Step]:
     """The generated tokens, as a `Step` each. The arguments are checked before the first.
@@ -107,6 +112,10 @@ def steps(
     cache : holds the first cache["length"] of the ids, and has capacity for the prompt; the caller ensures capacity for
         each new token with `cache.grow`, before or during generation. Only one generation at a time can use it
     cache_dtype : of the keys and values in it: "float32"; "float16" or "bfloat16" for half the memory
+    logits_processors : functions (ids [1, T], logits [1, V]) -> logits, called once for each new token, in order, after
+        the repetition penalty and before the temperature: see text/processors.py
+    tap : receives every value of every pass, and may change it: see tap.py. A prompt of more than 512 tokens takes
+        several passes; so do drafts, some of which are rejected. Kernels and FlashAttention step aside
     tokens : another source of tokens, which appends each to `ids` and caches all but the last: apps/speculation.py
 
     Raises
@@ -116,23 +125,27 @@ def steps(
     ModelFileError : the logits are not finite
     """
     check_writes(lm)
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     sampling = check_options(**sampling, repetition_penalty=repetition_penalty)
     how = {"max_new_tokens": max_new_tokens, "stop": stop, "seed": seed, "use_cache": use_cache, "tokens": tokens}
     max_new_tokens, stop, seed, use_cache, *_ = check_options(**how, cache_dtype=cache_dtype).values()
+    processors = check_options(logits_processors=logits_processors)["logits_processors"]
     ids = check_prompt(ids, lm.config)
     if stop and lm.tokenizer is None:
         raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
     like = lm.weights.norm  # any weight, for its array library and device
+    check_library(processors, like)
+    sampling["process"] = partial(processed, processors) if processors else None
     if cache is not None and check_cache(cache, lm.config, like) < len(ids):
         raise UsageError(f"cache: expected room for all {len(ids)} tokens of the prompt, got less; use cache.grow")
     if not use_cache and tokens is not one_by_one:
         raise UsageError("use_cache: expected True with speculative decoding, which verifies drafts against the cache")
     capacity = capacity_for(lm.config, len(ids), max_new_tokens)
     rows = min(len(ids) if use_cache else capacity, PREFILL_CHUNK)
-    check_generation(lm.config, capacity, rows, None if cache else cache_dtype, free_bytes(like))
+    kind = None if cache else cache_dtype
+    check_generation(lm.config, capacity, rows, kind, free_bytes(like), full_scores=tap is not untapped)
     cache = cache or empty_cache(lm.config, capacity, like=like, dtype=dtype_like(cache_dtype, like))
-    made = one_reader(tokens(lm, ids, cache, np.random.default_rng(seed), sampling), cache, ids)
+    made = one_reader(tokens(tapped(lm, tap), ids, cache, np.random.default_rng(seed), sampling), cache, ids)
     cache["length"], cache["ids"] = held_length(cache, ids), ids
     return loop(lm, ids, made, capacity - len(ids), stop, cache, use_cache)
 
@@ -166,7 +179,8 @@ def next_token(
     seen = None
     if sampling["repetition_penalty"] != 1.0:
         seen = xp.asarray(np.isin(np.arange(logits.shape[0]), ids), device=device(logits))
-    chosen = choose(logits, uniform=random.random(), seen=seen, **sampling)
+    how = {**sampling, "process": sampling["process"] and partial(sampling["process"], ids)}
+    chosen = choose(logits, uniform=random.random(), seen=seen, **how)
     # One transfer; float32 holds every id below 2**24 exactly.
     token, largest = to_host(xp.stack([xp.astype(chosen, xp.float32), xp.max(logits)]))
     if not math.isfinite(largest):

@@ -10,6 +10,7 @@ from .cache import CACHE_DTYPES
 from .config import Config
 from .errors import UsageError
 from .text.arguments import check_ids, checked, token_ids
+from .text.processors import FUNCTIONS, are_functions
 
 
 def check_options(**options: Any) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def check_options(**options: Any) -> dict[str, Any]:
         "seed": (Integral | None, lambda s: s is None or s >= 0, "a whole number, 0 or more, or None"),
         "cache_dtype": (str, lambda d: d in CACHE_DTYPES, " or ".join(CACHE_DTYPES)),
         "use_cache": (bool, lambda _: True, "True or False"),
+        "logits_processors": (list, are_functions, FUNCTIONS),
         "tokens": (Callable, lambda _: True, "a function, such as npllm.apps.speculation.prompt_lookup(8)"),
     }
     return {name: checked(name, value, *rules[name]) for name, value in options.items()}

@@ -1,13 +1,14 @@
 """Choosing a single token from the probability distribution: the decoding strategy.
 
 Each filter takes logits and returns logits, with excluded tokens at -inf. `choose` applies them in transformers' order:
-repetition penalty, temperature, top-k, top-p, min-p. (inspect/funnel.py shows what each one keeps.)
+repetition penalty, the caller's functions, temperature, top-k, top-p, min-p. (inspect/funnel.py shows what each keeps.)
 
 Source: "Choosing a Single Token from the Probability Distribution" (Figure 3-7); Holtzman et al. 2020 (top-p); Nguyen
 et al. 2024 (min-p); Keskar et al. 2019 (repetition penalty).
 """
 
 import math
+from collections.abc import Callable
 
 from .arrays import Array, Bool, Float, Int, array_namespace
 from .tap import Tap, untapped
@@ -75,6 +76,7 @@ def choose(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     seen: Bool[Array, " V"] | None = None,
+    process: Callable[[Float[Array, " V"]], Float[Array, " V"]] | None = None,
     tap: Tap = untapped,
 ) -> Int[Array, ""]:
     """The next token's id. Temperature 0 is greedy decoding: always the most likely token.
@@ -84,6 +86,7 @@ def choose(
     uniform : the random number of this draw, from [0, 1); unused in greedy decoding
     top_k, top_p, min_p, repetition_penalty : 0, 1, 0 and 1 turn them off
     seen : the tokens that occur in the text so far, for the repetition penalty
+    process : the caller's own change, see text/processors.py
     tap : observes the result of each step, see inspect/funnel.py
 
     >>> import numpy as np
@@ -94,6 +97,8 @@ def choose(
     xp, logits = array_namespace(logits), tap("logits", logits)
     if seen is not None and repetition_penalty != 1.0:
         logits = tap("repetition_penalty", penalize_repetition(logits, seen, repetition_penalty))
+    if process is not None:
+        logits = tap("process", process(logits))
     if temperature < 1e-30:  # closer to 0, the division overflows float32
         return tap("greedy", xp.argmax(logits))
     logits = tap("temperature", scale_by_temperature(logits, temperature))

@@ -44,6 +44,7 @@ from ..loop import generate as generate_one
 from ..masks import aligned_mask
 from ..options import check_options
 from ..rope import needs_long_factors
+from ..tap import untapped
 from ..text.arguments import check_writes, whole_number
 from .constraints import ruled
 
@@ -77,8 +78,8 @@ def generate(
         change the texts
     progress : whether to show a progress bar on stderr for a list
     max_new_tokens, options : as in `npllm.steps`. With a list of prompts each may be a list, too, with a value for each
-        prompt (`stop`: a list of lists). There is no "cache" then, and one "cache_dtype" for all. With "tokens" or
-        use_cache=False, the prompts run one after the other
+        prompt (`stop` and `logits_processors`: a list of lists). There is no "cache" then, and one "cache_dtype" for
+        all. With "tokens", a tap or use_cache=False, the prompts run one after the other
 
     Returns
     -------
@@ -116,9 +117,10 @@ def are_prompts(value: Any) -> bool:
 
 
 def one_for_each(name: str, value: Any, count: int) -> Sequence[Any]:
-    """An option's value for each of the prompts. A list of strings to stop at is one value."""
+    """An option's value for each of the prompts. A list of strings to stop at is one value; so is one of functions."""
     one_value = name == "cache_dtype" or not isinstance(value, list | tuple)
-    if one_value or (name == "stop" and all(isinstance(one, str) for one in value)):
+    whole = name in ("stop", "logits_processors") and all(isinstance(one, str) or callable(one) for one in value)
+    if one_value or whole:
         return [value] * count
     if len(value) != count:
         raise UsageError(f"{name}: expected one value, or one for each of the {count} prompts, got {len(value)}")
@@ -150,7 +152,7 @@ def steps_of_all(lm: LM, requests: Sequence[Request], batch_size: int | None = N
     """The steps of all texts as they are made, each with the index of its request. The call checks everything."""
     rows = min(len(requests), MOST if batch_size is None else whole_number("batch_size", batch_size))
     rows = 1 if family_of(lm.config).masks_by_order else rows
-    if any("tokens" in each.options or not each.options.get("use_cache", True) for each in requests):
+    if any(needs_its_own_passes(each.options) for each in requests):
         for each in requests:
             with naming(each.name):
                 steps(lm, each.ids, **each.options)  # for its checks
@@ -166,6 +168,11 @@ def steps_of_all(lm: LM, requests: Sequence[Request], batch_size: int | None = N
     batch = Batch(lm, fitting(lm, rows, max(lengths), kind, batch_size is None), max(lengths), kind)
     texts = [Text(batch, *each) for each in zip(range(len(requests)), requests, lengths, strict=True)]
     return together(batch, deque(texts))
+
+
+def needs_its_own_passes(options: Mapping[str, Any]) -> bool:
+    """Whether a text with these options shares no pass with others; a tap would see their values, too."""
+    return "tokens" in options or not options.get("use_cache", True) or options.get("tap", untapped) is not untapped
 
 
 def one_after_the_other(lm: LM, requests: Sequence[Request]) -> Iterator[tuple[int, Step]]:

@@ -45,6 +45,8 @@ OPTIONS = (
     "seed",
     "use_cache",
     "batch_size",
+    "logits_processors",
+    "tap",
 )
 LOAD = "pass model=npllm.load(name, device=..., dtype=...)"
 INSTEAD = {  # arguments of transformers' pipeline, and what to do instead
@@ -57,6 +59,7 @@ INSTEAD = {  # arguments of transformers' pipeline, and what to do instead
     "trust_remote_code": "leave it out: npllm never runs a checkpoint's code",
     "pad_token_id": "leave it out: nothing is padded",
     "max_length": "use max_new_tokens, which does not count the prompt",
+    "logits_processor": "use logits_processors",
     "stop_sequence": "use stop",
     "stop_strings": "use stop",
 }
@@ -128,7 +131,8 @@ def continue_prompts(lm: LM, prompts: Any, **options: Any) -> list[Any]:
     num_return_sequences : how many continuations of each prompt; more than one requires do_sample (default: 1)
     temperature, top_k, top_p, min_p : the sampling parameters with do_sample (default: from generation_config.json,
         else 0.7, 50, 1 and 0)
-    repetition_penalty, stop, seed, use_cache : as in `npllm.generate`; continuation i of a prompt has the seed seed + i
+    repetition_penalty, stop, seed, use_cache, logits_processors, tap : as in `npllm.generate`; continuation i of a
+        prompt has the seed seed + i
     batch_size : how many continuations run at once (default: 16, or fewer where the memory is short; in transformers 1)
 
     The tokens that generation_config.json rules out are ruled out, see apps/constraints.py; a warning names its

@@ -105,9 +105,9 @@ def draft_model(small: LM, count: int = 4, counts: dict[str, int] | None = None)
         make_room(small, cache, len(ids) + limit)
         cache["length"] = min(common_prefix(held, ids), len(ids) - 1)
         held[:] = ids[: cache["length"]]
-        text, drawn_from = list(ids), []
+        text, drawn_from, how = list(ids), [], {**sampling, "process": None}  # processors see each new token once
         for _ in range(limit):
-            token, q = drawn(next_logits(small, text, cache)[0, :shared], text, cache, random, sampling)
+            token, q = drawn(next_logits(small, text, cache)[0, :shared], text, cache, random, how)
             text.append(token)
             drawn_from.append(q if q is None else widened(q, rows))
         held[:] = text[: cache["length"]]

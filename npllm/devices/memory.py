@@ -59,15 +59,17 @@ def check_generation(
     available: int | None = None,
     *,
     texts: int = 1,
+    full_scores: bool = False,
 ) -> None:
     """Raise NotEnoughMemoryError if generation does not fit: a KV cache of `capacity` tokens, passes of `rows` tokens.
 
-    Attention goes tile by tile, except in a family that needs all scores at once: there the tile is the whole.
+    Attention goes tile by tile, except in a family that needs all scores at once, or with `full_scores`: there the tile
+    is the whole.
 
     cache_dtype : the dtype of the KV cache to allocate; None if there is one already
     texts : how many there are in a batch; they are prefilled one at a time
     """
-    tile = (rows, capacity) if family_of(config).full_scores else TILE
+    tile = (rows, capacity) if full_scores or family_of(config).full_scores else TILE
     needed = {"attention": attention_bytes(config, rows, capacity, tile, texts)}
     if cache_dtype is not None:
         needed["KV cache"] = kv_cache_bytes(config, texts * capacity, CACHE_DTYPES[cache_dtype])

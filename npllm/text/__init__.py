@@ -5,6 +5,7 @@ brief           records on one short line, for their repr
 stderr          lines on stderr
 similar         what a mistyped name may have meant
 arguments       the arguments of the public calls
+processors      the caller's own functions of the logits
 utf8            the check that a text can be encoded as UTF-8
 token_ids       the checks of token ids
 library_errors  the errors of the tokenizers library as npllm's

@@ -19,6 +19,7 @@ from ..cache import CACHE_DTYPES, Cache
 from ..config import Config
 from ..errors import UsageError
 from ..model import transform
+from ..tap import Tap, untapped
 
 SHORT = reprlib.Repr()
 LONGEST = SHORT.maxstring = SHORT.maxother = 80  # characters
@@ -257,6 +258,22 @@ def check_rows(name: str, numbers: Array, what: str, rows: int) -> None:
 
 
 KINDS = {"integral": "whole numbers", "bool": "booleans", "real floating": "floating-point numbers"}
+
+
+def checked_tap(tap: Any) -> Tap:
+    """The tap. Raises UsageError, in the pass, for one that returns anything but an array of the value's shape."""
+    checked("tap", tap, Callable, lambda _: True, "a function (name, value) -> value")
+    if tap is untapped:
+        return tap
+
+    def outside(name: str, value: Array) -> Array:
+        new = tap(name, value)
+        if getattr(new, "shape", None) != value.shape:
+            got = f"one of shape {tuple(new.shape)}" if hasattr(new, "shape") else shown(new)
+            raise UsageError(f"tap: {name}: expected the value, or another of shape {tuple(value.shape)}, got {got}")
+        return new
+
+    return outside
 
 
 def check_hidden(hidden: Any, lm: Any) -> None:
