@@ -4,20 +4,28 @@
 """
 
 import runpy
+import sys
 from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools" / "docs"))  # for the extensions
 
 project = "npllm"
 author = "the npllm authors"
-version = release = runpy.run_path(str(Path(__file__).parent.parent / "npllm" / "version.py"))["__version__"]
+version = release = runpy.run_path(str(ROOT / "npllm" / "version.py"))["__version__"]
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx_copybutton", "mathml", "source_pages", "layout"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
+html_math_renderer = "mathml"
+copybutton_exclude = ".linenos, .gp, .go, .gt, .gr"  # prompts, output, tracebacks: what is copied can be run
 
 html_theme = "furo"
 html_title = f"npllm {version}"
 html_static_path = ["_static"]
 html_css_files = ["npllm.css"]
+html_js_files = [("npllm.js", {"defer": "defer"})]
 html_favicon = "_static/npllm.svg"
 html_copy_source = False
 html_use_index = False

@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def main(folder: str = str(DOCS / "_build" / "html")) -> int:
-    return figures.main([]) or sphinx(["-W", "--keep-going", "-q", "-b", "html", str(DOCS), folder])
+    return figures.main([]) or sphinx(["-W", "--keep-going", "-q", "-E", "-b", "html", str(DOCS), folder])
 
 
 if __name__ == "__main__":

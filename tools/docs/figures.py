@@ -5,11 +5,13 @@
 
 Each function below `# The figures` draws the figure of its name. All values are real: computed from the text named on
 the page, or read from docs/performance.json (`performance`). Text is drawn as outlines, so that a figure looks the same
-on every machine; the alt text on the page contains its words.
+on every machine; the alt text on the page contains its words. Nothing is drawn where the paper is to be seen, and each
+figure is written a second time for dark paper, as NAME.dark.svg; tools/docs/layout.py puts both on the page.
 """
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import replace
 from functools import cache
@@ -49,9 +51,10 @@ from npllm.shapes import GPT2BlockWeights
 
 FOLDER = Path(__file__).parents[2] / "docs" / "figures"
 WIDTH = 7.2  # inches; the page shows it 1.4 times as large
-# Distinguishable in grayscale; bars have hatches as well.
-DARK, MIDDLE, LIGHT, PALE = "#00224e", "#7d7c78", "#fdd835", "#e4e4e4"
-THREE = ListedColormap(["white", LIGHT, DARK])  # for masks: masked, visible, the token itself
+# Distinguishable in grayscale; bars have hatches as well. OWN is visible on white and on dark paper.
+DARK, MIDDLE, LIGHT, PALE, OWN = "#123a6b", "#7d7c78", "#fdd835", "#e4e4e4", "#2f6db5"
+THREE = ListedColormap(["none", LIGHT, OWN])  # for masks: masked, visible, the token itself
+ON_DARK = {DARK: "#8ab4f8", LIGHT: "#806600"}  # what these become on dark paper; grays are inverted
 STYLE = {
     "svg.hashsalt": "npllm",
     "svg.fonttype": "path",
@@ -61,6 +64,7 @@ STYLE = {
     "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.facecolor": "none",
     "hatch.linewidth": 0.6,
     "image.cmap": "cividis",
     "figure.constrained_layout.use": True,
@@ -324,7 +328,7 @@ def cache_use() -> Figure:
         name = "with the cache" if use_cache else "without a cache"
         axes.set(title=f"{name}: {int((state == 2).sum())} streams computed", xlabel="token")
     panels[0].set_ylabel("new token number")
-    colors = {"computed in this step": DARK, "keys and values from the cache": LIGHT}
+    colors = {"computed in this step": OWN, "keys and values from the cache": LIGHT}
     patches = [plt.Rectangle((0, 0), 1, 1, facecolor=color, edgecolor="black") for color in colors.values()]
     figure.legend(patches, list(colors), loc="outside lower center", ncols=2)
     return figure
@@ -552,11 +556,11 @@ def mask_row() -> Figure:
     for y, (title, visible) in enumerate({"full": causal(t, t), "local, 3 tokens": sliding_window(t, t, 3)}.items()):
         axes.text(0, y + 0.5, title, va="center", fontweight="bold")
         for x, (name, sees) in enumerate(zip(names, visible[row], strict=True)):
-            fill = DARK if x == row else LIGHT if sees else "white"
+            fill = OWN if x == row else LIGHT if sees else "white"
             axes.add_patch(plt.Rectangle((2.4 + 1.25 * x, y + 0.05), 1.15, 0.85, facecolor=fill, edgecolor="black"))
-            color = "white" if x == row else "black" if sees else MIDDLE
+            color = "aliceblue" if x == row else "black" if sees else MIDDLE  # aliceblue is the same on dark paper
             axes.text(2.975 + 1.25 * x, y + 0.48, name, ha="center", va="center", color=color)
-    meanings = ((2.4, DARK, "the token that looks"), (5.6, LIGHT, "it may look here"), (8.3, "white", "hidden"))
+    meanings = ((2.4, OWN, "the token that looks"), (5.6, LIGHT, "it may look here"), (8.3, "white", "hidden"))
     for x, fill, label in meanings:
         axes.add_patch(plt.Rectangle((x, 2.4), 0.4, 0.4, facecolor=fill, edgecolor="black"))
         axes.text(x + 0.5, 2.6, label, va="center")
@@ -796,9 +800,24 @@ DRAWN = [value for value in list(globals().values()) if getattr(value, "__annota
 
 def draw(figure: Figure) -> bytes:
     file = BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, facecolor="none")
     plt.close(figure)
     return file.getvalue()
+
+
+def on_dark(drawn: bytes) -> bytes:
+    """The same drawing for dark paper. Pictures inside it, such as heatmaps, stay as they are."""
+
+    def recolored(found: re.Match[bytes]) -> bytes:
+        color = found[0].decode()
+        red, green, blue = bytes.fromhex(color[1:])
+        if max(red, green, blue) - min(red, green, blue) < 10:
+            color = "#" + 3 * f"{round(0xE6 - 0.82 * green):02x}"
+        return ON_DARK.get(color, color).encode()
+
+    # Black is what SVG draws with where no color is named.
+    drawn = drawn.replace(b"<svg ", b'<svg fill="#000000" ', 1)
+    return re.sub(rb"#[0-9a-f]{6}\b", recolored, drawn)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -810,11 +829,12 @@ def main(argv: list[str] | None = None) -> int:
     different = []
     with plt.rc_context(STYLE):
         for function in DRAWN:
-            path, drawn = args.folder / f"{function.__name__}.svg", draw(function())
-            if not args.check:
-                path.write_bytes(drawn)
-            elif not path.exists() or path.read_bytes() != drawn:
-                different.append(path.name)
+            light = draw(function())
+            for path, drawn in ((f"{function.__name__}.svg", light), (f"{function.__name__}.dark.svg", on_dark(light))):
+                if not args.check:
+                    (args.folder / path).write_bytes(drawn)
+                elif not (args.folder / path).exists() or (args.folder / path).read_bytes() != drawn:
+                    different.append(path)
     print(f"{args.folder}: {len(DRAWN)} figures{'; different: ' + ', '.join(different) if different else ''}")
     return 1 if different else 0
 
