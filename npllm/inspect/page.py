@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from .contents import SECTIONS, contents, labels, needed_labels
 from .look import Look
 
 LARGEST = 24_000_000  # bytes of attention weights: browsers handle pages of about 40 MB
+LAB = ("requests", "run", "cells", "text", "edits", "heads", "attribution", "patching")  # lab_*.js
+IN_LAB = ("funnel", "tokens", "attention", "lens", "norms", "flow", "cache", "cost", "source")  # sections, in order
 VIEWS = ("tokens", "shapes", "attention", "lens", "norms", "funnel", "cache", "cost", "source")  # scripts that draw
 
 
@@ -69,7 +71,7 @@ def page(
     template = read("page.html")
     if only is not None:
         template = part_of(template, only)
-    style, script = read("page.css"), "\n\n".join(read(f"{part}.js") for part in ("common", "head", *VIEWS, "start"))
+    style, script = read("page.css"), joined("common", "head", *VIEWS, "start")
     parts = {
         "style": style,
         "script": script,
@@ -77,8 +79,37 @@ def page(
         "script_hash": content_hash(script),
         "data": embedded(data),
     }
-    # In one pass: the data may contain {{style}}.
+    return filled(template, parts)
+
+
+def lab_page() -> tuple[str, str]:
+    """The page of `npllm lab` as HTML, and its content security policy: it may ask its own server only."""
+    template = read("page.html")
+    style = read("page.css") + read("lab.css")
+    script = joined("common", "head", *VIEWS, *(f"lab_{part}" for part in LAB), "lab")
+    policy = (
+        f"default-src 'none'; style-src '{content_hash(style)}'; script-src '{content_hash(script)}';"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'"
+    )
+    sections = {name: text for text, name in re.findall(r'(<section id="(\w+)".*?</section>\n)', template, re.DOTALL)}
+    parts = {
+        "style": style,
+        "script": script,
+        "policy": policy,
+        "sections": "\n".join(sections[name] for name in IN_LAB),
+        "dialog": re.search(r"<dialog.*?</dialog>\n", template, re.DOTALL)[0],  # type: ignore[index]  # there is one
+    }
+    return filled(read("lab.html"), parts), policy
+
+
+def filled(template: str, parts: Mapping[str, str]) -> str:
+    """The template with its {{variables}} replaced, in one pass: what is put in may contain {{style}}."""
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def joined(*names: str) -> str:
+    """Some of the page's scripts, as one."""
+    return "\n\n".join(read(f"{name}.js") for name in names)
 
 
 def check_sections(seen: Look, only: Sequence[str] | None, heads: Sequence[tuple[int, int]] | None) -> None:

@@ -1,13 +1,17 @@
 // Attention
 
-const held = new Map(); // for "layer.head", the square roots of its weights in 8 bits, row after row
-let scale = "log";
+const held = new Map(); // for "layer.head", its weights, row after row: their square roots in 8 bits, or themselves
+let scale = "log", skipFirst = false;
+
+/** In the lab, what gets a map from the server; says whether it is there. */
+let loadMap = (layer, head) => held.has(`${layer}.${head}`);
 
 /** The layer and head of each map: those of data.heads, or all. */
 const headsShown = () => data.heads
   ?? Array.from({ length: L * N }, (_, i) => [Math.floor(i / N), i % N]);
 
 function holdMaps() {
+  if (!data.attention) return;
   const packed = numbers(Uint8Array, data.attention), size = T * (T + 1) / 2;
   held.clear();
   headsShown().forEach(([layer, head], i) => held.set(`${layer}.${head}`, packed.subarray(i * size, (i + 1) * size)));
@@ -15,18 +19,35 @@ function holdMaps() {
 
 /** The attention weights of token `position` on the tokens up to itself; they sum to 1, or are all 0 if unknown. */
 function row(layer, head, position) {
-  const start = position * (position + 1) / 2, roots = held.get(`${layer}.${head}`);
-  const shares = Float64Array.from(roots.subarray(start, start + position + 1), (root) => root * root);
+  let weights = held.get(`${layer}.${head}`), start = position * (position + 1) / 2;
+  if (!weights) [weights, start] = [data.thumbs.maps, ((layer * N + head) * T + position) * T]; // a map of all tokens
+  const roots = weights instanceof Uint8Array;
+  const shares = Float64Array.from(weights.subarray(start, start + position + 1), (value) => (roots ? value ** 2 : value));
+  if (skipFirst) shares[0] = 0;
   const sum = shares.reduce((a, b) => a + b, 0);
   return sum ? shares.map((share) => share / sum) : shares;
 }
 
 const shade = (share) => heat(scale === "log" ? logarithmic(share, 1e-3) : share);
 
+/** Whether all weights of a head are there: not in a small picture of many tokens. */
+const isKnown = (layer, head) => held.has(`${layer}.${head}`) || data.thumbs?.size === T;
+
 function drawThumb(canvas, layer, head) {
+  if (!isKnown(layer, head)) return drawPicture(canvas, data.thumbs, layer * N + head);
   const image = new ImageData(T, T), pixels = image.data;
   for (let position = 0; position < T; position++) {
     row(layer, head, position).forEach((share, key) => pixels.set([...shade(share), 255], 4 * (position * T + key)));
+  }
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** Draw a small picture of many tokens: the largest weight in each cell. */
+function drawPicture(canvas, { size, maps }, index) {
+  const image = new ImageData(size, size);
+  for (let place = 0; place < size * size; place++) {
+    if (place % size > Math.floor(place / size)) continue; // no token attends to later ones
+    image.data.set([...shade((maps[index * size * size + place] / 255) ** 2), 255], 4 * place);
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
@@ -48,9 +69,10 @@ function habits(layer, head) {
 
 function habitsInWords(layer, head) {
   const name = `Layer ${layer}, head ${head}`;
+  if (!isKnown(layer, head)) return `${name}: each cell is the largest weight of several tokens. Enlarge it for the others.`;
   if (T === 1) return `${name}: there is only one token, and it attends to itself.`;
   const { first, self, before, others } = habits(layer, head);
-  return `${name}: on average a token gives ${percent(first)} to the first token, ${percent(self)} to itself,`
+  return `${name}: on average a token gives ${skipFirst ? "" : `${percent(first)} to the first token, `}${percent(self)} to itself,`
     + ` ${percent(before)} to the one before it (unless that is the first) and ${percent(others)} to the others.`;
 }
 
@@ -62,6 +84,11 @@ starts.attention = () => {
       paint();
     });
   }
+  byId("skip-first").addEventListener("change", (event) => {
+    skipFirst = event.target.checked;
+    if (onSkipFirst) onSkipFirst();
+    else show(data, ["attention"]);
+  });
   startMap();
 };
 
@@ -83,9 +110,9 @@ shows.attention = () => {
   for (const [i, head] of heads.entries()) {
     grid.append(axis(i ? String(head) : `head ${head}`, "head"));
     for (const layer of layers) {
-      if (!held.has(`${layer}.${head}`)) { grid.append(el("span")); continue; }
-      const canvas = el("canvas", { width: T, height: T, "aria-hidden": "true" });
-      canvas.style.imageRendering = T < 48 ? "pixelated" : "auto";
+      if (data.heads && !held.has(`${layer}.${head}`)) { grid.append(el("span")); continue; }
+      const size = data.thumbs?.size ?? T, canvas = el("canvas", { width: size, height: size, "aria-hidden": "true" });
+      canvas.style.imageRendering = size < 48 ? "pixelated" : "auto";
       const button = el("button", { type: "button", "aria-label": `layer ${layer}, head ${head}: enlarge` }, canvas);
       button.addEventListener("click", () => openMap(layer, head));
       thumbs.set(`${layer}.${head}`, button);
@@ -117,11 +144,14 @@ function showOneMap(layer, head) {
 
 // The enlarged map: a canvas with a cursor that pointer and arrow keys move
 
+let onSkipFirst = null; // in the lab, what asks for the maps without the first token
+
 const map = { layer: 0, head: 0, query: 0, key: 0, cell: 0, edge: 0 };
 
-function openMap(layer, head) {
-  Object.assign(map, { layer, head });
-  byId("map").showModal();
+async function openMap(layer, head) {
+  if (!await loadMap(layer, head)) return;
+  Object.assign(map, { layer, head, opener: document.activeElement });
+  if (!byId("map").open) byId("map").showModal();
   drawMap();
   describeMap();
   byId("map-canvas").focus();
@@ -201,7 +231,8 @@ function describeMap() {
   list.scrollTop = list.children[key].offsetTop - list.offsetTop - list.clientHeight / 2;
   byId("map-sum").textContent = sum ? `The row sums to ${percent(sum)}.` : "The weights of this row are not numbers.";
   for (const [name, [layers, heads]] of Object.entries(NEIGHBOURS)) {
-    byId(name).disabled = !held.has(`${layer + layers}.${head + heads}`);
+    const [l, h] = [layer + layers, head + heads];
+    byId(name).disabled = data.attention ? !held.has(`${l}.${h}`) : l < 0 || l >= L || h < 0 || h >= N;
   }
 }
 
@@ -234,7 +265,8 @@ function startMap() {
     byId("map-scroll").scrollTop = Math.max(0, map.edge + map.query * map.cell - byId("map-scroll").clientHeight / 2);
   });
   for (const [name, [layers, heads]] of Object.entries(NEIGHBOURS)) {
-    byId(name).addEventListener("click", () => {
+    byId(name).addEventListener("click", async () => {
+      if (!await loadMap(map.layer + layers, map.head + heads)) return;
       map.layer += layers;
       map.head += heads;
       drawMap();
@@ -243,5 +275,7 @@ function startMap() {
   }
   byId("map-close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-  dialog.addEventListener("close", () => thumbs.get(`${map.layer}.${map.head}`)?.focus());
+  dialog.addEventListener("close", () => {
+    if (map.opener?.closest("#thumbs")) thumbs.get(`${map.layer}.${map.head}`)?.focus();
+  });
 }

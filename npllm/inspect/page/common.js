@@ -78,13 +78,13 @@ const label = (id) => data.vocabulary[id] ?? `#${id}`;
 const quoted = (id) => `“${label(id)}”`;
 const token = (id) => el("bdi", { class: "token" }, label(id));
 
-let choose = null; // in the lab, a function that goes on from this token
+let choose = null; // in the lab, a function that goes on with this token
 
-/** A token that can be chosen as the next one, where the page has something to run it. */
-function choice(id) {
+/** A token that can be chosen to follow the first `keep` ones, in the lab; by default those in force. */
+function choice(id, keep) {
   if (!choose) return token(id);
   const button = el("button", { type: "button", class: "choose", title: "go on with this token" }, token(id));
-  button.addEventListener("click", () => choose(id));
+  button.addEventListener("click", () => choose(id, keep));
   return button;
 }
 
@@ -121,9 +121,10 @@ function filled(share) {
   return bar;
 }
 
-/** Probabilities as a list of bars. rows: [{id, share, is}]; `is` marks the token in the text. */
-function bars(list, rows) {
-  list.replaceChildren(...rows.map(({ id, share, is }) => el("li", { class: is ? "is" : null }, token(id),
+/** Probabilities as a list of bars. rows: [{id, share, is}]; `is` marks the token in the text. See choice for `keep`. */
+function bars(list, rows, keep) {
+  list.replaceChildren(...rows.map(({ id, share, is }) => el("li", { class: is ? "is" : null },
+    keep === undefined ? token(id) : choice(id, keep),
     el("div", { class: "track" }, filled(share)), el("span", { class: "share" }, percent(share)))));
   return list;
 }

@@ -63,7 +63,7 @@ function draw(shares, uniform) {
 
 const SHOWN = 12; // rows of the table
 const settings = { temperature: 1, top_k: 40, top_p: 0.95, min_p: 0, uniform: 0.5 };
-const setSlider = {}; // for each setting, a function that moves its slider
+const setSlider = {}; // for each setting, a function that moves its slider to a value
 
 function sliders() {
   const counts = [0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 100, 200, 500, 1000, 10000]
@@ -79,14 +79,14 @@ function sliders() {
   for (const [name, words, min, max, step, value, write] of all) {
     const input = el("input", { type: "range", id: `set-${name}`, min, max, step });
     const output = el("output", { id: `value-${name}`, for: `set-${name}` });
-    setSlider[name] = (place) => {
-      if (place !== undefined) input.value = place;
+    setSlider[name] = (to) => {
+      if (to !== undefined) input.value = name === "top_k" ? Math.max(counts.indexOf(to), 0) : to;
       settings[name] = value(Number(input.value));
       output.textContent = write(settings[name]);
       input.setAttribute("aria-valuetext", write(settings[name]));
     };
     input.addEventListener("input", () => { setSlider[name](); showFunnel(); });
-    setSlider[name](name === "top_k" ? Math.max(counts.indexOf(settings.top_k), 0) : settings[name]);
+    setSlider[name](settings[name]);
     byId("sliders").append(el("label", { class: "slider", for: `set-${name}` }, el("span", {}, words), input, output));
   }
   const button = el("button", { type: "button", id: "another" }, "another random number");
@@ -99,6 +99,7 @@ const stepWords = { logits: "all tokens", top_k: "top-k", top_p: "top-p", min_p:
 function showFunnel() {
   if (!logits.every(Number.isFinite)) {
     byId("drawn").textContent = "The logits of the last token are not all finite, so no token can be chosen.";
+    byId("funnel").dispatchEvent(new CustomEvent("drawn", { detail: null }));
     return;
   }
   const steps = funnel(settings), last = steps.at(-1).shares;

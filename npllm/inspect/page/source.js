@@ -1,7 +1,21 @@
 // The source: every line has an anchor. A file's lines are filled in when it is opened or a link leads to it
 
+const files = {}; // for each path: its element, and what fills in its lines
+
+/** Open a file at the line of an address such as npllm/rope.py:12. Says whether there is such a file. */
+function follow(address) {
+  const found = files[address.replace(/:\d+$/, "")];
+  if (!found) return false;
+  found.fill();
+  found.file.open = true;
+  const line = byId(address);
+  for (const before of document.querySelectorAll("code.here")) before.classList.remove("here");
+  line.classList.add("here");
+  line.scrollIntoView({ block: "center" });
+  return true;
+}
+
 shows.source = () => {
-  const files = {};
   byId("listings").replaceChildren();
   for (const [path, text] of Object.entries(data.listings)) {
     const lines = el("pre", { tabindex: 0, "aria-label": path });
@@ -15,20 +29,4 @@ shows.source = () => {
     files[path] = { file, fill };
     byId("listings").append(file);
   }
-  function follow() {
-    const address = decodeURIComponent(location.hash.slice(1));
-    const found = files[address.replace(/:\d+$/, "")];
-    if (!found) return;
-    found.fill();
-    found.file.open = true;
-    const line = byId(address);
-    for (const before of document.querySelectorAll("code.here")) before.classList.remove("here");
-    line.classList.add("here");
-    line.scrollIntoView({ block: "center" });
-  }
-  window.addEventListener("hashchange", follow);
-  document.addEventListener("click", (event) => { // following a link again does not change the address
-    if (location.hash && event.target.closest("a")?.hash === location.hash) follow();
-  });
-  follow();
 };

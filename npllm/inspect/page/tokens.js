@@ -11,6 +11,8 @@ function alternatives(ids, shares, start, k, follows, share) {
   return best;
 }
 
+let stepTo = null; // in the lab, a function that predicts after this number of tokens
+
 shows.tokens = () => {
   const given = numbers(Float32Array, data.given); // the probability that the model gave each token
   const k = data.expected.k, expectedIds = numbers(Uint32Array, data.expected.ids); // [T, k]
@@ -38,9 +40,14 @@ shows.tokens = () => {
         + `${data.ranks[position] === 1 ? "the likeliest" : `rank ${whole(data.ranks[position])} of ${whole(V)}`}.`));
       expected.append(el("h3", {}, "What it expected after ", token(data.ids[position - 1])),
         bars(el("ol", { class: "bars" }),
-          alternatives(expectedIds, expectedShares, (position - 1) * k, k, id, given[position])));
+          alternatives(expectedIds, expectedShares, (position - 1) * k, k, id, given[position]), position));
     } else {
       expected.append(el("p", {}, "The first token has no predecessor, so the model cannot predict it."));
+    }
+    if (stepTo) {
+      const button = el("button", { type: "button", class: "plain" }, "predict what follows it");
+      button.addEventListener("click", () => stepTo(position + 1));
+      about.append(button);
     }
     detail.replaceChildren(about, expected);
   }

@@ -1,0 +1,56 @@
+// The lab: starts the page, and restores what its link holds.
+
+choose = take;
+stepTo = step;
+onSkipFirst = () => attempt("bench", loads.attention);
+Object.assign(settings, { temperature: 0, top_k: 0, top_p: 1 });
+
+/** Put what the link holds, or the first example, into the page, and run it. */
+async function restore() {
+  const found = remembered();
+  Object.assign(run, found?.run ?? FIRST);
+  for (const name of Object.keys(settings)) {
+    if (!Number.isFinite(found?.settings[name])) continue;
+    settings[name] = found.settings[name];
+    setSlider[name]?.(settings[name]);
+  }
+  byId("prompt").value = run.prompt;
+  byId("second-prompt").value = run.other?.prompt ?? "";
+  byId("prompt-form").elements.chat.value = run.chat ? "chat" : "text";
+  await pass(found?.at ?? Infinity);
+}
+
+async function begin() {
+  start();
+  document.documentElement.classList.add("whole");
+  byId("funnel").addEventListener("drawn", ({ detail }) => {
+    drawnToken = detail;
+    const next = at < T ? data.ids[at] : detail;
+    byId("forward").replaceChildren(...(next === null ? ["next token ›"] : ["next token: ", token(next), " ›"]));
+    byId("forward").disabled = next === null;
+    remember();
+  });
+  document.addEventListener("click", (event) => { // the fragment belongs to the link: these only scroll
+    const link = event.target.closest('a[href^="#"]');
+    if (!link) return;
+    event.preventDefault();
+    const address = decodeURIComponent(link.hash.slice(1));
+    if (!follow(address)) byId(address)?.scrollIntoView();
+  });
+  window.addEventListener("hashchange", restore);
+  await attempt("bench", async () => {
+    model = await ask("model", {});
+    const { name, layers, heads } = model.model;
+    byId("model").textContent = `${name}: ${layers} layers of ${heads} heads, on this computer`;
+    byId("chat-choice").hidden = model.model.chat === false;
+    data = { ...model, ids: [] };
+    [L, N, V] = [layers, heads, model.model.vocab_size];
+    await restore();
+    shows.source();
+    places();
+    watch();
+  });
+  document.documentElement.dataset.ready = "true";
+}
+
+begin();

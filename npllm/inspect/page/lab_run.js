@@ -1,0 +1,112 @@
+// The state of the lab: the run, which is also what the link holds, and what the server said about it.
+
+const FIRST = { prompt: "The capital of France is", chat: false, ids: null, prompt_length: null, edits: [], patches: [],
+  other: null };
+const run = { ...FIRST };
+let turn = 0; // counts what was asked for: a running answer ends when something else was
+let at = 0; // how many tokens are in force: the next one is predicted after them
+let model; // what does not depend on the run
+
+/** Draw everything from a new pass over the run. `keep` is the number of tokens that stay in force; by default all. */
+async function pass(keep = Infinity) {
+  turn++;
+  abort();
+  return attempt("bench", async () => {
+    note("computing…");
+    const result = await ask("run", { run }).finally(() => note(""));
+    run.ids = result.ids;
+    run.prompt_length = result.prompt_length;
+    at = between(keep, 1, run.ids.length);
+    const { listings, sections, letters, vocabulary, version } = model;
+    const next = { version, model: model.model, letters, sections, listings, vocabulary, ...result };
+    if (at < run.ids.length) Object.assign(next, await ask("logits", { run, position: at - 1 }));
+    held.clear();
+    if (data.patched?.key === patchingKey()) next.patched = data.patched;
+    Object.assign(map, { query: next.ids.length - 1, key: 0 });
+    show(next, present(shows).filter((id) => !LAZY.includes(id) && id !== "source"));
+    note(`One pass over ${T} ${T === 1 ? "token" : "tokens"}: ${(1000 * result.seconds).toFixed(0)} ms.`);
+    remember();
+    for (const id of LAZY) stale.add(id);
+    refresh();
+  });
+}
+
+/** Predict after another number of tokens of the same text: the pass has been made. */
+async function step(to) {
+  const count = between(to, 1, run.ids.length);
+  turn++;
+  abort("generate", "logits", "attribution");
+  await attempt("bench", async () => {
+    const { logits, base } = await ask("logits", { run, position: count - 1 });
+    at = count;
+    show({ ...data, logits, base }, ["answer", "next", "funnel", "tokens"]);
+    remember();
+    stale.add("attribution").add("lens");
+    refresh();
+  });
+}
+
+/** Go on with this token after `keep` tokens. */
+async function take(id, keep = at) {
+  if (run.ids[keep] === id) return step(keep + 1);
+  const before = { ...run };
+  Object.assign(run, { ids: [...run.ids.slice(0, keep), id], prompt_length: Math.min(run.prompt_length, keep) });
+  if (!await pass()) Object.assign(run, before);
+}
+
+/** Change the run; what the server refuses is undone. */
+async function change(changes, keep = at) {
+  const before = { ...run };
+  Object.assign(run, changes);
+  const done = await pass(keep);
+  if (!done) Object.assign(run, before);
+  return done;
+}
+
+const note = (words) => { byId("status").textContent = words; };
+
+
+// Parts that are computed only when they are looked at
+
+const LAZY = ["heads", "attribution", "attention", "lens"];
+const stale = new Set(), seen = new Set();
+const loads = {}; // for each of them, what asks the server and draws it
+
+function refresh() {
+  for (const id of LAZY) {
+    if (!seen.has(id) || !stale.has(id) || !data) continue;
+    stale.delete(id);
+    attempt(byId(`${id}-problem`) ? id : "bench", loads[id]).then((done) => { if (!done) stale.add(id); });
+  }
+}
+
+function watch() {
+  const observer = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) seen.add(target.id);
+      else if (target.id !== "attribution") seen.delete(target.id); // the ideas need it
+    }
+    refresh();
+  }, { rootMargin: "200px" });
+  seen.add("attribution");
+  for (const id of LAZY) observer.observe(byId(id));
+}
+
+
+// The link
+
+function remember() {
+  const state = { ...run, at, settings: { ...settings } };
+  history.replaceState(null, "", `${location.pathname}${location.search}#${encodeURIComponent(JSON.stringify(state))}`);
+}
+
+/** The state in the link: {run, at, settings}, or null if there is none or it cannot be read. */
+function remembered() {
+  try {
+    const { at, settings, ...rest } = JSON.parse(decodeURIComponent(location.hash.slice(1)));
+    const known = Object.fromEntries(Object.keys(FIRST).map((name) => [name, rest[name] ?? FIRST[name]]));
+    return { run: known, at: Number(at) || Infinity, settings: settings ?? {} };
+  } catch {
+    return null;
+  }
+}
