@@ -27,6 +27,7 @@ COMMANDS = {
     "show": "show the model's structure",
     "trace": "write every value of one forward pass to a file",
     "inspect": "show what the model does with a prompt, here or as a page",
+    "lab": "the same for a live model, in a browser",
     "compare": "find the first step at which two runs part",
     "evaluate": "perplexity of a text, and what rounding the weights costs",
     "convert": "write a model to a folder, in another dtype",

@@ -1,0 +1,94 @@
+"""The answer to a prompt, token by token, with the parts of the run switched off.
+
+Without edits the new tokens are computed by the fastest pass there is. The prompt always goes through a tap, in which a
+long pass stops once nobody waits for it.
+"""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..apps.chat import make_room
+from ..arrays import Float
+from ..cache import Cache
+from ..devices.device import to_host
+from ..errors import UsageError
+from ..inspect.lens import likeliest
+from ..lm import LM
+from ..loop import next_logits, next_token, steps
+from ..options import check_options, check_prompt
+from ..rope import needs_long_factors
+from ..tap import Tap, untapped
+from ..text.arguments import whole_number
+from .runs import Run
+
+SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+KEYS = ("max_new_tokens", *SAMPLING, "seed", "top")
+MOST_TOP = 100
+
+
+def log_softmax(logits: Float[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
+    """The logarithms of the probabilities.
+
+    >>> log_softmax(np.log(np.array([1.0, 3.0]))).round(4)
+    array([-1.3863, -0.2877])
+    """
+    shifted = logits - np.max(logits)
+    return shifted - np.log(np.sum(np.exp(shifted)))
+
+
+def generated(lm: LM, run: Run, cache: Cache, asked: Mapping[str, Any], changes: Tap, watch: Tap) -> Iterator[Any]:
+    """First the ids of the prompt and the seed, then each token: its text, and how likely it and the likeliest were.
+
+    Parameters
+    ----------
+    cache : the caller keeps it
+    asked : max_new_tokens, the settings of the funnel, seed and top: how many alternatives
+    changes : the edits and patches, then `watch`
+    watch : called with each value of a pass; raises if nobody waits
+    """
+    ids = check_prompt(run.ids, lm.config)
+    left = lm.config.max_position_embeddings - len(ids)
+    most = min(whole_number("max_new_tokens", asked.get("max_new_tokens", 100)), left)
+    top = whole_number("top", asked.get("top", 10), 0, MOST_TOP)
+    sampling = check_options(**{name: asked.get(name, default) for name, default in SAMPLING.items()})
+    seed = check_options(seed=asked.get("seed"))["seed"]
+    seed = secrets.randbits(32) if seed is None and sampling["temperature"] > 0 else seed
+    long = needs_long_factors(lm.config, len(ids))
+    if run.patches and needs_long_factors(lm.config, len(ids) + most) != long:
+        raise UsageError("patches: expected a text and an answer within the original context; ask for fewer tokens")
+    said: list[np.ndarray] = []
+
+    def tokens(lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, how: Any) -> Iterator[int]:
+        changed, watched = tapped(lm, changes), tapped(lm, watch)
+        while True:
+            make_room(lm, cache, len(ids))
+            plain = watched if len(ids) - cache["length"] > 1 else lm
+            logits = next_logits(changed if run.is_changed else plain, ids, cache)[0, :]
+            said.append(log_softmax(to_host(logits)))
+            ids.append(next_token(logits, ids, cache, random, how))
+            yield ids[-1]
+
+    yield {"prompt_ids": ids, "seed": seed}
+    made = steps(lm, ids, max_new_tokens=most, cache=cache, seed=seed, tokens=tokens, **sampling)
+    for step in made:
+        logprobs = said.pop()
+        best: Any = likeliest(logprobs, top) if top else []
+        yield {
+            "id": step.id,
+            "text": step.text,
+            "logprob": float(logprobs[step.id]),
+            "top": [[int(i), float(logprobs[i])] for i in best],
+            "finish_reason": step.finish_reason,
+        }
+
+
+def tapped(lm: LM, watch: Tap) -> LM:
+    """The model with a tap in each of its passes, after the tap that a pass may have of its own."""
+
+    def transform(*arguments: Any, tap: Tap = untapped, **options: Any) -> Any:
+        return lm.transform(*arguments, tap=lambda name, value: watch(name, tap(name, value)), **options)
+
+    return lm._replace(transform=transform)
