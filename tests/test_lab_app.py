@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from lab import TOKEN, Client, served, tiny_lm
+from served import TOKEN, Client, served, tiny_lm
 
 from npllm.lab import app
 from npllm.lab.answers import ANSWERS, Lab

