@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from .checkpoint.load import load
     from .inspect.patch import patch
     from .inspect.record import record
+    from .inspect.view import look
     from .lm import LM, forward, lm_head, transform
     from .loop import Generation, Step, steps, stream
 
@@ -73,6 +74,7 @@ __all__ = [
     "generate",
     "lm_head",
     "load",
+    "look",
     "patch",
     "pipeline",
     "record",
@@ -89,6 +91,7 @@ HOMES = {
     "checkpoint.load": ("load",),
     "inspect.patch": ("patch",),
     "inspect.record": ("record",),
+    "inspect.view": ("look",),
     "lm": ("LM", "forward", "lm_head", "transform"),
     "loop": ("Generation", "Step", "steps", "stream"),
 }

@@ -21,4 +21,8 @@ summary   a `Look` as plain data, for JSON
 terminal  a summary as text
 contents  a `Look` as data for the page
 page      a `Look` as an HTML page, from the files of the folder page/
+labelled  arrays whose axes have names and labels, shown as tables
+heat_html  a labelled array as a heat map or bars
+frame     sections of the page in a frame of a notebook
+view      npllm.look: one pass, and each view of it as an expression
 """

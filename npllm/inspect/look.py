@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from array_api_compat import device
 
+from ..apps.fill import MASKS
 from ..arrays import Array, Float, array_namespace
 from ..devices.device import to_host
 from ..families import family_of
@@ -87,6 +88,17 @@ def given(seen: Look) -> tuple[Float[np.ndarray, " T"], np.ndarray]:
     return np.concatenate([unknown, shares(before, follows)[:, 0]]), np.concatenate([[0] * first, ranks]).astype(int)
 
 
+def log_given(seen: Look) -> Float[np.ndarray, " T"]:
+    """The logarithm of each token's probability in `given`: also of one that is too small for a float32."""
+    first = 0 if seen.lm.config.bidirectional else 1
+    before = seen.logits[: len(seen.ids) - first].astype(np.float64)
+    logits = before[np.arange(len(before)), seen.ids[first:]]
+    with np.errstate(all="ignore"):  # of what is not finite, the result is NaN
+        largest = before.max(axis=-1, initial=-np.inf)
+        logs = logits - largest - np.log(np.exp(before - largest[:, None]).sum(axis=-1))
+    return np.concatenate([np.full(first, np.nan), logs]).astype(np.float32)
+
+
 class Lens(NamedTuple):
     """The logit lens at some positions: a row for the embedding, then one for each block."""
 
@@ -98,8 +110,11 @@ class Lens(NamedTuple):
         return brief(self)
 
 
-def lens(seen: Look, positions: Sequence[int], k: int) -> Lens:
-    """The model's predictions at these positions if it stopped before the first block, after it, and so on."""
+def lens(seen: Look, positions: Sequence[int], k: int, token: int | None = None) -> Lens:
+    """The model's predictions at these positions if it stopped before the first block, after it, and so on.
+
+    token : `next` then has the probability of this token, everywhere
+    """
     like = seen.lm.weights.norm
     xp = array_namespace(like)
     after = family_of(seen.lm.config).stream[1]
@@ -108,6 +123,8 @@ def lens(seen: Look, positions: Sequence[int], k: int) -> Lens:
     both = seen.lm.config.bidirectional
     follows = np.asarray(seen.ids if both else [*seen.ids[1:], 0])[chosen, None]
     ends = np.asarray(chosen) == (-1 if both else len(seen.ids) - 1)
+    if token is not None:
+        follows, ends = np.full_like(follows, token), np.zeros_like(ends)
     ids, probabilities, of_next = [], [], []
     for name in (first_residual(seen), *blocks):
         residual = xp.asarray(seen.values[name][chosen], device=device(like))
@@ -149,3 +166,14 @@ def norms(seen: Look) -> Norms:
     family = family_of(seen.lm.config)
     attention, feedforward, residual = (of_layers(name) for name in (*family.added, family.stream[1]))
     return Norms(lengths(first_residual(seen)), attention, feedforward, residual)
+
+
+def place_of_answer(lm: LM, ids: Sequence[int]) -> int:
+    """The token whose predictions are shown: for a masked language model the first mask, if there is one; or the last.
+
+    BERT's last token is [SEP], in whose place it predicts nothing of interest.
+    """
+    masks = []
+    if lm.config.bidirectional and lm.tokenizer is not None:
+        masks = [lm.tokenizer.backend.token_to_id(name) for name in MASKS]
+    return next((position for position, token in enumerate(ids) if token in masks), len(ids) - 1)

@@ -7,6 +7,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from ..errors import UsageError
+from ..lm import LM
+from ..text.arguments import shown, whole_number
 from ..tokenizer import Tokenizer
 
 
@@ -44,6 +47,39 @@ def byte_letters() -> dict[str, bytes]:
 
 
 BYTE_LETTERS = byte_letters()
+
+
+def token_labels(lm: LM, ids: Sequence[int]) -> list[str]:
+    """The text of each token, with unprintable characters and incomplete ones escaped; or its id as "#7042"."""
+    found = [None] * len(ids) if lm.tokenizer is None else token_bytes(lm.tokenizer, ids)
+    return [f"#{i}" if data is None else visible(data) for i, data in zip(ids, found, strict=True)]
+
+
+def named_token(lm: LM, token: str | int) -> int:
+    """The id of a token that is given as its text, such as " Paris", or as its id.
+
+    Raises UsageError if the text is not one token, or the id is outside the vocabulary.
+    """
+    if not isinstance(token, str):
+        return whole_number("token", token, 0, lm.config.vocab_size - 1)
+    if lm.tokenizer is None:
+        raise UsageError(f"token: expected an id, because the model has no tokenizer, got {shown(token)}")
+    known = one_token(lm.tokenizer, token)
+    if known is not None and known < lm.config.vocab_size:
+        return known
+    with_space = one_token(lm.tokenizer, f" {token}")
+    hint = "" if with_space is None else f"; did you mean {f' {token}'!r}?"
+    parts = token_labels(lm, lm.tokenizer.backend.encode(token, add_special_tokens=False).ids)
+    raise UsageError(
+        f"token: expected one token, got {token!r}, which is {len(parts)}: {', '.join(map(repr, parts))}{hint}"
+    )
+
+
+def one_token(tokenizer: Tokenizer, text: str) -> int | None:
+    """The id of the token that is this text; None if it is several. (Vocabularies with ▁ for a space add one.)"""
+    piece = tokenizer.backend.token_to_id(text.replace(" ", "▁"))
+    ids = [piece] if piece is not None else tokenizer.backend.encode(text, add_special_tokens=False).ids
+    return ids[0] if len(ids) == 1 else None
 
 
 def visible(text: str | bytes) -> str:
