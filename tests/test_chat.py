@@ -31,6 +31,11 @@ def lm(folder):
     return npllm.load(folder)
 
 
+@pytest.fixture(scope="module")
+def lm_once(folder):
+    return npllm.load(folder)
+
+
 @pytest.fixture
 def prefilled(lm):
     """The number of tokens computed in each pass, and the model that counts them."""
@@ -161,6 +166,104 @@ def test_wrong_options_leave_the_conversation_as_it_was(lm):
         talk(chat, TURNS[1], temperature=-1.0)
     assert chat.messages == before
     assert len(chat.cached_ids) == chat.cache["length"]
+
+
+def fresh(lm, turns, **options):
+    """The last reply to these turns in a conversation that has never been changed."""
+    return talk(Chat(lm), *turns, **options)[-1]
+
+
+def test_after_undo_the_next_reply_is_that_of_a_conversation_without_the_turn(lm):
+    chat = Chat(lm)
+    talk(chat, TURNS[0], TURNS[1], max_new_tokens=20)
+    assert chat.undo() == TURNS[1]
+    assert [message["content"] for message in chat.messages[::2]] == [TURNS[0]]
+    assert talk(chat, TURNS[2], max_new_tokens=20) == [fresh(lm, [TURNS[0], TURNS[2]], max_new_tokens=20)]
+    assert (chat.undo(), chat.undo()) == (TURNS[2], TURNS[0])
+    assert talk(chat, TURNS[1], max_new_tokens=20) == [fresh(lm, [TURNS[1]], max_new_tokens=20)]
+
+
+def test_without_a_turn_there_is_none_to_undo_or_retry(lm):
+    chat = Chat(lm, "Be brief.")
+    for action in (chat.undo, lambda: list(chat.retry())):
+        with pytest.raises(UsageError, match="there is no turn yet"):
+            action()
+    assert chat.messages == chat.system
+
+
+def test_a_retry_replies_to_the_same_turn_anew(lm):
+    chat, how = Chat(lm), {"max_new_tokens": 20, "temperature": 1.5}
+    talk(chat, TURNS[0], max_new_tokens=10)
+    first = talk(chat, TURNS[1], seed=1, **how)
+    again = "".join(step.text for step in chat.retry(seed=2, **how))
+    assert first != [again]
+    assert [message["content"] for message in chat.messages[2:]] == [TURNS[1], again]
+    assert "".join(step.text for step in chat.retry(seed=1, **how)) == first[0]
+
+
+def test_a_retry_that_fails_keeps_the_old_reply(lm):
+    chat = Chat(lm)
+    talk(chat, *TURNS[:2], max_new_tokens=5)
+    before = [dict(message) for message in chat.messages]
+    with pytest.raises(UsageError, match="temperature"):
+        list(chat.retry(temperature=-1.0))
+    with closing(chat.retry()) as reply:
+        del reply  # closed before it said anything
+    assert chat.messages == before
+
+
+@pytest.mark.slow
+@given(st.lists(st.sampled_from(["turn", "undo", "retry", "system", "resume"]), max_size=6))
+def test_whatever_came_before_the_next_reply_is_that_of_a_fresh_conversation(lm_once, actions):
+    chat = Chat(lm_once)
+    for number, action in enumerate(actions):
+        turns = chat.messages[len(chat.system) :]
+        match action:
+            case "turn":
+                talk(chat, TURNS[number % 3], max_new_tokens=4)
+            case "undo" if turns:
+                chat.undo()
+            case "retry" if turns:
+                list(chat.retry(max_new_tokens=6))
+            case "system":
+                chat.resume([{"role": "system", "content": f"{number}"}, *turns])
+            case "resume":
+                chat.resume(turns[:2])
+    expected = npllm.generate(lm_once, chat.ids_with("Hello"), max_new_tokens=6).text
+    assert talk(chat, "Hello", max_new_tokens=6) == [expected]
+
+
+USER, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([REPLY, USER], "expected user as the role of number 0, got 'assistant'"),
+        ([{"role": "system", "content": "s"}, USER, USER], "expected assistant as the role of number 2, got 'user'"),
+        ([USER, REPLY, {"role": "system", "content": "late"}], "expected user as the role of number 2, got 'system'"),
+        ([USER], "expected a reply to each turn, got none to the last"),
+        ([USER, {"role": "assistant", "content": 3}], "expected strings under role and content"),
+        ([{"role": "user", "content": "x" * 512}, REPLY], "the conversation is too long"),
+    ],
+)
+def test_a_conversation_that_cannot_be_resumed_changes_nothing(lm, messages, message):
+    chat = Chat(lm, "Be brief.")
+    talk(chat, TURNS[0], max_new_tokens=5)
+    before = [dict(one) for one in chat.messages]
+    with pytest.raises(UsageError, match=message):
+        chat.resume(messages)
+    assert (chat.messages, chat.system) == (before, before[:1])
+
+
+def test_a_resumed_conversation_is_a_copy_and_resets_to_its_system_message(lm):
+    system, chat = {"role": "system", "content": "s"}, Chat(lm)
+    mine = [dict(system), dict(USER), dict(REPLY)]
+    chat.resume(mine)
+    talk(chat, TURNS[0], max_new_tokens=2)
+    assert mine == [system, USER, REPLY]
+    chat.reset()
+    assert chat.messages == [system]
 
 
 def test_a_model_without_tokenizer_cannot_chat(lm):

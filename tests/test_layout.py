@@ -23,6 +23,8 @@ ELSEWHERE = {
     "checkpoint/quantized": "convert",
     "checkpoint/write": "convert",
     "checkpoint/gguf_config": "gguf",
+    "cli/chat_commands": "cli_chat",
+    "cli/turns": "cli_chat",
     "cli/options": "cli_main",
     "cli/parser": "cli_main",
     "cli/report": "cli_main",

@@ -4,6 +4,7 @@ constraints  tokens that generation_config.json rules out, and lengths
 batches      several texts at once
 pipeline     the chapter's `pipeline`: prompts in, texts out
 chat         a conversation over one KV cache
+chat_file    a conversation in a file
 speculation  draft tokens cheaply, verify them in one pass
 encoder      a whole text in one pass
 fill         the tokens in the place of [MASK]

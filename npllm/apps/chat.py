@@ -1,10 +1,11 @@
 """A conversation: the loop, turn by turn, over one KV cache.
 
 A model has no memory between turns. Every turn gives it the whole conversation as one text, in the chat format of its
-checkpoint. The KV cache makes this cheap: it still holds everything except the new turn.
+checkpoint. The KV cache makes this cheap: it still holds everything except the new turn. When the conversation changes,
+the cache keeps what the old ids and the new ones begin with.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from ..cache import CACHE_DTYPES, Cache, empty_cache, grow, kv_cache_bytes
@@ -15,7 +16,7 @@ from ..errors import ModelFileError, UsageError
 from ..lm import LM
 from ..loop import Step, steps
 from ..options import check_options, check_prompt
-from ..text.arguments import check_writes, checked
+from ..text.arguments import check_writes, checked, shown
 
 
 class Chat:
@@ -56,6 +57,48 @@ class Chat:
         like = self.lm.weights.norm
         self.cache = empty_cache(self.lm.config, 0, like=like, dtype=dtype_like(self.cache_dtype, like))
         self.cached_ids: list[int] = []
+
+    def resume(self, messages: Sequence[Mapping[str, str]]) -> None:
+        """Go on from these messages: turns of user and assistant, perhaps after a system message.
+
+        Raises
+        ------
+        UsageError : they are not of this form, the chat template refuses them, or they leave no room for another turn
+        """
+        system = [dict(message) for message in messages[:1] if message.get("role") == "system"]
+        turns = [dict(message) for message in messages[len(system) :]]
+        for number, message in enumerate(turns):
+            role = ("user", "assistant")[number % 2]
+            if message.get("role") != role:
+                raise UsageError(
+                    f"messages: expected {role} as the role of number {number + len(system)}, got"
+                    f" {shown(message.get('role'))}"
+                )
+        if len(turns) % 2:
+            raise UsageError("messages: expected a reply to each turn, got none to the last")
+        ids = self.tokenizer.chat_ids([*system, *turns, {"role": "user", "content": "?"}])
+        check_prompt(ids, self.lm.config, what="conversation", remedy="shorten it")
+        self.system, self.messages = system, [*system, *turns]
+
+    def undo(self) -> str:
+        """Remove the last turn and its reply; return the turn. Raises UsageError if there is none."""
+        if len(self.messages) == len(self.system):
+            raise UsageError("there is no turn yet: expected one before this")
+        turn, _ = self.messages[-2:]
+        del self.messages[-2:]
+        return turn["content"]
+
+    def retry(self, **options: Any) -> Generator[Step, None, None]:
+        """Another reply to the last turn, in place of the old one; options and errors as in `reply`.
+
+        Greedy decoding gives the same again. The old reply stays if the new one fails or says nothing.
+        """
+        before = list(self.messages)
+        try:
+            yield from self.reply(self.undo(), **options)
+        finally:
+            if len(self.messages) < len(before):
+                self.messages = before
 
     def ids_with(self, text: str) -> list[int]:
         """The ids of the conversation with a new user turn, up to where the model's reply begins."""

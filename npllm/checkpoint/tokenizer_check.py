@@ -5,9 +5,7 @@ that double a text forty times, a model that fails on the first unknown characte
 lines; running out of memory ends the process. So the files are first tried in a process that may die (child.py), which
 runs tokenizer_probe.py.
 
-Files that passed are remembered by their sha256 in the user's cache folder, so they are tried once:
-
-    $NPLLM_CACHE, or npllm in $XDG_CACHE_HOME, ~/.cache, ~/Library/Caches (macOS) or %LOCALAPPDATA% (Windows)
+Files that passed are remembered by their sha256 in the user's cache folder (storage/paths.py), so they are tried once.
 
 The check cannot prove that no text fails. An error on a later text is still one line (text/library_errors.py).
 """
@@ -21,6 +19,7 @@ from pathlib import Path
 import tokenizers
 
 from ..errors import ModelFileError
+from ..storage.paths import cache_folder
 from .child import Child, ChildError
 
 VERSION = 1  # of tokenizer_probe.py: a file that passed an older one is tried again
@@ -71,14 +70,13 @@ def digest_of(files: list[bytes]) -> str:
 
 def place(digest: str, folder: Path) -> Path | None:
     """The empty file that marks files as good; None if there is no folder for it, or it would be in the model's."""
-    named = os.environ.get("NPLLM_CACHE")
-    if named is None:
-        home = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "")}.get(sys.platform, "~/.cache")
-        named = f"{os.environ.get('XDG_CACHE_HOME') or home}/npllm"
+    cache = cache_folder()
+    if cache is None:
+        return None
+    above = cache / "tokenizers"
     try:
-        above = Path(named).expanduser() / "tokenizers"
-        safe = above.is_absolute() and not above.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a loop of symbolic links; a user without a home folder
+        safe = not above.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a loop of symbolic links
         return None
     return above / digest if safe else None
 

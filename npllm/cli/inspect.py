@@ -4,11 +4,9 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..apps.chat import Chat
 from ..apps.fill import MASKS
-from ..checkpoint.hub import DEFAULT_FILE
 from ..errors import UsageError
 from ..inspect.look import look
 from ..inspect.page import check_direction, check_page, page, write_page
@@ -87,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     check_choice(lm, ids, args.layer, args.head, token, args.top_k)
     if path is not None:
         check_page(lm, ids)
-        write_page(path, page(look(lm, ids), prompt_length, model_name(args)))
+        write_page(path, page(look(lm, ids), prompt_length, options.model_name(args.model)))
         output.note(f"npllm: wrote {args.html} for {len(ids)} tokens")
         return 0
     found = summary(look(lm, ids, str(args.layer)), args.layer, args.head, token, args.top_k)
@@ -109,9 +107,3 @@ def default_token(lm: LM, ids: Sequence[int]) -> int:
     if lm.config.bidirectional and lm.tokenizer is not None:
         masks = [lm.tokenizer.backend.token_to_id(name) for name in MASKS]
     return next((position for position, token in enumerate(ids) if token in masks), len(ids) - 1)
-
-
-def model_name(args: argparse.Namespace) -> str:
-    """The model's name, without its parent folders."""
-    name = Path(args.model).resolve().name if args.model and Path(args.model).exists() else args.model
-    return (name or DEFAULT_FILE).rsplit("/", 1)[-1].removesuffix(".gguf")

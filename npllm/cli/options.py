@@ -7,9 +7,11 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ..apps.speculation import check_count, draft_model, prompt_lookup
+from ..checkpoint.hub import DEFAULT_FILE
 from ..checkpoint.load import load
 from ..checkpoint.load import load_tokenizer as load_tokenizer_of
 from ..errors import UsageError
@@ -241,6 +243,12 @@ def load_model(args: argparse.Namespace, name: str | None = None) -> LM:
         progress=sys.stderr is not None and sys.stderr.isatty(),
         kernels=not args.no_kernels,
     )
+
+
+def model_name(name: str | None) -> str:
+    """A model's name without its parent folders, as for a title: "Phi-3-mini-4k-instruct"."""
+    known = Path(name).resolve().name if name and Path(name).exists() else name
+    return (known or DEFAULT_FILE).rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
 def load_writer(args: argparse.Namespace, flag: str = "--model") -> LM:

@@ -5,11 +5,28 @@ The system refuses to look up some of them: a name that is too long, a loop of s
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import NpllmError, UsageError
+
+
+def cache_folder() -> Path | None:
+    """npllm's cache folder; None if there is no place for it.
+
+    $NPLLM_CACHE, or npllm in $XDG_CACHE_HOME, ~/.cache, ~/Library/Caches (macOS) or %LOCALAPPDATA% (Windows)
+    """
+    named = os.environ.get("NPLLM_CACHE")
+    if named is None:
+        home = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "")}.get(sys.platform, "~/.cache")
+        named = f"{os.environ.get('XDG_CACHE_HOME') or home}/npllm"
+    try:
+        folder = Path(named).expanduser()
+    except RuntimeError:  # a user without a home folder
+        return None
+    return folder if folder.is_absolute() else None
 
 
 @contextmanager
@@ -59,6 +76,16 @@ def input_path(name: str | Path, what: str, error: type[NpllmError] = UsageError
     if special and not (pipes and path.is_fifo()):
         raise error(f"{what}: expected a file or a folder, got a device, a pipe or a socket")
     return path
+
+
+def check_suffix(name: str | Path, what: str, *suffixes: str) -> None:
+    """Raise UsageError for a file to write whose suffix says that it is something else, such as a trace "x.json".
+
+    A name without a suffix is fine, and so is a pipe or a device.
+    """
+    path = user_path(name, what)
+    if path.suffix and path.suffix.lower() not in suffixes and not path.is_fifo() and not path.is_char_device():
+        raise UsageError(f"{what}: expected a name that ends in {' or '.join(suffixes)}, got {path.suffix}")
 
 
 def output_file(name: str | Path, what: str) -> Path:
