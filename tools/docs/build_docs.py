@@ -1,4 +1,4 @@
-"""Build the site: draw the figures, then run Sphinx. Warnings are errors.
+"""Build the site: draw the figures, write the live examples, then run Sphinx. Warnings are errors.
 
     python tools/docs/build_docs.py [DIR]   into DIR (default: docs/_build/html); open its index.html
 
@@ -8,6 +8,7 @@ Needs `pip install -e '.[docs]'` and the default model.
 import sys
 from pathlib import Path
 
+import examples
 import figures
 from sphinx.cmd.build import main as sphinx
 
@@ -15,7 +16,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def main(folder: str = str(DOCS / "_build" / "html")) -> int:
-    return figures.main([]) or sphinx(["-W", "--keep-going", "-q", "-E", "-b", "html", str(DOCS), folder])
+    return figures.main([]) or examples.main([]) or sphinx(["-W", "--keep-going", "-q", "-E", "-b", "html", str(DOCS), folder])
 
 
 if __name__ == "__main__":

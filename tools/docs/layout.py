@@ -1,12 +1,36 @@
-"""A Sphinx extension: what a page needs to be read in any window and in both color schemes."""
+"""A Sphinx extension: what a page needs to be read in any window and in both color schemes, and live examples."""
 
 import re
 from copy import deepcopy
-from typing import Any
+from html import escape
+from typing import Any, ClassVar
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
+from sphinx.util.docutils import SphinxDirective
+
+
+class Example(SphinxDirective):
+    """A page that examples.py wrote, in a frame. The content is its caption."""
+
+    required_arguments = 1  # its name
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {
+        "title": directives.unchanged_required,  # for those who cannot see it
+        "height": directives.nonnegative_int,  # in pixels, until the frame has said how tall it is (npllm.js)
+    }
+
+    def run(self) -> list[nodes.Node]:
+        address = f"_static/examples/{self.arguments[0]}.html"
+        frame = (
+            f'<iframe class="example" src="{address}" title="{escape(self.options["title"])}" loading="lazy"'
+            f' sandbox="allow-scripts" style="height: {self.options["height"]}px"></iframe>'
+        )
+        alone = f'<p class="alone"><a href="{address}">This example alone</a></p>'
+        caption = self.parse_content_to_nodes()
+        return [nodes.raw("", frame, format="html"), *caption, nodes.raw("", alone, format="html")]
 
 
 class BothSchemes(SphinxTransform):
@@ -43,6 +67,7 @@ class Breaks(SphinxTransform):
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("example", Example)
     app.add_transform(BothSchemes)
     app.add_transform(Breaks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
