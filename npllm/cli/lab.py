@@ -5,7 +5,6 @@ from importlib.util import find_spec
 
 from ..errors import UnavailableError, UsageError
 from . import options
-from .inspect import model_name
 
 DESCRIPTION = """\
 Serve a page, on this machine only, in which a prompt runs live: switch heads
@@ -44,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     from ..lab.answers import Lab
     from ..lab.server import serve
 
-    serve(Lab(options.load_writer(args), model_name(args)), args.port, args.open)
+    serve(Lab(options.load_writer(args), options.model_name(args.model)), args.port, args.open)
     return 0

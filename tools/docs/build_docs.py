@@ -16,7 +16,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def main(folder: str = str(DOCS / "_build" / "html")) -> int:
-    return figures.main([]) or examples.main([]) or sphinx(["-W", "--keep-going", "-q", "-E", "-b", "html", str(DOCS), folder])
+    how = ["-W", "--keep-going", "-q", "-E", "-b", "html"]
+    return figures.main([]) or examples.main([]) or sphinx([*how, str(DOCS), folder])
 
 
 if __name__ == "__main__":
