@@ -151,7 +151,7 @@ def run_at(lm: LM, ids: Sequence[int], position: int, edits: Sequence[Edit], tap
     return Run(before, after, last, after["norm"], after["logits"])
 
 
-def parts_of_stream(lm: LM, run: Run, edits: Sequence[Edit], patched: bool) -> dict[str, Float[Array, "P D"]]:
+def parts_of_stream(lm: LM, run: Run, edits: Sequence[Edit], patched: bool) -> dict[str, Float[Array, "_ D"]]:
     """The vectors that sum to the residual stream: "heads" [L·N, D], "bias" [L, D], "feedforward" [L, D] and others.
 
     patched : a tap may have changed values; "patches" is then the rest. A residual stream that it replaced has nothing
@@ -208,7 +208,7 @@ def head_of(lm: LM, rows: Sequence[int], bias: Array | None = None) -> Any:
 
 
 def logits_of_parts(
-    lm: LM, parts: Mapping[str, Float[Array, "P D"]], last: Float[Array, " D"], rows: Sequence[int]
+    lm: LM, parts: Mapping[str, Float[Array, "_ D"]], last: Float[Array, " D"], rows: Sequence[int]
 ) -> Float[np.ndarray, "P rows"]:
     """The logits of all parts, with the final norm's scale for the whole vector `last`."""
     xp = array_namespace(last)

@@ -88,7 +88,7 @@ def scaled(value: Array, scales: Mapping[int | None, float], axis: int) -> Array
     factors = [scales.get(i, 1.0) * scales.get(None, 1.0) for i in range(value.shape[axis])]
     column = xp.asarray(factors, dtype=value.dtype, device=device(value))
     column = xp.reshape(column, (-1, *[1] * (-axis - 1)))
-    return xp.where(column == 0, 0.0, value * column)
+    return xp.where(column == 0, 0.0, value) * column
 
 
 def value_name(lm: LM, part: str, layer: int) -> str:

@@ -101,16 +101,22 @@ def mean(shares: Float[np.ndarray, "N T"]) -> Float[np.ndarray, " N"]:
 def induction_scores(lm: LM, tokens: int = RANDOM_TOKENS, seed: int = SEED, tap: Tap = untapped) -> np.ndarray:
     """[L, N]: the induction score of each head, on random tokens A B C ... A B C ...: from the second A to the first B.
 
-    The text begins as the tokenizer begins every text, such as with <s>. In a shorter context it has fewer tokens.
+    No token is drawn twice. The text begins as the tokenizer begins every text, such as with <s>. In a shorter context,
+    or with a smaller vocabulary, it has fewer tokens; a window that is shorter than the text hides what is looked for.
+    NaN for a model that sees later tokens, too: BERT.
+
     tap : as in `trace`, such as `edit_tap`
     """
     start = [] if lm.tokenizer is None else list(lm.tokenizer.encode(""))
-    tokens = min(tokens, (lm.config.max_position_embeddings - len(start)) // 2)
-    text = np.random.default_rng(seed).choice(ordinary_tokens(lm), tokens).tolist()
+    ordinary = ordinary_tokens(lm)
+    tokens = min(tokens, (lm.config.max_position_embeddings - len(start)) // 2, len(ordinary))
+    if tokens < 2 or lm.config.bidirectional:
+        return np.full((lm.config.num_hidden_layers, lm.config.num_attention_heads), np.nan, dtype=np.float32)
+    text = np.random.default_rng(seed).choice(ordinary, tokens, replace=False).tolist()
     seen = trace(lm, [*start, *text, *text], "layers.*.attention.weights", tap)
     again = np.arange(len(start) + tokens, len(start) + 2 * tokens)
-    weights = np.stack([seen[f"layers.{i}.attention.weights"] for i in range(lm.config.num_hidden_layers)])
-    return weights[:, :, again, again - tokens + 1].mean(axis=-1)
+    found = [seen[f"layers.{i}.attention.weights"] for i in range(lm.config.num_hidden_layers)]
+    return np.stack([weights[:, again, again - tokens + 1].mean(axis=-1) for weights in found])
 
 
 def ordinary_tokens(lm: LM) -> np.ndarray:

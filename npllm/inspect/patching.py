@@ -50,6 +50,7 @@ def patching_grid(
     *,
     against: int | None = None,
     position: int = -1,
+    layers: Sequence[int] | None = None,
 ) -> Float[np.ndarray, "L T"]:
     """How much of the answer each value of the run over `ids` restores in a run over `other_ids`: [L, T].
 
@@ -62,6 +63,7 @@ def patching_grid(
     part : what is put in: "residual", the residual stream after the block; or what its "attention" or "feedforward"
         layer adds to it
     position : where the answer is read, by default at the end
+    layers : those to patch, a row for each; by default all
 
     Raises
     ------
@@ -72,11 +74,13 @@ def patching_grid(
     >>> lm = npllm.load()
     >>> france, italy = (lm.tokenizer.encode(f"The capital of {name} is") for name in ("France", "Italy"))
     >>> paris, rome = (lm.tokenizer.encode(name)[0] for name in (" Paris", " Rome"))
-    >>> grid = patching_grid(lm, france, italy, paris, against=rome)
-    >>> grid[[0, 29]].round(1).tolist()
+    >>> grid = patching_grid(lm, france, italy, paris, against=rome, layers=[0, 29])
+    >>> grid.round(1).tolist()
     [[0.0, 0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0]]
     """
-    return np.stack([*patching_rows(lm, ids, other_ids, token, part, against=against, position=position).rows])
+    return np.stack(
+        [*patching_rows(lm, ids, other_ids, token, part, against=against, position=position, layers=layers).rows]
+    )
 
 
 @np.errstate(all="ignore")
@@ -89,6 +93,7 @@ def patching_rows(
     *,
     against: int | None = None,
     position: int = -1,
+    layers: Sequence[int] | None = None,
 ) -> Patching:
     """The same as an iterator, a row for each layer. Parameters and errors as in `patching_grid`."""
     check_model(lm)
@@ -103,6 +108,8 @@ def patching_rows(
     position = whole_number("position", position, -len(ids), len(ids) - 1) % len(ids)
     tokens = [whole_number("token", token, 0, lm.config.vocab_size - 1)]
     tokens += [] if against is None else [whole_number("against", against, 0, lm.config.vocab_size - 1)]
+    every = range(lm.config.num_hidden_layers)
+    layers = every if layers is None else [whole_number("layers", one, 0, every[-1]) for one in layers]
     clean, values = whole_run(lm, ids, part, position, tokens)
     other, stream = whole_run(lm, other_ids, "residual", position, tokens)
     if not abs(clean - other) > LEAST * max(abs(clean), abs(other)):
@@ -115,7 +122,7 @@ def patching_rows(
     held = held_prefix(lm, other_ids, same)
 
     def rows() -> Iterator[Float[np.ndarray, " T"]]:
-        for layer, value in enumerate(values):
+        for layer in layers:
             row = np.zeros(len(ids), dtype=np.float32)
             # Before the first difference the values are the same; after `position` a decoder has read the answer.
             last = len(ids) if lm.config.bidirectional else position + 1
@@ -123,7 +130,9 @@ def patching_rows(
             step = max(1, MOST_TOKENS // (len(ids) - same))
             for some in (chosen[i : i + step] for i in range(0, len(chosen), step)):
                 before = None if layer == 0 else stream[layer - 1]
-                hidden = patched_run(lm, other_ids, held, same, layer, before, value_name(lm, part, layer), value, some)
+                hidden = patched_run(
+                    lm, other_ids, held, same, layer, before, value_name(lm, part, layer), values[layer], some
+                )
                 row[some] = (measured(lm, hidden, position - same, tokens) - other) / (clean - other)
             yield row
 
@@ -145,7 +154,7 @@ def whole_run(
     return float(measured(lm, hidden[None], position, tokens)[0]), [seen[name] for name in names]
 
 
-def measured(lm: LM, hidden: Float[Array, "P T D"], position: int, tokens: Sequence[int]) -> Float[np.ndarray, " P"]:
+def measured(lm: LM, hidden: Float[Array, "P new D"], position: int, tokens: Sequence[int]) -> Float[np.ndarray, " P"]:
     """The probability of the token, or the difference of the two tokens' logits."""
     logits = to_host(lm_head(hidden[:, position : position + 1, :], lm))[:, 0, :].astype(np.float64)
     if len(tokens) == 1:
@@ -172,7 +181,7 @@ def patched_run(
     name: str,
     value: Float[Array, "T D"],
     positions: Sequence[int],
-) -> Float[Array, "P T D"]:
+) -> Float[Array, "P new D"]:
     """The hidden states of the tokens after `same`, once for each position at which a value is put in.
 
     The blocks before `layer` are not computed again: the residual stream `before` it is known.
@@ -184,7 +193,7 @@ def patched_run(
     calls = iter(range(lm.config.num_hidden_layers))
     block = inspect.signature(family_of(lm.config).transform).parameters["block"].default
 
-    def resumed(x: Float[Array, "P T D"], *args: Any, **options: Any) -> Float[Array, "P T D"]:
+    def resumed(x: Float[Array, "P new D"], *args: Any, **options: Any) -> Float[Array, "P new D"]:
         index = next(calls)
         if index < layer:
             return x
