@@ -10,11 +10,16 @@ from checkpoints import write_folder
 from default_model import needs_default_model
 from safetensors.numpy import load_file, save_file
 
-from npllm import generate, load
+from npllm import forward, generate, load
 from npllm.apps.chat import Chat
 from npllm.cli.main import main
+from npllm.inspect.attribution import attribution
+from npllm.inspect.edits import Edit, edit_tap
+from npllm.inspect.heads import induction_scores
 from npllm.inspect.look import look
 from npllm.inspect.summary import finite, summary
+from npllm.sampling import softmax
+from npllm.tap import untapped
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +68,57 @@ def test_the_text(inspect, lm):
 def test_layer_head_token_and_top_k_choose_what_is_told(inspect, lm):
     _, out, _ = inspect("Hello", "--layer", 1, "--head", 3, "--token", 2, "--top-k", 7, "--json")
     ids = lm.tokenizer.encode("Hello")
-    assert json.loads(out) == json.loads(json.dumps(finite(summary(look(lm, ids, "1"), 1, 3, 2, 7))))
+    assert json.loads(out) == json.loads(json.dumps(finite(summary(look(lm, ids, "1"), [(1, 3)], 2, 7))))
     assert out.count("\n") == 1
+
+
+def test_only_these_sections_are_shown(inspect):
+    code, out, _ = inspect("Hello", "--only", "tokens,next")
+    titles = [line for line in out.splitlines() if line and not line.startswith(" ")]
+    assert code == 0
+    assert [title.split()[0] for title in titles[1:]] == ["Tokens", "Next"]
+    found = json.loads(inspect("Hello", "--only", "next", "--json")[1])
+    assert list(found) == ["model", "not_finite", "token", "next"]
+
+
+def test_several_heads_have_a_map_each(inspect, lm):
+    _, out, _ = inspect("Hello", "--only", "attention", "--head", "0.1,1.3")
+    assert re.findall(r"^Attention, layer (\d), head (\d)", out, re.MULTILINE) == [("0", "1"), ("1", "3")]
+    found = json.loads(inspect("Hello", "--only", "attention", "--head", "0.1,1.3", "--json")[1])
+    weights = look(lm, lm.tokenizer.encode("Hello")).values["layers.1.attention.weights"][3]
+    assert [(one["layer"], one["head"]) for one in found["maps"]] == [(0, 1), (1, 3)]
+    np.testing.assert_allclose(found["maps"][1]["attention"], weights, rtol=1e-5)
+
+
+def test_parts_are_switched_off_and_the_untouched_probability_stands_beside(inspect, lm):
+    found = json.loads(inspect("Hello", "--only", "next", "--without", "head:1.2,feedforward:0=0.5", "--json")[1])
+    ids = lm.tokenizer.encode("Hello")
+    edits = [Edit(1, "head", 2), Edit(0, "feedforward", scale=0.5)]
+    assert found["without"] == ["head:1.2", "feedforward:0=0.5"]
+    edited, plain = (softmax(forward(ids, lm, tap=tap)[0][-1]) for tap in (edit_tap(lm, edits), untapped))
+    for one in found["next"]:
+        assert one["probability"] == pytest.approx(edited[one["id"]], rel=1e-4)
+        assert one["unedited"] == pytest.approx(plain[one["id"]], rel=1e-4)
+    text = inspect("Hello", "--only", "next", "--without", "head:1.2")[1]
+    assert "\nedited: head:1.2\n" in text
+    assert "unedited" in text
+
+
+def test_heads_and_attribution_are_those_of_the_library(inspect, lm):
+    ids = lm.tokenizer.encode("Hello")
+    found = json.loads(inspect("Hello", "--only", "heads,attribution", "--against", "#65", "--json")[1])
+    expected = attribution(lm, ids, int(look(lm, ids).logits[-1].argmax()), against=65)
+    np.testing.assert_allclose(found["attribution"]["heads"], expected.heads, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found["heads"]["scores"]["induction"], induction_scores(lm), rtol=1e-4)
+    text = inspect("Hello", "--only", "heads,attribution", "--answer", "e", "--token", "2")[1]
+    assert "Attribution: what each part adds to the logit after token 2 'l'" in text
+    assert "\n  'e': " in text
+
+
+def test_a_page_has_only_these_sections(inspect, tmp_path):
+    assert inspect("Hello", "--html", tmp_path / "page.html", "--only", "shapes,attention")[0] == 0
+    assert inspect("Hello", "--html", tmp_path / "whole.html")[0] == 0
+    assert (tmp_path / "page.html").stat().st_size < (tmp_path / "whole.html").stat().st_size
 
 
 def test_ids_stand_for_the_prompt_and_need_no_tokenizer(inspect, tmp_path, lm):
@@ -132,6 +186,18 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(inspect, tmp_path, mon
         (["Hello", "--token", "5"], "--token: expected 0 to 4 \\(there are 5 tokens\\), got 5"),
         (["Hello", "--token", "-1"], "--token: expected 0 to 4"),
         (["Hello", "--top-k", "289"], "--top-k: expected 1 to 288"),
+        (["Hello", "--head", "0.4"], "--head: expected 0 to 3 \\(there are 4 heads\\), got 4"),
+        (["Hello", "--head", "0.1", "--layer", "1"], "--head: expected N, or without --layer L.N"),
+        (["Hello", "--only", "lense"], "--only: expected sections of .*, got 'lense'; did you mean lens\\?"),
+        (
+            ["Hello", "--only", "heads", "--html", "x"],
+            "--only: expected sections of .* with --html, got heads; npllm lab",
+        ),
+        (["Hello", "--without", "head:5"], "--without: expected head:LAYER.HEAD, .*, got 'head:5'"),
+        (["Hello", "--without", "head:2.0"], "edit of head: layer: expected 0 to 1 \\(there are 2 layers\\), got 2"),
+        (["Hello", "--answer", "e"], "--answer, --against: expected with --only attribution"),
+        (["Hello", "--only", "attribution", "--answer", "xyz"], "--answer: expected one token, got 'xyz', which is 3"),
+        (["Hello", "--only", "attribution", "--answer", "#288"], "--answer: expected 0 to 287, got 288"),
         (["Hello", "--layer", "one"], "--layer: invalid int value"),
         (["Hello", "-n", "-1"], "-n: expected 0 or more, got -1"),
         (["Hello", "--json", "--html", "x"], "not allowed with argument"),

@@ -5,7 +5,7 @@ import json
 
 from ..apps.fill import MASKED, gaps
 from ..errors import UsageError
-from ..inspect.terminal import percent
+from ..inspect.tables import percent
 from ..inspect.tokens import padded
 from . import options, report
 

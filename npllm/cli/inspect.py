@@ -2,18 +2,29 @@
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from ..apps.chat import Chat
-from ..apps.fill import MASKS
+from ..devices.device import to_host
 from ..errors import UsageError
-from ..inspect.look import look
+from ..inspect.attribution import Attribution, attribution
+from ..inspect.edits import Edit, edit_tap, edit_text, parse_edits
+from ..inspect.heads import head_scores, induction_scores
+from ..inspect.lens import shares
+from ..inspect.look import Look, look, place_of_answer
 from ..inspect.page import check_direction, check_page, page, write_page
-from ..inspect.summary import check_choice, finite, summary
-from ..inspect.terminal import coloured, plain, report, wants_colour
+from ..inspect.summary import SECTIONS, check_choice, finite, heads_of, sections_of, summary
+from ..inspect.tables import coloured, plain, wants_colour
+from ..inspect.terminal import report
+from ..inspect.tokens import named_token
 from ..inspect.trace import parse_ids
-from ..lm import LM
+from ..inspect.where import attribution_data, head_data
+from ..lm import LM, forward
 from ..loop import as_ids, steps
 from ..storage.paths import output_file
 from . import options
@@ -29,8 +40,16 @@ examples:
   npllm inspect "The capital of France is"
   npllm inspect "The capital of France is" --layer 5 --head 3
   npllm inspect --chat "What is the capital of France?" -n 20 --html page.html
+  npllm inspect "The capital of France is" --only attention --head 5.3,7.1
+  npllm inspect "The capital of France is" --only attribution --against " Rome"
+  npllm inspect "The capital of France is" --only next,lens --without head:23.4
   npllm inspect --json --ids 504,3575,282,4649,314
 """
+
+
+# The sections of the page, by those of the text.
+PAGE = {name: name for name in ("tokens", "lens", "attention", "norms", "cache", "cost")}
+PAGE |= {"shapes": "flow", "next": "funnel"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +66,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="first continue it greedily, by up to N tokens",
     )
     parser.add_argument(
-        "--layer", type=int, default=0, metavar="L", help="show the attention of this layer (default: 0)"
+        "--only",
+        metavar="SECTIONS",
+        help=f"show these sections: of {','.join(SECTIONS)} (default: all but the last two)",
     )
-    parser.add_argument("--head", type=int, default=0, metavar="N", help="and of this head (default: 0)")
+    parser.add_argument("--layer", type=int, metavar="L", help="show the attention of this layer (default: 0)")
+    parser.add_argument(
+        "--head", default="0", metavar="N", help="and of this head (default: 0); or of several, as LAYER.HEAD: 5.3,7.1"
+    )
+    parser.add_argument(
+        "--without",
+        metavar="PARTS",
+        help="switch parts off: head:5.3,feedforward:1,attention:2,neuron:1.77; or scale them: head:5.3=0.5",
+    )
+    parser.add_argument(
+        "--answer", metavar="TOKEN", help='attribute the logit of this token, such as " Paris" (default: the likeliest)'
+    )
+    parser.add_argument("--against", metavar="TOKEN", help="minus that of this token")
     parser.add_argument(
         "--token",
         type=int,
@@ -72,7 +105,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--ids: expected without {'--chat' if args.chat else 'PROMPT'}: they are the whole text")
     if args.max_new_tokens < 0:
         raise UsageError(f"-n: expected 0 or more, got {args.max_new_tokens}")
+    sections, heads = sections_of(args.only), heads_of(args.head, args.layer)
+    edits = [] if args.without is None else parse_edits(args.without)
+    page_sections = None if args.only is None or args.html is None else sections_of_page(sections)
     prompt = options.read_prompt(args.text) if args.ids is None else parse_ids(args.ids, "--ids")
+    if (args.answer or args.against) is not None and "attribution" not in sections:
+        raise UsageError("--answer, --against: expected with --only attribution")
     path = None if args.html is None else output_file(args.html, f"--html {args.html}")
     lm = options.load_model(args)
     if path is not None:
@@ -81,29 +119,65 @@ def run(args: argparse.Namespace) -> int:
     prompt_length = len(ids)
     if args.max_new_tokens:
         ids = [*ids, *(step.id for step in steps(lm, ids, max_new_tokens=args.max_new_tokens))]
-    token = default_token(lm, ids) if args.token is None else args.token
-    check_choice(lm, ids, args.layer, args.head, token, args.top_k)
+    token = place_of_answer(lm, ids) if args.token is None else args.token
+    check_choice(lm, ids, heads, token, args.top_k)
+    tap = edit_tap(lm, edits)
     if path is not None:
         check_page(lm, ids)
-        write_page(path, page(look(lm, ids), prompt_length, options.model_name(args.model)))
+        write_page(path, page(look(lm, ids, tap=tap), prompt_length, options.model_name(args.model), page_sections))
         output.note(f"npllm: wrote {args.html} for {len(ids)} tokens")
         return 0
-    found = summary(look(lm, ids, str(args.layer)), args.layer, args.head, token, args.top_k)
+    layers = {str(layer) for layer, _ in heads}
+    seen = look(lm, ids, layers.pop() if len(layers) == 1 and "heads" not in sections else "*", tap)
+    found = summary(seen, heads, token, args.top_k, sections)
+    if edits:
+        add_edits(found, lm, ids, edits)
+    if "heads" in sections:
+        found["heads"] = head_data(head_scores(lm, seen, induction_scores(lm, tap=tap)))
+    if "attribution" in sections:
+        found["attribution"] = attribution_data(lm, attributed(args, seen, token, edits))
     if args.json:
-        output.write(json.dumps(finite(found), ensure_ascii=not output.writes_all(), allow_nan=False) + "\n")
+        keys = ["model", "not_finite", "token", "without", *(key for name in sections for key in SECTIONS[name])]
+        chosen = finite({key: value for key, value in found.items() if key in keys})
+        output.write(json.dumps(chosen, ensure_ascii=not output.writes_all(), allow_nan=False) + "\n")
         return 0
     colour, width = wants_colour(), shutil.get_terminal_size((100, 24)).columns
-    lines = report(found, lm, width, colour=colour, ascii_only=not output.writes_all())
+    lines = report(found, lm, width, sections, colour=colour, ascii_only=not output.writes_all())
     output.write(coloured(lines) if colour else plain(lines), styled=colour)
     return 0
 
 
-def default_token(lm: LM, ids: Sequence[int]) -> int:
-    """The token whose predictions are shown: for a masked language model the first mask, if there is one; or the last.
+def add_edits(found: dict[str, Any], lm: LM, ids: Sequence[int], edits: Sequence[Edit]) -> None:
+    """Add the edits, and beside each next token its probability in the model without them."""
+    found["without"] = [edit_text(edit) for edit in edits]
+    if "next" in found:
+        best = np.asarray([one["id"] for one in found["next"]])
+        logits = to_host(forward(ids, lm)[0][found["token"]])
+        for one, share in zip(found["next"], shares(logits, best).tolist(), strict=True):
+            one["unedited"] = share
 
-    BERT's last token is [SEP], in whose place it predicts nothing of interest.
-    """
-    masks = []
-    if lm.config.bidirectional and lm.tokenizer is not None:
-        masks = [lm.tokenizer.backend.token_to_id(name) for name in MASKS]
-    return next((position for position, token in enumerate(ids) if token in masks), len(ids) - 1)
+
+def attributed(args: argparse.Namespace, seen: Look, token: int, edits: Sequence[Edit]) -> Attribution:
+    """The parts of the logit of the answer that was asked for, by default the likeliest token."""
+    likeliest = int(seen.logits[token].argmax())
+    answer = likeliest if args.answer is None else option_token(seen.lm, args.answer, "--answer")
+    against = None if args.against is None else option_token(seen.lm, args.against, "--against")
+    return attribution(seen.lm, seen.ids, answer, token, against=against, edits=edits)
+
+
+def option_token(lm: LM, text: str, option: str) -> int:
+    """The token that an option names: its text, or #ID."""
+    try:
+        return named_token(lm, int(text[1:]) if re.fullmatch(r"#\d{1,18}", text, re.ASCII) else text)
+    except UsageError as error:
+        raise UsageError(f"{option}: {str(error).removeprefix('token: ')}") from None
+
+
+def sections_of_page(sections: Sequence[str]) -> list[str]:
+    """The sections of the page for those of the text."""
+    missing = [name for name in sections if name not in PAGE]
+    if missing:
+        raise UsageError(
+            f"--only: expected sections of {', '.join(PAGE)} with --html, got {missing[0]}; npllm lab has it"
+        )
+    return [PAGE[name] for name in sections]

@@ -18,6 +18,8 @@ parts     each value's description, shape, source line and figure
 heatmap   attention weights as characters
 structure  the model's layers as lines
 summary   a `Look` as plain data, for JSON
+where     heads ranked, and the parts of a logit, as data and as text
+tables    lines and tables that fit a terminal
 terminal  a summary as text
 contents  a `Look` as data for the page
 page      a `Look` as an HTML page, from the files of the folder page/

@@ -3,12 +3,8 @@
 All text from a model or a user passes through `visible`, so that it cannot contain control sequences.
 """
 
-import importlib.util
-import io
 import math
-import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,109 +13,57 @@ from ..devices.memory import format_bytes
 from ..lm import LM
 from .heatmap import ASCII, SHADES, bounds, characters, darkness, window
 from .parts import part, source
-from .tokens import columns, padded, visible
-
-Span = tuple[str, str]  # a text and its rich style; "" for none
-Line = list[Span]
-TITLE, FAINT, WARNING = "bold", "dim", "bold red"
-LABEL = 16  # columns for a token
+from .summary import DEFAULT
+from .tables import FAINT, LABEL, TITLE, WARNING, Line, amount, label, percent, table, wrapped
+from .tokens import padded
+from .where import attribution_lines, head_lines
 
 
-def wants_colour() -> bool:
-    """Whether stdout is a terminal, NO_COLOR is not set, and rich is installed."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    return terminal and not os.environ.get("NO_COLOR") and importlib.util.find_spec("rich") is not None
-
-
-def plain(lines: Sequence[Line]) -> str:
-    """The lines without their styles."""
-    return "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
-
-
-def coloured(lines: Sequence[Line]) -> str:
-    """The lines with escape codes for their styles, in as many colours as the terminal has."""
-    from rich.console import Console  # the extra [inspect]
-    from rich.text import Text
-
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=True, legacy_windows=False)
-    for line in lines:
-        console.print(Text.assemble(*line), soft_wrap=True)
-    return out.getvalue()
-
-
-def report(data: dict[str, Any], lm: LM, width: int, *, colour: bool = False, ascii_only: bool = False) -> list[Line]:
-    """A `summary` as lines of at most `width` columns, if the names in them allow that."""
+def report(
+    data: dict[str, Any],
+    lm: LM,
+    width: int,
+    sections: Sequence[str] = DEFAULT,
+    *,
+    colour: bool = False,
+    ascii_only: bool = False,
+) -> list[Line]:
+    """A `summary` with these sections as lines of at most `width` columns, if the names in them allow that."""
     model, shades = data["model"], ASCII if ascii_only else SHADES
     sizes = (
         f"{len(data['tokens'])} tokens through {model['layers']} blocks ({model['family']}):"
         f" D = {model['hidden_size']}, N = {model['heads']}, K = {model['kv_heads']}, H = {model['head_dim']},"
         f" F = {model['intermediate_size']}, V = {model['vocab_size']:,}"
     )
+    without = wrapped(f"edited: {', '.join(data['without'])}", width, WARNING, indent=0) if "without" in data else []
     here = f"token {data['token']} {label(data['tokens'][data['token']])}"
-    continues = data["kv_cache"] is not None  # else it predicts the token at the same position
-    sections = [
-        [[(sizes, "")], *warnings(data)],
-        [[("Tokens", TITLE)], *tokens(data)],
-        [[("Shapes along the pass", TITLE)], *shapes(data, lm)],
-        [
-            [(f"Next token, after {here}" if continues else f"In the place of {here}", TITLE)],
-            *next_tokens(data, shades[-1]),
-        ],
-        [
-            [(f"Logit lens: what each block would predict {'after' if continues else 'for'} {here}", TITLE)],
-            *lens(data),
-        ],
-        [
-            [
-                (
-                    f"Attention, layer {data['layer']}, head {data['head']}: each query (row) and its keys (columns)",
-                    TITLE,
-                )
-            ],
-            *attention(data, width, shades, colour),
-        ],
-        [[(f"Norms of vectors, at {here}", TITLE)], *norms(data)],
-        *([[[("KV cache", TITLE)], *cache(data)]] if continues else []),
-        [[("Cost", TITLE)], *cost(data)],
-    ]
-    return [line for section in sections for line in [*section, []]][:-1]
-
-
-def label(token: dict[str, Any]) -> str:
-    """A token in quotes, with incomplete characters as escaped bytes; or only its id, if there is no tokenizer."""
-    if token["bytes"] is None:
-        return f"#{token['id']}"
-    return f"'{visible(bytes.fromhex(token['bytes']))}'"
-
-
-def percent(share: float | None) -> str:
-    """A probability as a percentage with three significant digits."""
-    if share is None:
-        return "-"
-    if not math.isfinite(share):
-        return "NaN"
-    return "<0.0001 %" if 0 < share < 1e-6 else f"{100 * share:#.3g}".rstrip(".") + " %" if share else "0 %"
-
-
-def amount(count: int) -> str:
-    """A large number with a unit prefix: 1.35 G."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return str(count)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> list[Line]:
-    """A table with faint column headers; `align` has "l" or "r" for each column."""
-    widths = [max(columns(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        space = [" " * (width - columns(cell)) for cell, width in zip(cells, widths, strict=True)]
-        ordered = zip(cells, space, align, strict=True)
-        return "  " + "  ".join(gap + cell if side == "r" else cell + gap for cell, gap, side in ordered)
-
-    return [[(line(head), FAINT)], *([(line(row), "")] for row in rows)]
+    continues = not lm.config.bidirectional  # else it predicts the token at the same position
+    after = "after" if continues else "for"
+    named: dict[str, tuple[str, Callable[[], list[Line]]]] = {
+        "tokens": ("Tokens", lambda: tokens(data, width)),
+        "shapes": ("Shapes along the pass", lambda: shapes(data, lm, width)),
+        "next": (
+            f"Next token, after {here}" if continues else f"In the place of {here}",
+            lambda: next_tokens(data, shades[-1], width),
+        ),
+        "lens": (f"Logit lens: what each block would predict {after} {here}", lambda: lens(data, width)),
+        "norms": (f"Norms of vectors, at {here}", lambda: norms(data, width)),
+        "cache": ("KV cache", lambda: cache(data, width)),
+        "cost": ("Cost", lambda: cost(data, width)),
+        "heads": ("Heads: what each looks at", lambda: head_lines(data["heads"], width, shades)),
+        "attribution": (
+            f"Attribution: what each part adds to the logit {after} {here}",
+            lambda: attribution_lines(data["attribution"], width, shades),
+        ),
+    }
+    found = [[*wrapped(sizes, width, indent=0), *without, *warnings(data)]]
+    for section in sections:
+        if section == "attention":
+            found += attention_maps(data, width, shades, colour)
+        elif section != "cache" or continues:
+            title, lines_of = named[section]
+            found.append([[(title, TITLE)], *lines_of()])
+    return [line for section in found for line in [*section, []]][:-1]
 
 
 def warnings(data: dict[str, Any]) -> list[Line]:
@@ -132,7 +76,7 @@ def warnings(data: dict[str, Any]) -> list[Line]:
     return lines if more <= 0 else [*lines[:5], [(f"and {more} more values after these", WARNING)]]
 
 
-def tokens(data: dict[str, Any]) -> list[Line]:
+def tokens(data: dict[str, Any], width: int) -> list[Line]:
     """The tokens: id, bytes, and the probability that the model gave each."""
     rows = [
         [
@@ -145,10 +89,10 @@ def tokens(data: dict[str, Any]) -> list[Line]:
         ]
         for position, token in enumerate(data["tokens"])
     ]
-    return table(["", "id", "token", "bytes", "probability", "rank"], rows, "rrllrr")
+    return table(["", "id", "token", "bytes", "probability", "rank"], rows, "rrllrr", width)
 
 
-def shapes(data: dict[str, Any], lm: LM) -> list[Line]:
+def shapes(data: dict[str, Any], lm: LM, width: int) -> list[Line]:
     """The values of the pass in order, with those of one block for all blocks."""
     rows = []
     first = next(name for name in data["shapes"] if name.startswith("layers."))
@@ -160,42 +104,53 @@ def shapes(data: dict[str, Any], lm: LM) -> list[Line]:
         what = part(lm.config, name)
         short = name.replace("layers.0.", "  ")
         rows.append([short, str(shape), what.shape, source(what.function, what.line)])
-    return table(["value", "shape", "", "computed by"], rows, "llll")
+    return table(["value", "shape", "", "computed by"], rows, "llll", width)
 
 
-def next_tokens(data: dict[str, Any], bar: str) -> list[Line]:
-    """The likeliest next tokens."""
+def next_tokens(data: dict[str, Any], bar: str, width: int) -> list[Line]:
+    """The likeliest next tokens; with edits, what the model says without them, too."""
+    edited, room = "without" in data, min(30, max(0, width - 50))
     rows = [
         [
             str(rank),
             str(token["id"]),
             label(token),
             percent(token["probability"]),
-            bar * round(30 * np.nan_to_num(token["probability"])),
+            *([percent(token["unedited"])] if edited else []),
+            bar * round(room * np.nan_to_num(token["probability"])),
         ]
         for rank, token in enumerate(data["next"], start=1)
     ]
-    return table(["", "id", "token", "probability", ""], rows, "rrlrl")
+    more = ["unedited"] if edited else []
+    return table(["", "id", "token", "probability", *more, ""], rows, "rrlr" + "r" * edited + "l", width)
 
 
-def lens(data: dict[str, Any]) -> list[Line]:
-    """The likeliest tokens after each block."""
+def lens(data: dict[str, Any], width: int) -> list[Line]:
+    """The likeliest tokens after each block: three, or as many as fit."""
+    fit = max(1, (width - 13) // (LABEL + 12))
     rows = [
         [
             "embedding" if row["layer"] is None else str(row["layer"]),
-            *(f"{padded(label(token), LABEL)} {percent(token['probability']):>9}" for token in row["likeliest"]),
+            *(f"{padded(label(token), LABEL)} {percent(token['probability']):>9}" for token in row["likeliest"][:fit]),
         ]
         for row in data["lens"]
     ]
     count = len(rows[0]) - 1
-    return table(["after block", *["likeliest", "second", "third"][:count]], rows, "r" + "l" * count)
+    return table(["after block", *["likeliest", "second", "third"][:count]], rows, "r" + "l" * count, width)
 
 
-def attention(data: dict[str, Any], width: int, shades: str, colour: bool) -> list[Line]:
+def attention_maps(data: dict[str, Any], width: int, shades: str, colour: bool) -> list[list[Line]]:
+    """The map of each head that was asked for, with its title."""
+    maps = data.get("maps", [data])
+    title = "Attention, layer {layer}, head {head}: each query (row) and its keys (columns)"
+    return [[[(title.format(**one), TITLE)], *attention(data, one["attention"], width, shades, colour)] for one in maps]
+
+
+def attention(data: dict[str, Any], attended: list[list[float]], width: int, shades: str, colour: bool) -> list[Line]:
     """The heat map of one head; and for each row, the token with the largest weight."""
-    weights = np.asarray(data["attention"])
+    weights = np.asarray(attended)
     total = len(weights)
-    shown = list(window(total, data["token"], max(2, (width - LABEL - 30) // 2)))
+    shown = list(window(total, data["token"], max(2, (width - 2 * LABEL - 24) // 2)))
     cells = weights[np.ix_(shown, shown)]
     lines: list[Line] = [[(" " * (LABEL + 8) + "".join(f"{i % 100:<2}" for i in shown), FAINT)]]
     drawn = zip(shown, cells, darkness(cells), characters(cells, shades), strict=True)
@@ -231,7 +186,7 @@ def heat_legend() -> Line:
     return line
 
 
-def norms(data: dict[str, Any]) -> list[Line]:
+def norms(data: dict[str, Any], width: int) -> list[Line]:
     """The norms of the attention and feedforward outputs, and of the residual stream after them."""
 
     def number(value: float | None) -> str:
@@ -246,24 +201,20 @@ def norms(data: dict[str, Any]) -> list[Line]:
         ]
         for row in data["norms"]
     ]
-    return table(["after block", "attention adds", "feedforward adds", "residual stream"], rows, "rrrr")
+    return table(["after block", "attention adds", "feedforward adds", "residual stream"], rows, "rrrr", width)
 
 
-def cache(data: dict[str, Any]) -> list[Line]:
+def cache(data: dict[str, Any], width: int) -> list[Line]:
     """The memory for the keys and values."""
     held, context = data["kv_cache"], data["model"]["context"]
-    return [
-        [
-            (
-                f"  {held['bytes_per_token']:,} bytes per token, {format_bytes(held['bytes'])} for this text,"
-                f" {format_bytes(held['bytes_per_token'] * context)} for the whole context of {context:,}",
-                "",
-            )
-        ]
-    ]
+    text = (
+        f"{held['bytes_per_token']:,} bytes per token, {format_bytes(held['bytes'])} for this text,"
+        f" {format_bytes(held['bytes_per_token'] * context)} for the whole context of {context:,}"
+    )
+    return wrapped(text, width)
 
 
-def cost(data: dict[str, Any]) -> list[Line]:
+def cost(data: dict[str, Any], width: int) -> list[Line]:
     """FLOPs and bytes read, for the text in one pass and for one more token with the cache."""
 
     def cells(part: dict[str, Any]) -> list[str]:
@@ -274,5 +225,5 @@ def cost(data: dict[str, Any]) -> list[Line]:
     rows = [
         [parts[0]["part"], *(cell for part in parts for cell in cells(part))] for parts in zip(*passes, strict=True)
     ]
-    head = ["part", "FLOPs of the text", "reads", "FLOPs of one more token", "reads"][: 1 + 2 * len(passes)]
-    return table(head, rows, "lrrrr"[: len(head)])
+    head = ["part", "text: FLOPs", "reads", "next token: FLOPs", "reads"][: 1 + 2 * len(passes)]
+    return table(head, rows, "lrrrr"[: len(head)], width)
