@@ -78,6 +78,36 @@ const label = (id) => data.vocabulary[id] ?? `#${id}`;
 const quoted = (id) => `“${label(id)}”`;
 const token = (id) => el("bdi", { class: "token" }, label(id));
 
+/** Text whose control and formatting characters are written out; line breaks and joiners stay. */
+const printable = (text) => text.replace(/^[\u200c\u200d]+$|[^\P{C}\n\u200c\u200d]|[\u2028\u2029]/gu,
+  (letter) => `\\u{${letter.codePointAt(0).toString(16)}}`);
+
+/** Bytes in hexadecimal: "e2 80 99", a string for each token. */
+const unhex = (tokens) => Uint8Array.from(tokens.join(" ").trim().split(" "), (byte) => parseInt(byte, 16));
+
+/**
+ * The text in the smallest runs of tokens that are whole characters: [from, to, text]; text is null for a single token,
+ * which has its label.
+ */
+function joinedTokens() {
+  const groups = [], decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  function decoded(tokens) {
+    try {
+      return tokens.includes(null) ? null : decoder.decode(unhex(tokens));
+    } catch {
+      return null; // these bytes are no whole characters
+    }
+  }
+  for (let from = 0, to; from < T; from = to) {
+    to = from + 1;
+    let text = decoded(data.bytes.slice(from, to));
+    while (text === null && to < T && to - from < 4) text = decoded(data.bytes.slice(from, ++to));
+    if (text === null) to = from + 1;
+    groups.push([from, to, to > from + 1 ? printable(text).replaceAll(" ", "␣") : null]);
+  }
+  return groups;
+}
+
 let choose = null; // in the lab, a function that goes on with this token
 
 /** A token that can be chosen to follow the first `keep` ones, in the lab; by default those in force. */

@@ -11,14 +11,15 @@ async function attribute(id) {
 }
 
 /** The parts as [{name, value, part, layer, index}], the largest first. */
-function partsOf({ heads, feedforward, parts }) {
+function partsOf({ heads, feedforward, attention_bias: biases, others }) {
   const rows = [
     ...Array.from(numbers(Float32Array, heads), (value, i) =>
       ({ name: `head ${Math.floor(i / N)}.${i % N}`, value, part: "head", layer: Math.floor(i / N), index: i % N })),
     ...Array.from(numbers(Float32Array, feedforward), (value, layer) =>
       ({ name: `feed-forward ${layer}`, value, part: "feedforward", layer })),
-    ...Object.entries(parts).map(([name, value]) => ({ name, value })),
-  ];
+    ...Array.from(numbers(Float32Array, biases), (value, layer) => ({ name: `bias of attention ${layer}`, value })),
+    ...Object.entries(others).map(([name, value]) => ({ name, value })),
+  ].filter(({ value }) => value !== 0);
   return rows.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
 }
 
@@ -27,7 +28,7 @@ shows.attribution = () => {
   if (!attributed) return undefined;
   const rows = partsOf(attributed), most = Math.max(...rows.map(({ value }) => Math.abs(value))) || 1;
   byId("attribution-token").replaceChildren(token(attributed.token));
-  byId("attribution-sum").textContent = `Its logit is ${fixed(attributed.logit)}, the sum of ${rows.length} parts.`;
+  byId("attribution-sum").textContent = `Its logit is ${fixed(attributed.logit)}, the sum of ${rows.length} parts${attributed.capped ? ", before the cap" : ""}.`;
   const choices = [...new Set([attributed.token, ...likeliest([softmax(data.logits)], 10)])];
   byId("attribution-choice").replaceChildren(...choices.map((id) => el("option", { value: id }, label(id))));
   byId("attribution-choice").value = attributed.token;
@@ -45,7 +46,7 @@ shows.attribution = () => {
     byId("attribution-reading").replaceChildren(`The ${words} adds ${fixed(value)} to the logit of `,
       token(attributed.token), ". Enter or a click fills in the form that switches it off.");
   };
-  const repaint = cellGrid(byId("attribution-grid"), layersOf(), [...headsOf(), "feed-f."],
+  const repaint = cellGrid(byId("attribution-grid"), layersOf(), [...headsOf(), "feed-forward"],
     "Contributions: a column for each layer, a row for each head, and one for the feed-forward networks. Arrow keys move.",
     cells, look, (index) => propose(cells[index]));
   look(cells.reduce((best, cell, i) => (cell.value > cells[best].value ? i : best), 0));

@@ -18,7 +18,7 @@ function signedColour(level) {
 function cellGrid(grid, columns, heads, names, cells, look, press) {
   const every = columns.length > 16 ? 5 : 1;
   const axis = (text, kind = "") => el("span", { class: `axis ${kind}`, "aria-hidden": "true" }, text);
-  grid.style.gridTemplateColumns = `max-content repeat(${columns.length}, minmax(1.5rem, 1fr))`;
+  grid.style.gridTemplateColumns = `max-content repeat(${columns.length}, minmax(1.25rem, 1fr))`;
   grid.replaceChildren(axis("layer", "head"), ...columns.map((column, i) => axis(i % every ? "" : String(column))));
   const buttons = cells.map(({ name }) => el("button", { type: "button", "aria-label": name }));
   heads.forEach((head, line) => {

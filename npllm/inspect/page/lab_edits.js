@@ -44,18 +44,24 @@ shows["in-force"] = () => {
   return undefined;
 };
 
+/** The head, of those that are not changed, that adds most to the token's logit. */
+function headThatAddsMost(attributed) {
+  return attributed && partsOf(attributed).find(({ part, value, layer, index }) => part === "head" && value > 0
+    && !run.edits.some((one) => samePart(one, { part, layer, index })));
+}
+
 /** Experiments that follow from what is on the page, as buttons. */
 shows.ideas = () => {
-  const ideas = [], { attributed } = data;
-  const logits = numbers(Float32Array, data.logits), [first, second] = likeliest([logits], 2);
-  if (attributed) {
-    const [head] = partsOf(attributed).filter(({ part, value, layer, index }) => part === "head" && value > 0
-      && !run.edits.some((one) => samePart(one, { part, layer, index })));
-    const keep = attributed.position + 1;
-    if (head) {
-      ideas.push([["Switch off head ", `${head.layer}.${head.index}`, ", which adds most to ", token(attributed.token)],
-        () => edit({ part: "head", layer: head.layer, index: head.index, scale: 0 }, keep)]);
-    }
+  const ideas = [], logits = numbers(Float32Array, data.logits), [first, second] = likeliest([logits], 2);
+  const keep = at, head = headThatAddsMost(data.attributed);
+  if (data.attributed === undefined || head) {
+    ideas.push([["Switch off the head that adds most to ", token(data.attributed?.token ?? first),
+      ...(head ? [` (${head.layer}.${head.index})`] : [])],
+    () => attempt("bench", async () => {
+      if (!data.attributed) await attribute();
+      const found = headThatAddsMost(data.attributed);
+      if (found) await edit({ part: "head", layer: found.layer, index: found.index, scale: 0 }, keep);
+    })]);
   }
   if (second !== undefined) ideas.push([["Go on with ", token(second), " instead of ", token(first)], () => take(second)]);
   if (run.edits.length || run.patches.length) {

@@ -21,7 +21,7 @@ shows.heads = () => {
       byId("kinds").append(el("label", {}, input, ` ${words}`));
     }
   }
-  byId("kind-words").textContent = found.definitions[kind] ?? "";
+  byId("kind-words").textContent = found.kinds[kind].definition;
   const values = scores[kind], name = (i) => `layer ${Math.floor(i / N)}, head ${i % N}`;
   const label = (i) => found.labels[Math.floor(i / N)][i % N];
   const places = Array.from({ length: L * N }, (_, i) => (i % L) * N + Math.floor(i / L)); // rows of heads
@@ -46,7 +46,7 @@ shows.heads = () => {
 // The maps: small pictures of all heads, and a large one of the head that is looked at
 
 loads.attention = async () => {
-  const thumbs = await ask("thumbs", { run, without_first_token: skipFirst });
+  const thumbs = await ask("thumbs", { run, ...(skipFirst && { without_first_token: true }) });
   show({ ...data, thumbs: { size: thumbs.size, maps: numbers(Uint8Array, thumbs.thumbs) } }, ["attention"]);
 };
 

@@ -13,7 +13,7 @@ const patchingKey = () => JSON.stringify([run.ids, run.other, run.edits]);
 
 async function showGrid() {
   const part = byId("patching-part").value, answer = likeliest([numbers(Float32Array, data.logits)], 1)[0];
-  const clean = { ...run, edits: run.edits, patches: [] };
+  const clean = { ...run, edits: [], patches: [] }; // the grid is of the untouched model
   clean.ids = run.ids.slice(0, at);
   const key = patchingKey();
   byId("second").scrollIntoView();

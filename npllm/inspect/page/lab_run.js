@@ -87,7 +87,7 @@ function watch() {
       else if (target.id !== "attribution") seen.delete(target.id); // the ideas need it
     }
     refresh();
-  }, { rootMargin: "200px" });
+  });
   seen.add("attribution");
   for (const id of LAZY) observer.observe(byId(id));
 }

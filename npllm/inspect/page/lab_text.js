@@ -4,15 +4,10 @@ let shown = 10; // rows of the table
 
 /** The text of tokens `from` to `to`: their bytes, decoded together. Unprintable characters are escaped. */
 function textOf(from, to) {
-  const hex = data.bytes.slice(from, to).map((one, i) => one ?? [...`#${data.ids[from + i]} `]
-    .map((letter) => letter.charCodeAt(0).toString(16)).join(" ")).join(" ").trim();
-  const text = new TextDecoder().decode(Uint8Array.from(hex ? hex.split(" ") : [], (byte) => parseInt(byte, 16)));
-  return printable(text);
+  const ascii = (text) => Array.from(text, (letter) => letter.charCodeAt(0).toString(16)).join(" ");
+  const tokens = data.bytes.slice(from, to).map((one, i) => one ?? ascii(`#${data.ids[from + i]} `));
+  return printable(new TextDecoder("utf-8", { ignoreBOM: true }).decode(unhex(tokens)));
 }
-
-/** Text whose control and formatting characters are written out; line breaks stay, and so do joiners. */
-const printable = (text) => text.replace(/[^\P{C}\n\u200c\u200d]|[\u2028\u2029]/gu,
-  (letter) => `\\u{${letter.codePointAt(0).toString(16)}}`);
 
 shows.answer = () => {
   const end = run.prompt_length, parts = [
@@ -99,7 +94,7 @@ async function write() {
       if (line.id === undefined) continue;
       ids.push(line.id);
       added.append(printable(line.text));
-      note(`${ids.length - at} tokens written.`);
+      note(`Tokens written: ${ids.length - at}.`);
       ended = line.finish_reason;
     }
   });

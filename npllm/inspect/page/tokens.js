@@ -11,6 +11,11 @@ function alternatives(ids, shares, start, k, follows, share) {
   return best;
 }
 
+function prepended(element, child) {
+  element.prepend(child);
+  return element;
+}
+
 let stepTo = null; // in the lab, a function that predicts after this number of tokens
 
 shows.tokens = () => {
@@ -23,9 +28,14 @@ shows.tokens = () => {
     return el("button", {
       type: "button", "aria-pressed": "false", "aria-label": `token ${position}, ${label(id)}, ${odds}`,
       class: [position ? "" : "unread", position >= data.prompt_length ? "new" : ""].join(" ").trim(),
-    }, token(id), el("span", { class: "id" }, String(id)));
+    }, el("span", { class: "id" }, String(id)));
   });
-  byId("token-list").replaceChildren(...buttons);
+  byId("token-list").replaceChildren(...joinedTokens().map(([from, to, text]) => {
+    if (text === null) return prepended(buttons[from], token(data.ids[from]));
+    const made = from >= data.prompt_length ? "joined new" : "joined";
+    return el("span", { class: made, title: "several tokens form this text together" },
+      el("bdi", { class: "token" }, text), el("span", { class: "members" }, ...buttons.slice(from, to)));
+  }));
   byId("new-tokens").hidden = data.prompt_length === T;
 
   function look(position) {
