@@ -74,10 +74,12 @@ class Client(NamedTuple):
         """A call of the page."""
         return self.send("POST", f"/api/{name}", self.headers(client), body)
 
-    def begin(self, name: str, client: str = "tab", **body) -> http.client.HTTPResponse:
+    def begin(self, name: str, client: str = "tab", headers=None, **body) -> http.client.HTTPResponse:
         """A call of the page whose answer is read line by line; to close it closes the connection."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        connection.request("POST", f"/api/{name}", json.dumps(body), self.headers(client) | {"Connection": "close"})
+        connection.request(
+            "POST", f"/api/{name}", json.dumps(body), (headers or self.headers(client)) | {"Connection": "close"}
+        )
         return connection.getresponse()
 
 

@@ -4,8 +4,6 @@ import importlib
 import re
 import signal
 import socket
-import threading
-import time
 import webbrowser
 
 import pytest
@@ -90,8 +88,8 @@ def test_it_prints_the_address_once_it_listens_and_ctrl_c_ends_it_at_once(start,
     if busy:
         headers = client.headers() | {"X-Npllm-Token": token}
         body = {"run": {"prompt": "Hello"}, "max_new_tokens": 10**6}
-        threading.Thread(target=lambda: client.send("POST", "/api/generate", headers, body), daemon=True).start()
-        time.sleep(0.3)
+        stream = client.begin("generate", headers=headers, **body)
+        assert [b"id" in stream.readline() for _ in range(3)] == [True] * 3
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert process.wait(5) == 130

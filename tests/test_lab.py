@@ -11,7 +11,7 @@ from npllm.errors import UsageError
 from npllm.inspect.attribution import attribution
 from npllm.inspect.contents import lens_data
 from npllm.inspect.edits import Edit, Patch, edit_tap, other_values, patch_tap
-from npllm.inspect.heads import head_scores
+from npllm.inspect.heads import head_scores, without_first_token
 from npllm.inspect.look import look
 from npllm.inspect.patching import patching_grid
 from npllm.lab import memory
@@ -129,6 +129,13 @@ def test_thumbs_have_the_largest_weight_of_each_cell(lab, tokens):
             assert maps[1, 2, row, column] == np.rint(255 * np.sqrt(cell.max()))
 
 
+def test_thumbs_can_hide_the_first_token(lab):
+    (answer,) = ask(lab, "thumbs", run=text(), without_first_token=True)
+    weights = look(lab.lm, lab.lm.tokenizer.encode(PROMPT)).values["layers.2.attention.weights"]
+    expected = np.rint(255 * np.sqrt(without_first_token(weights)))
+    assert np.array_equal(numbers(answer["thumbs"], "u1").reshape(3, *weights.shape)[2], expected)
+
+
 def test_an_answer_is_generated_as_by_npllm_with_the_probability_of_each_token(lab):
     for how in ({}, {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 5, "repetition_penalty": 1.2}):
         first, *made = ask(lab, "generate", run=text(), max_new_tokens=12, top=3, **how)
@@ -224,6 +231,7 @@ def test_what_does_not_depend_on_a_run_is_sent_once(lab):
     assert answer["model"]["name"] == "tiny"
     assert len(answer["vocabulary"]) == lab.lm.config.vocab_size
     assert answer["most_tokens"] == 128
+    assert answer["neurons"] == lab.lm.config.intermediate_size
     assert all(source["path"] in answer["listings"] for one in answer["sections"].values() for source in one["sources"])
 
 

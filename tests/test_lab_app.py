@@ -2,12 +2,14 @@
 
 import http.client
 import json
+import re
 import threading
 import time
 
 import pytest
 from served import TOKEN, Client, served, tiny_lm
 
+from npllm.inspect.page import lab_page
 from npllm.lab import app
 from npllm.lab.answers import ANSWERS, Lab
 from npllm.lab.worker import Cancelled
@@ -16,14 +18,9 @@ HOSTILE = '</script><img src=x onerror=alert(1)>\u202e\x1b[31m\x00"'
 RUN = {"prompt": "Hello"}
 
 
-class PageLab(Lab):
-    def page(self):
-        return "<!doctype html><title>lab</title>", "default-src 'none'; connect-src 'self'"
-
-
 @pytest.fixture(scope="module")
 def lab():
-    return PageLab(tiny_lm(), "tiny")
+    return Lab(tiny_lm(), "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +32,12 @@ def client(lab):
 def test_the_page_needs_the_token_and_has_the_headers_that_protect_it(client: Client):
     host = {"Host": f"127.0.0.1:{client.port}"}
     page = client.send("GET", f"/?token={TOKEN}", host)
-    assert (page.status, page.body) == (200, b"<!doctype html><title>lab</title>")
-    assert page.headers["content-security-policy"] == ("default-src 'none'; connect-src 'self'; frame-ancestors 'none'")
+    assert (page.status, page.body) == (200, lab_page()[0].encode())
+    policy = dict(rule.strip().split(" ", 1) for rule in page.headers["content-security-policy"].split(";"))
+    closed = {"default-src", "base-uri", "form-action", "frame-ancestors"}
+    assert {rule for rule, value in policy.items() if value == "'none'"} == closed
+    assert policy["connect-src"] == "'self'"
+    assert re.fullmatch("'sha256-[^' ]+'", policy["script-src"])
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["cache-control"] == "no-store"
     assert page.headers["referrer-policy"] == "no-referrer"

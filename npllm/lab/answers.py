@@ -8,16 +8,18 @@ import numpy as np
 
 from ..arrays import Float
 from ..errors import UsageError
+from ..families import family_of
 from ..inspect.attribution import attribution
 from ..inspect.contents import SECTIONS, contents, labels, lens_data, packed
-from ..inspect.edits import check_number, edit_tap, other_values, patch_tap
-from ..inspect.heads import KINDS, head_scores, induction_scores
+from ..inspect.edits import NEURON, check_number, edit_tap, other_values, patch_tap
+from ..inspect.heads import KINDS, head_scores, induction_scores, without_first_token
 from ..inspect.heads import labels as kinds_of
 from ..inspect.look import Look, look
+from ..inspect.page import lab_page
 from ..inspect.patching import patching_rows
 from ..lm import LM
 from ..tap import Tap, untapped
-from ..text.arguments import check_writes, checked, whole_number
+from ..text.arguments import boolean, check_writes, checked, whole_number
 from ..text.end_ids import end_ids
 from .generate import KEYS, generated, watched
 from .memory import Caches, Looks, Seen, check_length, most_tokens
@@ -45,8 +47,6 @@ class Lab:
 
     def page(self) -> tuple[str, str]:
         """The page, and its Content-Security-Policy."""
-        from ..inspect.page import lab_page
-
         return lab_page()
 
     def seen(self, run: Run, tap: Tap) -> Seen:
@@ -89,6 +89,7 @@ def model(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
     yield {
         **{name: first[name] for name in (*OF_MODEL, "listings")},
         "chat": chat,
+        "neurons": lm.config.intermediate_size if NEURON in family_of(lm.config).parts else None,
         "vocabulary": labels(lm, range(lm.config.vocab_size)),
         "end_ids": sorted(ends),
         "most_tokens": most_tokens(lm.config),
@@ -138,10 +139,12 @@ def lens(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
 
 
 def thumbs(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
-    """A small map of every head."""
-    this, _ = asked_run(lab, asked)
+    """A small map of every head, perhaps as if the first token were hidden."""
+    this, _ = asked_run(lab, asked, "without_first_token")
+    change = without_first_token if boolean("without_first_token", asked.get("without_first_token", False)) else None
     seen = lab.seen(this, tap).look
-    maps = [small(seen.values[f"layers.{i}.attention.weights"]) for i in range(lab.lm.config.num_hidden_layers)]
+    weights = [seen.values[f"layers.{i}.attention.weights"] for i in range(lab.lm.config.num_hidden_layers)]
+    maps = [small(one if change is None else change(one)) for one in weights]
     yield {"size": maps[0].shape[-1], "thumbs": packed(np.stack(maps), "u1")}
 
 
