@@ -77,9 +77,8 @@ class Client(NamedTuple):
     def begin(self, name: str, client: str = "tab", headers=None, **body) -> http.client.HTTPResponse:
         """A call of the page whose answer is read line by line; to close it closes the connection."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        connection.request(
-            "POST", f"/api/{name}", json.dumps(body), (headers or self.headers(client)) | {"Connection": "close"}
-        )
+        headers = (headers or self.headers(client)) | {"Connection": "close"}
+        connection.request("POST", f"/api/{name}", json.dumps(body), headers)
         return connection.getresponse()
 
 
