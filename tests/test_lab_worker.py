@@ -101,3 +101,26 @@ def test_an_error_ends_its_job_only():
     worker.submit(job("b", fine, arrived))
     (_, error), (_, item), (_, end) = (arrived.get(timeout=10) for _ in range(3))
     assert (str(error), item, end) == ("wrong", {}, None)
+
+
+def test_a_job_is_cancelled_though_an_older_one_of_its_name_has_ended():
+    worker, arrived, gates = Worker(), Queue(), [threading.Event(), threading.Event()]
+    begun = [threading.Event(), threading.Event()]
+
+    def work(which):
+        def items(tap):
+            begun[which].set()
+            gates[which].wait(10)
+            yield {}
+
+        return items
+
+    older, newer = job("run", work(0), arrived), job("run", work(1), arrived)
+    worker.submit(older)
+    assert begun[0].wait(10)
+    worker.submit(newer)
+    gates[0].set()
+    assert begun[1].wait(10)
+    worker.submit(job("run", lambda tap: iter([]), arrived))
+    assert newer.is_cancelled
+    gates[1].set()
