@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from families import KEYS, random_lm
 from served import numbers, tiny_lm
 
 import npllm
@@ -247,6 +248,31 @@ def test_a_model_that_predicts_no_next_token_has_no_lab():
     lm = tiny_lm()
     with pytest.raises(UsageError, match="expected a model that predicts the next token"):
         Lab(lm._replace(weights=lm.weights._replace(lm_head=None)), "classifier")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in KEYS if name != "bert"])
+def test_every_call_answers_for_every_family(name):
+    lab, ids, other = Lab(random_lm(name), name), [1, 5, 3, 2, 7, 5, 3], [1, 5, 4, 2, 7, 5, 3]
+    edits = [{"part": "head", "layer": 1, "index": 2}, {"part": "feedforward", "layer": 2, "scale": 0.5}]
+    plain, edited = {"ids": ids}, {"ids": ids, "edits": edits}
+    patched = edited | {"patches": [{"layer": 1, "position": 2}], "other": {"ids": other}}
+    ask(lab, "model")
+    for this in (plain, edited, patched):
+        for call in ("run", "heads", "thumbs"):
+            ask(lab, call, run=this)
+        ask(lab, "attention", run=this, layer=3, head=3)
+        ask(lab, "lens", run=this, positions=[0, 6])
+        ask(lab, "logits", run=this, position=2)
+        (answer,) = ask(lab, "attribution", run=this, token=3)
+        assert answer["total"] == pytest.approx(answer["logit"], abs=1e-4)
+    assert len(ask(lab, "patching", run=plain | {"other": {"ids": other}}, token=3)) == 5
+    taps = [untapped, edit_tap(lab.lm, [Edit(1, "head", 2), Edit(2, "feedforward", scale=0.5)])]
+    for this, tap in zip((plain, edited), taps, strict=True):
+        _, *made = ask(lab, "generate", run=this, max_new_tokens=4)
+        assert [step["id"] for step in made] == [
+            step.id for step in npllm.steps(lab.lm, ids, max_new_tokens=4, tap=tap)
+        ]
 
 
 # What is kept
