@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .heatmap import darkness, window
+from .heatmap import window
+from .terminal import percent
 
 MOST = 32  # rows or columns of a heat map; of more, the first and the last ones
 NUMBERED = 16  # columns with room for numbers
 RANKED = 15  # bars
+TOKENS = ("token", "query", "key", "next token")  # the axes with tokens as labels
 HEAT = ((0xF3, 0xF0, 0xEA), (0xB9, 0xD3, 0xE4), (0x47, 0x87, 0xB3), (0x0B, 0x2F, 0x52))  # as in page/page.css
 WARM = ((0xF3, 0xF0, 0xEA), (0xF0, 0xC9, 0xA8), (0xC9, 0x73, 0x2F), (0x6B, 0x29, 0x04))  # below zero
 FONT = "font:12px/1.4 system-ui,sans-serif"
@@ -24,7 +26,7 @@ TABLE = f"<table cellpadding=2 style='{STYLE}'>"
 def as_html(x: Any) -> str:
     """The `Labelled` array as an HTML fragment."""
     what = f": {' × '.join(x.names)}" if x.ndim > 1 else ""
-    scale = "darker is more, logarithmic from 0.1 % to 100 %" if x.share else "blue above zero, orange below"
+    scale = "in %; darker is more" if x.share else "blue above zero, orange below"
     body = {1: bars, 2: heat_map, 3: small_maps}.get(x.ndim, lambda _: f"<pre>{escape(repr(x))}</pre>")(x)
     note = f" <small>({scale})</small>" if x.ndim in (2, 3) else ""
     title = f"<figcaption>{escape(x.title)}{what}{note}</figcaption>"
@@ -35,7 +37,7 @@ def heat(x: Any) -> np.ndarray:
     """The darkness of each element, from -1 to 1."""
     values = x.array.astype(np.float64)
     if x.share:
-        return np.clip(np.nan_to_num(darkness(values), neginf=0.0), 0.0, 1.0)
+        return np.nan_to_num(np.sqrt(np.clip(values, 0.0, 1.0)))  # a share of 1 % is a tenth as dark as one of 100 %
     most = np.abs(values[np.isfinite(values)]).max(initial=0.0)
     return np.nan_to_num(values / most if most else values, posinf=1.0, neginf=-1.0)
 
@@ -48,17 +50,23 @@ def colour(dark: float) -> str:
 
 
 def isolated(text: str) -> str:
-    """A label, whose direction of writing ends with it."""
-    return f"<bdi style='white-space:pre'>{escape(text)}</bdi>"
+    """A text, whose direction of writing ends with it."""
+    return f"<bdi>{escape(text)}</bdi>"
 
 
-def text_of(x: Any, value: float) -> str:
-    """An element as text."""
-    if x.share and value == 0:
-        return ""  # masked
-    if not np.isfinite(value):
-        return "NaN" if np.isnan(value) else f"{value:g}"
-    return f"{100 * value:.3g} %" if x.share else f"{value:.3g}"
+def tick(x: Any, axis: int, index: int) -> str:
+    """The label of an index; of a token with its spaces visible."""
+    label = x.labels[axis][index]
+    return isolated(label.replace(" ", "␣") if x.names[axis] in TOKENS else label)
+
+
+def number(x: Any, value: float) -> str:
+    """An element as text, in percent if it is a share: empty for a share of 0, such as that of a token not seen."""
+    if np.isnan(value):
+        return "-"
+    if x.share:
+        return percent(value).removesuffix(" %") if value else ""
+    return f"{value:.2f}".replace("-0.00", "0.00") if abs(value) < 10_000 else f"{value:.3g}"
 
 
 def chosen(count: int) -> list[int]:
@@ -70,17 +78,17 @@ def heat_map(x: Any) -> str:
     """A table with a coloured cell for each element; numbers in it, or words, if there is room."""
     rows, keys, dark = chosen(x.shape[0]), chosen(x.shape[1]), heat(x)
     room, group = (True, 1) if len(keys) <= NUMBERED else (False, 5)
-    heads = [isolated(x.labels[1][j]) for j in keys[::group]]
+    heads = [tick(x, 1, j) for j in keys[::group]]
     head = "".join(f"<th colspan={group} style='text-align:left'>{label}</th>" for label in heads)
     lines = [f"<tr><td></td>{head}</tr>"]
     for i in rows:
         cells = []
         for j in keys:
-            value = text_of(x, x.array[i, j])
-            shown = isolated(x.words[i, j]) if x.words is not None else value.removesuffix(" %")
+            value = number(x, x.array[i, j])
+            shown = value if x.words is None else isolated(x.words[i, j].replace(" ", "␣"))
             where = f"{x.names[0]} {x.labels[0][i]}, {x.names[1]} {x.labels[1][j]}: {value}"
             cells.append(f"<td style='{colour(dark[i, j])}' title=\"{escape(where)}\">{shown if room else ''}</td>")
-        lines.append(f"<tr><th>{isolated(x.labels[0][i])}</th>{''.join(cells)}</tr>")
+        lines.append(f"<tr><th>{tick(x, 0, i)}</th>{''.join(cells)}</tr>")
     return f"{TABLE}{''.join(lines)}</table>{left_out(x, rows, keys)}"
 
 
@@ -120,10 +128,10 @@ def bars(x: Any) -> str:
     lines = []
     for i in order:
         wide = round(100 * float(np.nan_to_num(size[i])))
-        word = "" if x.words is None else f"<td>{isolated(x.words[i])}</td>"
+        word = "" if x.words is None else isolated(x.words[i].replace(" ", "␣"))
+        text = number(x, values[i]) + (" %" if x.share and values[i] else "")
         lines.append(
-            f"<tr><th>{isolated(x.labels[0][i])}</th>{word}"
-            f"<td>{text_of(x, values[i])}</td><td style='width:240px;text-align:left'>"
+            f"<tr><th>{tick(x, 0, i)}</th><td>{word}</td><td>{text}</td><td style='width:240px;text-align:left'>"
             f"<div style='height:9px;width:{wide}%;{colour(0.6 if dark[i] >= 0 else -0.6)}'></div></td></tr>"
         )
     left = len(values) - len(order)

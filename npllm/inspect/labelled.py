@@ -12,13 +12,12 @@ import numpy as np
 
 from ..arrays import Float
 from ..errors import UsageError
-from .heat_html import as_html
+from .heat_html import RANKED, TOKENS, as_html, number
 from .heatmap import window
 from .terminal import percent
 from .tokens import columns, padded
 
-TOKENS = ("token", "query", "key", "next token")  # the axes with tokens as labels, which are shown in quotes
-WIDTH, LINES, RANKED = 100, 40, 15  # columns and lines of a table; entries of a ranking
+WIDTH, LINES = 100, 40  # columns and lines of a table
 LABEL, BAR = 18, 30  # columns of a label and of a bar
 
 
@@ -29,9 +28,9 @@ class Labelled(np.ndarray[Any, np.dtype[Any]]):
     >>> x = labelled(np.array([[1.0, 0.0], [0.9, 0.1]]), "weights", {"query": tokens, "key": tokens}, share=True)
     >>> x
     weights: query x key, in %
-                'The'  ' cat'
-    0 'The'       100
-    1 ' cat'     90.0    10.0
+               'The'  ' cat'
+    0 'The'      100
+    1 ' cat'    90.0    10.0
     >>> x[" cat"]
     weights, query ' cat'
       0 'The'   90.0 %  ███████████████████████████
@@ -54,6 +53,9 @@ class Labelled(np.ndarray[Any, np.dtype[Any]]):
 
     def __getitem__(self, key: Any) -> Any:
         keys = key if isinstance(key, tuple) else (key,)
+        dots = [place for place, one in enumerate(keys) if one is Ellipsis]
+        if dots:
+            keys = (*keys[: dots[0]], *[slice(None)] * (self.ndim - len(keys) + 1), *keys[dots[0] + 1 :])
         keys = tuple(self.index_of(axis, one) if isinstance(one, str) else one for axis, one in enumerate(keys))
         found = np.asarray(self)[keys]
         if not isinstance(found, np.ndarray) or not self.names or not all(map(is_basic, keys)):
@@ -131,15 +133,6 @@ def row_labels(x: Labelled, axis: int) -> list[str]:
     return [place + quoted(name, label) for place, label in zip(places, labels, strict=True)]
 
 
-def number(x: Labelled, value: float) -> str:
-    """An element in a table."""
-    if np.isnan(value):
-        return "-"
-    if x.share:
-        return "" if value == 0 else percent(value).removesuffix(" %")
-    return f"{value + 0.0:.2f}".replace("-0.00", "0.00") if abs(value) < 10_000 else f"{value:.3g}"
-
-
 def as_text(x: Labelled) -> str:
     """The array as a table of at most WIDTH columns."""
     axes = f": {' x '.join(x.names)}" if x.ndim > 1 else ""
@@ -154,7 +147,8 @@ def bars(x: Labelled) -> list[str]:
     if x.words is not None:
         labels = [f"{label}  '{word}'" for label, word in zip(labels, x.words, strict=True)]
     most = np.abs(values[np.isfinite(values)]).max(initial=0.0)
-    order = np.argsort(-np.abs(np.nan_to_num(values)), kind="stable")[:RANKED] if x.ranked else rows_of(len(values))
+    by_size = np.argsort(-np.abs(np.nan_to_num(values)), kind="stable").tolist()
+    order = by_size[:RANKED] if x.ranked else rows_of(len(values))
     wide = min(max((columns(label) for label in labels), default=0), 2 * LABEL)
     texts = {i: percent(values[i]) if x.share and values[i] else number(x, values[i]) for i in order if i >= 0}
     digits = max(map(len, texts.values()), default=0)
