@@ -42,7 +42,7 @@ def test_fill_prints_json(capsys):
         (["Paris is", *MODEL], 2, "the text has no [MASK]: expected one where a token is to be filled in\n"),
         (["Paris <mask>", *MODEL], 2, "to be filled in, written [MASK]"),
         (["Paris", "--pair", "[mask]", *MODEL], 2, "to be filled in, written [MASK]"),
-        (["Paris", "[MASK]", *MODEL], 2, "unrecognized arguments: [MASK]; quote a text of several words; see"),
+        (["Paris", "[MASK]", *MODEL], 2, 'expected one TEXT, got 2; quote them: "Paris [MASK]"; see'),
         (
             ["a [MASK]"],
             2,

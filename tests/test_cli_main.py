@@ -74,6 +74,9 @@ def talkative(tmp_path_factory):
         (["trace", "x" * 300, "-o", "x"], "too long: 300 tokens"),
         (["trace", "a", "-o", "no/such/x"], "--output no/such/x: expected an existing folder"),
         (["trace", "a", "-o", "."], "--output .: expected the name of a file, got a folder, a disk or a socket"),
+        (["trace", "a", "-o", "x.json"], "--output x.json: expected a name that ends in .safetensors, got .json"),
+        (["inspect", "a", "--html", "x.txt"], "--html x.txt: expected a name that ends in .html or .htm, got .txt"),
+        (["convert", "x.gguf", "--dtype", "int8"], "x.gguf: expected the name of a folder, got that of a .gguf file"),
         (["trace", "a", "-o", "x", "--only", "*.wieghts"], r"no value is named \*.wieghts; did you mean .*\*\.weights"),
         (
             ["trace", "a", "-o", "x", "--only", "norm,layers.9.*"],
@@ -131,6 +134,37 @@ def test_a_model_that_is_not_there(npllm, command, model, code, message, tmp_pat
     started = time.perf_counter()
     fails(npllm(*command, "--model", model, "--offline", "--cache-dir", tmp_path), code, message)
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("defualt", "model defualt: there is nothing of that name; did you mean default"),
+        ("smollm2-135m", "did you mean default"),
+        ("./my-modl", r"there is nothing of that name; did you mean \./my-model"),
+        ("small.ggf", "was not asked.*; did you mean small.gguf"),
+        ("default", "got a name of both; write ./default for the file"),
+        ("./defaults", r"did you mean \./default"),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_one_line(npllm, model, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my-model", "default"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "small.gguf").touch()
+    code = 2 if model == "default" else 3
+    for command in (["tokenize", "a", "-m", model, "--cache-dir", tmp_path], ["compare", model, "x", "a"]):
+        fails(npllm(*command, "--offline"), code, message)
+
+
+@needs_default_model
+def test_the_default_model_has_a_name(npllm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ids = "[504, 3575, 282, 4649, 314]"
+    assert f'"ids": {ids}' in npllm("tokenize", "--json", "-m", "default", "The capital of France is").out
+    monkeypatch.setenv("NPLLM_MODEL", "default")
+    assert f'"ids": {ids}' in npllm("tokenize", "--json", "The capital of France is").out
+    fails(npllm("compare", "default", "default", "a"), 2, "A and B are the same run")
 
 
 def test_without_any_model_it_tells_how_to_get_one(npllm, monkeypatch):

@@ -49,7 +49,8 @@ def test_it_fits_every_terminal():
 def test_a_terminals_width_is_asked_for(npllm, width, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr("shutil.get_terminal_size", lambda *_: os.terminal_size((width, 24)))
-    assert npllm("models") == (0, "".join(f"{line}\n" for line in table(ROWS, width)), "")
+    last = ["", "-m default: SmolLM2-135M-Instruct (llama)"]
+    assert npllm("models") == (0, "".join(f"{line}\n" for line in [*table(ROWS, width), *last]), "")
 
 
 def test_it_is_an_object_for_each_family_as_json(npllm):

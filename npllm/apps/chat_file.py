@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ModelFileError, UsageError
 from ..storage.files import write_file
 from ..storage.json_file import json_text, parse_json
-from ..storage.paths import check_suffix, input_path
+from ..storage.paths import input_path, output_file
 from ..text.arguments import shown
 
 LARGEST = 1_000_000  # bytes: more text than any context holds
@@ -18,8 +18,8 @@ LARGEST = 1_000_000  # bytes: more text than any context holds
 
 def write_chat(name: str | Path, messages: Sequence[Mapping[str, str]], model: str) -> None:
     """Write a conversation to a file, completely or not at all. Raises UsageError if that is not possible."""
-    check_suffix(name, str(name), ".json")
-    write_file(name, [json_text({"model": model, "messages": [dict(message) for message in messages]}).encode()])
+    path = output_file(name, str(name), ".json")
+    write_file(path, [json_text({"model": model, "messages": [dict(message) for message in messages]}).encode()])
 
 
 def read_chat(name: str | Path) -> tuple[list[dict[str, str]], str]:

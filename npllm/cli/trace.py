@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ids is not None and args.text is not None:
         raise UsageError("PROMPT and --ids: expected only one of them, got both")
     prompt = options.read_prompt(args.text) if args.ids is None else parse_ids(args.ids, "--ids")
-    output = output_file(args.output, f"--output {args.output}")
+    output = output_file(args.output, f"--output {args.output}", ".safetensors")
     lm = options.load_model(args)
     ids = as_ids(lm, prompt)
     arrays = trace(lm, ids, args.only)

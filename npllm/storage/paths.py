@@ -29,6 +29,10 @@ def cache_folder() -> Path | None:
     return folder if folder.is_absolute() else None
 
 
+# A model's folder is not called like this; its name may have other dots: "Phi-3.5-mini".
+FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".json", ".zip")
+
+
 @contextmanager
 def lookup_errors(what: str, error: type[NpllmError]) -> Iterator[None]:
     """Turn the errors of looking up a path into one of npllm's."""
@@ -78,28 +82,23 @@ def input_path(name: str | Path, what: str, error: type[NpllmError] = UsageError
     return path
 
 
-def check_suffix(name: str | Path, what: str, *suffixes: str) -> None:
-    """Raise UsageError for a file to write whose suffix says that it is something else, such as a trace "x.json".
-
-    A name without a suffix is fine, and so is a pipe or a device.
-    """
-    path = user_path(name, what)
-    if path.suffix and path.suffix.lower() not in suffixes and not path.is_fifo() and not path.is_char_device():
-        raise UsageError(f"{what}: expected a name that ends in {' or '.join(suffixes)}, got {path.suffix}")
-
-
-def output_file(name: str | Path, what: str) -> Path:
+def output_file(name: str | Path, what: str, *suffixes: str) -> Path:
     """The path of a file to write, with links resolved, checked before anything is computed.
 
     It may be a pipe, or a device such as /dev/stdout or /dev/null, but not a disk.
 
+    suffixes : those that the name may end in; a name without any is fine, too
+
     Raises
     ------
-    UsageError : as in `user_path`; its folder does not exist; it is a folder, a disk or a socket; it is write-protected
+    UsageError : as in `user_path`; it has another suffix, which would say that it is something else; its folder does
+        not exist; it is a folder, a disk or a socket; it is write-protected
     """
     path = user_path(name, what)
     if path.is_fifo() or path.is_char_device():
         return path  # /dev/stdout resolves to a name that cannot be opened
+    if suffixes and path.suffix and path.suffix.lower() not in suffixes and not path.is_dir():
+        raise UsageError(f"{what}: expected a name that ends in {' or '.join(suffixes)}, got {path.suffix}")
     with lookup_errors(what, UsageError):  # the current folder may be gone
         path = path.resolve()
     if not path.parent.is_dir():
@@ -117,10 +116,12 @@ def output_folder(name: str | Path, what: str) -> Path:
 
     Raises
     ------
-    UsageError : as in `user_path`; it is no folder; it is write-protected, or is to be made in a folder that is
-        missing or write-protected
+    UsageError : as in `user_path`; it is no folder, or has the name of a file; it is write-protected, or is to be made
+        in a folder that is missing or write-protected
     """
     path = user_path(name, what)
+    if path.suffix.lower() in FILE_SUFFIXES and not path.exists():
+        raise UsageError(f"{what}: expected the name of a folder, got that of a {path.suffix} file; give another name")
     with lookup_errors(what, UsageError):
         path = path.resolve()
     if path.exists() and not path.is_dir():
