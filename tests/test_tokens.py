@@ -1,6 +1,7 @@
 """The bytes of tokens, and text that is safe to display."""
 
 import functools
+from itertools import pairwise
 
 import tokenizers
 from checkpoints import SPECIAL, byte_tokenizer
@@ -9,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from npllm.checkpoint.load import load_tokenizer
-from npllm.inspect.tokens import columns, padded, token_bytes, visible
+from npllm.inspect.tokens import columns, padded, token_bytes, token_texts, visible
 from npllm.tokenizer import Tokenizer
 
 TEXTS = st.lists(st.one_of(st.text(), st.sampled_from([*SPECIAL, "<|", " the", "é", "船", "🙂", "\n"]))).map("".join)
@@ -75,3 +76,24 @@ def test_what_prints_stays_as_it_is():
 @given(st.text().map(visible), st.integers(3, 12))
 def test_padded_takes_exactly_its_columns(text, width):
     assert columns(padded(text, width)) == width
+
+
+@given(st.text(), st.lists(st.integers(0, 20)))
+def test_the_parts_of_a_text_are_the_text(text, cuts):
+    data = text.encode()
+    ends = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    pieces = [data[start:end] for start, end in pairwise(ends)]
+    parts = token_texts(pieces)
+    assert len(parts) == len(pieces)
+    assert "".join(part.text for part in parts if part.number == part.of) == text
+
+
+def test_bytes_that_form_no_character_are_escaped():
+    parts = token_texts([b"a", b"\xff", b"\xe2", None, b"\x82"])
+    assert [(part.text, part.number, part.of) for part in parts] == [
+        ("a", 1, 1),
+        ("\\xff", 1, 1),
+        ("\\xe2\\x82", 1, 3),
+        ("\\xe2\\x82", 2, 3),
+        ("\\xe2\\x82", 3, 3),
+    ]

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the structure and return the exit code."""
     lines = structure(options.load_model(args))
-    name = "" if args.model else "; -m default names it"
-    report.write_lines([*lines, f"name: {options.model_name(args.model)}{name}"])
+    name = "" if args.model else ", the default model (-m default)"
+    lines.insert(lines.index("") + 1, f"name: {options.model_name(args.model)}{name}")
+    report.write_lines(lines)
     return 0

@@ -3,9 +3,11 @@
 Source: "The Components of the Forward Pass" (Figure 3-5).
 """
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..errors import UsageError
 from ..lm import LM
@@ -36,6 +38,31 @@ def token_bytes(tokenizer: Tokenizer, ids: Sequence[int]) -> list[bytes | None]:
         return bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode()
 
     return [one(token) for token in ids]
+
+
+class Part(NamedTuple):
+    """What a token adds to a text: the text, or a part of a character that several tokens spell."""
+
+    text: str  # of all these tokens; bytes that form no character are escaped
+    number: int = 1  # which of them this is
+    of: int = 1  # how many they are
+
+
+def token_texts(pieces: Sequence[bytes | None]) -> list[Part]:
+    r"""For each token the text that it is a part of, from the bytes of `token_bytes`.
+
+    >>> [part.text for part in token_texts([b"Hi", b" \xf0\x9f", b"\x99\x82", b"\xff"])]
+    ['Hi', ' 🙂', ' 🙂', '\\xff']
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
+    parts: list[Part] = []
+    text, tokens = "", 0
+    for position, piece in enumerate(pieces):
+        text, tokens = text + decoder.decode(piece or b"", final=position == len(pieces) - 1), tokens + 1
+        if not decoder.getstate()[0]:  # no character is incomplete
+            parts += [Part(text, number, tokens) for number in range(1, tokens + 1)]
+            text, tokens = "", 0
+    return parts
 
 
 def byte_letters() -> dict[str, bytes]:
