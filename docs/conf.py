@@ -19,7 +19,10 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_math_renderer = "mathml"
-copybutton_exclude = ".linenos, .gp, .go, .gt, .gr"  # prompts, output, tracebacks: what is copied can be run
+# What is copied can be run: the lines after prompts, without these, or everything if there is no prompt.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .go"
 
 html_theme = "furo"
 html_title = f"npllm {version}"
