@@ -206,6 +206,16 @@ def test_a_later_step_is_not_patched():
     np.testing.assert_array_equal(again["logits"], seen["logits"])
 
 
+def test_a_patch_changes_no_value_in_place():
+    lm = random_lm("llama")
+    patches = [Patch(1, 2)]
+    tap = patch_tap(lm, patches, other_values(lm, OTHER, patches))
+    tap("embedding", np.zeros((7, 16), np.float32))
+    value = np.zeros((7, 16), np.float32)
+    assert tap("layers.1.residual_after_feedforward", value)[2].any()
+    assert not value.any()
+
+
 def replace_arrays(cache):
     return {name: [one.copy() for one in value] if isinstance(value, list) else value for name, value in cache.items()}
 

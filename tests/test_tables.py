@@ -23,9 +23,15 @@ def test_a_table_that_fits_is_as_wide_as_its_cells():
 def test_a_wide_table_shortens_texts_then_leaves_out_columns_and_never_cuts_a_number(width):
     lines = plain(table(HEAD, ROWS, ALIGN, width)).splitlines()
     assert max(columns(line) for line in lines) <= width
+    assert "'a'" in lines[2]
     assert "0.001 %" in lines[2] or "share" not in lines[0]
     if width >= 32:
         assert "0.001 %" in lines[2]
+
+
+def test_a_number_that_does_not_fit_is_left_out():
+    lines = table(["text", "number"], [["a text of some length", "123,456,789,012"]], "lr", 20)
+    assert plain(lines).splitlines() == ["  text", "  a text of some ..."]
 
 
 def test_texts_are_not_shortened_below_the_least_width():

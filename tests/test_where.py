@@ -63,7 +63,8 @@ def test_an_attribution_as_lines_lists_the_largest_parts_and_their_sum():
         assert line.startswith(f"  {name} ")
         assert f" {value:+.2f}" in line
         assert line.rstrip().endswith("@" if value > 0 else ":") or abs(value) < 0.1
-    assert lines[start + PARTS].split()[1] == "others"
+    rest = sum(value for _, value in ranked_parts(found)[PARTS:])
+    assert lines[start + PARTS].split()[1:] == ["others", f"{rest:+.2f}"]
     assert lines[start + PARTS + 1].split() == ["total", f"{found.total:+.2f}"]
     largest = np.unravel_index(np.abs(found.heads).argmax(), found.heads.shape)
     cells = lines[start + PARTS + 3 + largest[0]][8:]

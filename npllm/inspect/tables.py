@@ -74,14 +74,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str, width:
     If it is too wide, the widest texts are shortened, to NARROW at least; then the last columns are left out. Numbers
     are never shortened.
     """
-    widths = [max(columns(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    while sum(widths) + 2 * len(widths) > width and len(widths) > 1:
-        texts = [i for i, side in enumerate(align[: len(widths)]) if side == "l" and widths[i] > NARROW]
-        if texts:
-            widest = max(texts, key=lambda i: widths[i])
-            widths[widest] = max(NARROW, widths[widest] - (sum(widths) + 2 * len(widths) - width))
-        else:
-            widths.pop()
+    whole = [max(columns(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    kept = range(len(whole), 0, -1)
+    possible = (fitted(whole[:count], align, width - 2 * count) for count in kept)
+    widths = next((widths for widths in possible if sum(widths) + 2 * len(widths) <= width), whole[:1])
 
     def line(cells: Sequence[str]) -> str:
         shown = [
@@ -91,6 +87,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str, width:
         return "  " + "  ".join(shown)
 
     return [[(line(head), FAINT)], *([(line(row), "")] for row in rows)]
+
+
+def fitted(widths: Sequence[int], align: str, room: int) -> list[int]:
+    """The widths of the columns with the widest texts shortened until they fit the room, or cannot be shortened.
+
+    >>> fitted([3, 20, 12], "rll", 25), fitted([3, 20, 12], "rll", 5)
+    ([3, 11, 11], [3, 8, 8])
+    """
+    widths = list(widths)
+    while sum(widths) > room:
+        texts = [i for i, side in enumerate(align[: len(widths)]) if side == "l" and widths[i] > NARROW]
+        if not texts:
+            break
+        widths[max(texts, key=lambda i: widths[i])] -= 1
+    return widths
 
 
 def wrapped(text: str, width: int, style: str = "", indent: int = 2) -> list[Line]:
