@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from bridge import tool
 from default_model import needs_default_model
+from families import KEYS
 from test_oracle import CLASSES, random_config_keys
 from tolerance import assert_close
 
 import npllm
 from npllm.apps.evaluate import evaluate, joined, perplexity, reference
+from npllm.inspect.attribution import attribution
 from npllm.inspect.compare import compare, first_beyond
 from npllm.inspect.patch import zero_head, zero_neuron
 from npllm.inspect.trace import trace
@@ -266,3 +268,72 @@ def test_losses_and_divergence_are_those_of_torch(transformers, golden, tiny, tm
     np.testing.assert_array_equal(got.same_top, (p.argmax(-1) == q.argmax(-1)).numpy())
     if not lm.config.family.startswith("gemma"):  # there one token gets nearly everything
         assert divergence.max() > 1e-5
+
+
+# Attribution: the parts of a logit from torch's weights and hooked inputs, in float64
+
+
+def torch_parts(golden, model, ids, token, gpt2):
+    """(heads [L, N], feedforward [L]): what each adds to the last logit of a token, with the scale of this run."""
+    torch, seen = golden.torch, {}
+    base = model.transformer if gpt2 else model.model
+    blocks, norm = (base.h, base.ln_f) if gpt2 else (base.layers, base.norm)
+    projections = [block.attn.c_proj if gpt2 else block.self_attn.o_proj for block in blocks]
+
+    def keep(name, of_input):
+        def hook(_, args, out):
+            seen[name] = (args[0] if of_input else out)[0, -1].double()
+
+        return hook
+
+    handles = [norm.register_forward_hook(keep("stream", True))]
+    for layer, block in enumerate(blocks):
+        handles += [projections[layer].register_forward_hook(keep(f"mixed {layer}", True))]
+        handles += [block.mlp.register_forward_hook(keep(f"network {layer}", False))]
+    with torch.no_grad():
+        model(torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+
+    stream, row = seen["stream"], model.lm_head.weight[token].detach().double()
+    centred = stream - stream.mean() if gpt2 else stream
+    eps = norm.eps if gpt2 else norm.variance_epsilon
+    scale = torch.sqrt((centred**2).mean() + eps)
+
+    def logit(part):
+        part = part - part.mean() if gpt2 else part
+        return float(row @ (part / scale * norm.weight.detach().double()))
+
+    heads, width = model.config.num_attention_heads, len(seen["mixed 0"]) // model.config.num_attention_heads
+    of_heads = np.zeros((len(blocks), heads))
+    for layer, projection in enumerate(projections):
+        matrix = projection.weight.detach().double()
+        matrix = matrix if gpt2 else matrix.T  # [in, out]
+        for head in range(heads):
+            own = slice(head * width, (head + 1) * width)
+            of_heads[layer, head] = logit(seen[f"mixed {layer}"][own] @ matrix[own])
+    return of_heads, np.array([logit(seen[f"network {layer}"]) for layer in range(len(blocks))])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_parts_of_a_logit_are_those_of_torch(transformers, golden, tmp_path, name):
+    rng = np.random.default_rng(7)
+    config = transformers.AutoConfig.for_model(name, **KEYS[name])
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=golden.torch.float32)
+    golden.randomize(model, 1)
+    model.save_pretrained(tmp_path)
+    ids = rng.integers(0, config.vocab_size, 9).tolist()
+    found = attribution(npllm.load(tmp_path), ids, 5)
+    heads, networks = torch_parts(golden, model.eval(), ids, 5, name == "gpt2")
+    np.testing.assert_allclose(found.heads, heads, rtol=1e-3, atol=1e-4 * np.abs(heads).max())
+    np.testing.assert_allclose(found.feedforward, networks, rtol=1e-3, atol=1e-4 * np.abs(networks).max())
+
+
+@needs_default_model
+def test_the_parts_of_the_default_models_logit_are_those_of_torch(golden, default):
+    model, lm, ids, _ = default
+    token = int(npllm.forward(ids, lm)[0][-1].argmax())
+    found = attribution(lm, ids, token)
+    heads, networks = torch_parts(golden, model, ids, token, gpt2=False)
+    np.testing.assert_allclose(found.heads, heads, rtol=1e-2, atol=1e-3 * np.abs(networks).max())
+    np.testing.assert_allclose(found.feedforward, networks, rtol=1e-2, atol=1e-3 * np.abs(networks).max())
