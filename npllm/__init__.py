@@ -54,7 +54,7 @@ TYPE_CHECKING = False  # typing's own takes time to import
 if TYPE_CHECKING:
     from typing import Any
 
-    from .apps.batches import generate
+    from .apps.calls import generate, steps, stream
     from .apps.fill import fill
     from .apps.pipeline import pipeline
     from .checkpoint.load import load
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from .inspect.record import record
     from .inspect.view import look
     from .lm import LM, forward, lm_head, transform
-    from .loop import Generation, Step, steps, stream
+    from .loop import Generation, Step
 
 __all__ = [
     "LM",
@@ -85,7 +85,7 @@ __all__ = [
 # The modules of the public names. They are imported on first use, so that `from npllm.rope import apply_rope` needs no
 # tokenizer and no template engine.
 HOMES = {
-    "apps.batches": ("generate",),
+    "apps.calls": ("generate", "steps", "stream"),
     "apps.fill": ("fill",),
     "apps.pipeline": ("pipeline",),
     "checkpoint.load": ("load",),
@@ -93,7 +93,7 @@ HOMES = {
     "inspect.record": ("record",),
     "inspect.view": ("look",),
     "lm": ("LM", "forward", "lm_head", "transform"),
-    "loop": ("Generation", "Step", "steps", "stream"),
+    "loop": ("Generation", "Step"),
 }
 
 

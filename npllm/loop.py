@@ -1,6 +1,7 @@
 """The autoregressive loop: each new token is appended to the text, and the model runs again.
 
-`steps` yields the tokens with their text, `stream` only the text, and `generate` returns the complete text.
+`steps` takes token ids and yields the new tokens with their text. The public calls of this name, and `stream` and
+`generate`, take text, ids, or a list of prompts: apps/calls.py.
 
 Source: "The Inputs and Outputs of a Trained Transformer LLM" (Figures 3-1 to 3-3), "Speeding Up Generation by Caching
 Keys and Values" (Figure 3-10).
@@ -36,12 +37,22 @@ from .text.stream import StoppingStream
 PREFILL_CHUNK = 512  # prompt tokens per pass: bounds the memory for their vectors; BLAS is slower with fewer
 
 
+class Choice(NamedTuple):
+    """A new token, with its log-probability in the model's own distribution: that of the logits, unchanged."""
+
+    id: int
+    logprob: float
+    top_logprobs: list[tuple[int, float]]  # (id, log-probability) of the likeliest tokens, if there are to be any
+
+
 class Step(NamedTuple):
     """One iteration of the loop."""
 
     id: int  # the new token
     text: str  # what it adds; "" while a character, or a possible stop string, is incomplete
     finish_reason: str | None  # "stop" (an end token or a stop string), "length", or None: more to come
+    logprob: float  # the token's, in the model's own distribution: see `Choice`
+    top_logprobs: list[tuple[int, float]]  # (id, log-probability) of the likeliest tokens, best first, if asked for
 
 
 class Generation(NamedTuple):
@@ -51,6 +62,8 @@ class Generation(NamedTuple):
     ids: list[int]  # including the end token, or those of the stop string
     prompt_ids: list[int]
     finish_reason: str  # "stop" or "length"
+    logprobs: Sequence[float] = ()  # one for each id, as in `Step`; empty without top_logprobs (0: only these)
+    top_logprobs: Sequence[list[tuple[int, float]]] = ()
 
     def __repr__(self) -> str:
         return brief(self)
@@ -73,11 +86,12 @@ def next_logits(lm: LM, ids: Sequence[int], cache: Cache, rows: int = 1) -> Floa
 
 def one_by_one(
     lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
-) -> Iterator[int]:
+) -> Iterator[Choice]:
     """New tokens from one pass each, appended to `ids`: the chapter's method."""
     while True:
-        ids.append(next_token(next_logits(lm, ids, cache)[0, :], ids, cache, random, sampling))
-        yield ids[-1]
+        choice = next_token(next_logits(lm, ids, cache)[0, :], ids, cache, random, sampling)
+        ids.append(choice.id)
+        yield choice
 
 
 def steps(
@@ -96,8 +110,9 @@ def steps(
     cache: Cache | None = None,
     cache_dtype: str = "float32",
     logits_processors: Sequence[Processor] = (),
+    top_logprobs: int | None = None,
     tap: Tap = untapped,
-    tokens: Callable[..., Iterator[int]] = one_by_one,
+    tokens: Callable[..., Iterator[Choice]] = one_by_one,
 ) -> Iterator[Step]:
     """The generated tokens, as a `Step` each. The arguments are checked before the first.
 
@@ -114,6 +129,7 @@ def steps(
     cache_dtype : of the keys and values in it: "float32"; "float16" or "bfloat16" for half the memory
     logits_processors : functions (ids [1, T], logits [1, V]) -> logits, called once for each new token, in order, after
         the repetition penalty and before the temperature: see text/processors.py
+    top_logprobs : how many of the likeliest tokens each step names, with their log-probabilities
     tap : receives every value of every pass, and may change it: see tap.py. A prompt of more than 512 tokens takes
         several passes; so do drafts, some of which are rejected. Kernels and FlashAttention step aside
     tokens : another source of tokens, which appends each to `ids` and caches all but the last: apps/speculation.py
@@ -129,13 +145,13 @@ def steps(
     sampling = check_options(**sampling, repetition_penalty=repetition_penalty)
     how = {"max_new_tokens": max_new_tokens, "stop": stop, "seed": seed, "use_cache": use_cache, "tokens": tokens}
     max_new_tokens, stop, seed, use_cache, *_ = check_options(**how, cache_dtype=cache_dtype).values()
-    processors = check_options(logits_processors=logits_processors)["logits_processors"]
+    processors, top = check_options(logits_processors=logits_processors, top_logprobs=top_logprobs).values()
     ids = check_prompt(ids, lm.config)
     if stop and lm.tokenizer is None:
         raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
     like = lm.weights.norm  # any weight, for its array library and device
     check_library(processors, like)
-    sampling["process"] = partial(processed, processors) if processors else None
+    sampling |= {"process": partial(processed, processors) if processors else None, "top_logprobs": top or 0}
     if cache is not None and check_cache(cache, lm.config, like) < len(ids):
         raise UsageError(f"cache: expected room for all {len(ids)} tokens of the prompt, got less; use cache.grow")
     if not use_cache and tokens is not one_by_one:
@@ -151,13 +167,13 @@ def steps(
 
 
 def loop(
-    lm: LM, ids: list[int], tokens: Iterator[int], limit: int, stop: Sequence[str], cache: Cache, use_cache: bool
+    lm: LM, ids: list[int], tokens: Iterator[Choice], limit: int, stop: Sequence[str], cache: Cache, use_cache: bool
 ) -> Iterator[Step]:
     """The loop of `steps` after its checks: token by token, until one ends the text."""
     tokenizer = lm.tokenizer
     ends = end_ids(lm.config.eos_token_id, lm.generation_config, () if tokenizer is None else tokenizer.end_ids)
     text_stream = None if tokenizer is None else StoppingStream(tokenizer.backend, ids, stop)
-    for count, token in enumerate(tokens, 1):
+    for count, (token, logprob, top) in enumerate(tokens, 1):
         if not use_cache:
             cache["length"] = 0
         finish_reason = "stop" if token in ends else "length" if count == limit else None
@@ -165,7 +181,7 @@ def loop(
         if text_stream is not None:
             text, stopped = text_stream.step(None if token in ends else token, last=finish_reason is not None)
             finish_reason = "stop" if stopped else finish_reason
-        yield Step(token, text, finish_reason)
+        yield Step(token, text, finish_reason, logprob, top)
         if finish_reason:
             return
 
@@ -173,45 +189,44 @@ def loop(
 @np.errstate(all="ignore")
 def next_token(
     logits: Float[Array, " V"], ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
-) -> int:
-    """The next token, chosen on the logits' device with one random number from the host; 8 bytes come back."""
-    xp = array_namespace(logits)
+) -> Choice:
+    """The next token, chosen on the logits' device with one random number from the host; 16 bytes come back."""
+    xp, how = array_namespace(logits), dict(sampling)
+    process, top = how.pop("process"), how.pop("top_logprobs")
     seen = None
     if sampling["repetition_penalty"] != 1.0:
         seen = xp.asarray(np.isin(np.arange(logits.shape[0]), ids), device=device(logits))
-    how = {**sampling, "process": sampling["process"] and partial(sampling["process"], ids)}
-    chosen = choose(logits, uniform=random.random(), seen=seen, **how)
+    chosen = choose(logits, uniform=random.random(), seen=seen, process=process and partial(process, ids), **how)
+    largest = xp.max(logits)
+    total = xp.sum(xp.exp(logits - largest))
+    own = xp.take(logits, xp.reshape(chosen, (1,)))[0]
     # One transfer; float32 holds every id below 2**24 exactly.
-    token, largest = to_host(xp.stack([xp.astype(chosen, xp.float32), xp.max(logits)]))
+    numbers = to_host(xp.stack([xp.astype(chosen, xp.float32), largest, total, own]))
+    token, largest, total, own = map(float, numbers)
     if not math.isfinite(largest):
         raise not_finite(f"the logits after token {len(ids)}", largest, cache)
-    return int(token)
+    norm = largest + float(np.log(total))
+    return Choice(int(token), own - norm, [(other, logit - norm) for other, logit in likeliest(logits, top)])
 
 
-def stream(lm: LM, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
-    """The generated text, piece by piece. Parameters as in `steps`; the prompt is text or token ids."""
-    check_writes(lm)
-    for step in steps(lm, as_ids(lm, prompt), **options):
-        if step.text:
-            yield step.text
+def likeliest(logits: Float[Array, " V"], count: int) -> list[tuple[int, float]]:
+    """The (id, logit) of that many tokens, best first. Equal ones are in the order of the ids; none is -inf."""
+    if count == 0:
+        return []
+    xp = array_namespace(logits)
+    least = xp.sort(logits, descending=True, stable=False)[min(count, logits.shape[0]) - 1]
+    (ids,) = xp.nonzero((logits >= least) & (logits > -math.inf))
+    pairs = zip(map(int, to_host(ids)), map(float, to_host(xp.take(logits, ids))), strict=True)
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:count]
 
 
-def generate(lm: LM, prompt: str | Sequence[int], **options: Any) -> Generation:
-    """The continuation of a prompt, which is text or token ids. Parameters and errors as in `steps`.
-
-    >>> import npllm
-    >>> npllm.generate(npllm.load(), "The capital of France is", max_new_tokens=2).text
-    ' Paris.'
-    """
-    check_writes(lm)
-    prompt_ids = as_ids(lm, prompt)
-    return generation(prompt_ids, list(steps(lm, prompt_ids, **options)))
-
-
-def generation(prompt_ids: list[int], made: Sequence[Step]) -> Generation:
-    """The finished continuation, from all its steps."""
+def generation(prompt_ids: list[int], made: Sequence[Step], top_logprobs: int | None = None) -> Generation:
+    """The finished continuation, from all its steps; with their log-probabilities unless `top_logprobs` is None."""
     text, ids = "".join(step.text for step in made), [step.id for step in made]
-    return Generation(text, ids, prompt_ids, made[-1].finish_reason or "")  # only the last step has one
+    found = Generation(text, ids, prompt_ids, made[-1].finish_reason or "")  # only the last step has one
+    if top_logprobs is None:
+        return found
+    return found._replace(logprobs=[one.logprob for one in made], top_logprobs=[one.top_logprobs for one in made])
 
 
 def as_ids(lm: LM, prompt: str | Sequence[int]) -> list[int]:

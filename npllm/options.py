@@ -27,6 +27,7 @@ def check_options(**options: Any) -> dict[str, Any]:
         "cache_dtype": (str, lambda d: d in CACHE_DTYPES, " or ".join(CACHE_DTYPES)),
         "use_cache": (bool, lambda _: True, "True or False"),
         "logits_processors": (list, are_functions, FUNCTIONS),
+        "top_logprobs": (Integral | None, lambda k: k is None or k >= 0, "0 or more, or None"),
         "tokens": (Callable, lambda _: True, "a function, such as npllm.apps.speculation.prompt_lookup(8)"),
     }
     return {name: checked(name, value, *rules[name]) for name, value in options.items()}

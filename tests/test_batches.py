@@ -41,7 +41,7 @@ def talker(tmp_path_factory):
 def alone(lm, prompts, **options):
     """What each prompt gives alone; an option that is a list has a value for each."""
     each = [{k: v[i] if isinstance(v, list) else v for k, v in options.items()} for i in range(len(prompts))]
-    return [loop.generate(lm, prompt, **its) for prompt, its in zip(prompts, each, strict=True)]
+    return [npllm.generate(lm, prompt, **its) for prompt, its in zip(prompts, each, strict=True)]
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def with_logits(requests, run):
 
 
 def by_itself(lm, request):
-    return loop.generate(ruled(lm, request.rule), request.ids, **request.options)
+    return npllm.generate(ruled(lm, request.rule), request.ids, **request.options)
 
 
 @pytest.mark.slow
@@ -131,10 +131,10 @@ def test_each_prompt_has_its_own_stop(talker):
     free = alone(talker, prompts, max_new_tokens=12)
     stops = [[free[0].text[3:5]], None, [free[2].text[2:4], "zz"]]
     made = npllm.generate(talker, prompts, max_new_tokens=12, stop=stops)
-    assert made == [loop.generate(talker, p, max_new_tokens=12, stop=s) for p, s in zip(prompts, stops, strict=True)]
+    assert made == [npllm.generate(talker, p, max_new_tokens=12, stop=s) for p, s in zip(prompts, stops, strict=True)]
     assert made[0].text != free[0].text
     both = [free[0].text[3:5], free[2].text[2:4]]
-    expected = [loop.generate(talker, prompt, max_new_tokens=12, stop=both) for prompt in prompts]
+    expected = [npllm.generate(talker, prompt, max_new_tokens=12, stop=both) for prompt in prompts]
     assert npllm.generate(talker, prompts, max_new_tokens=12, stop=both) == expected
 
 

@@ -10,10 +10,10 @@ from models import random_weights, tiny_config
 
 from npllm.apps import bench
 from npllm.apps.bench import Run, cache_runs, compare
+from npllm.apps.calls import generate
 from npllm.cli.bench import duration, text
 from npllm.errors import UsageError
 from npllm.lm import LM
-from npllm.loop import generate
 
 loop = importlib.import_module("npllm.loop")
 

@@ -14,6 +14,7 @@ from test_loop import random_lm
 from tolerance import assert_close
 
 import npllm
+from npllm.apps.calls import generate, steps
 from npllm.apps.chat import Chat, make_room
 from npllm.apps.speculation import prompt_lookup
 from npllm.cache import CACHE_DTYPES, append, empty_cache, grow, kv_cache_bytes
@@ -21,7 +22,6 @@ from npllm.devices.device import to_host
 from npllm.devices.dtypes import dtype_like
 from npllm.errors import NotEnoughMemoryError, UsageError
 from npllm.flash import flash_attention
-from npllm.loop import generate, steps
 from npllm.model import forward
 
 HALVES = ["float16", "bfloat16"]

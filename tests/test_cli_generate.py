@@ -22,16 +22,16 @@ def test_generate_prints_the_text_and_a_newline(npllm, lm):
 
 
 def test_a_text_that_ends_in_a_newline_gets_no_second_one(npllm, monkeypatch):
-    made = [Step(1, "a", None), Step(2, "\n", "stop")]
+    made = [Step(1, "a", None, 0.0, []), Step(2, "\n", "stop", 0.0, [])]
     monkeypatch.setattr("npllm.cli.generate.steps", lambda *_, **__: iter(made))
     assert npllm("generate", "Hello").out == "a\n"
 
 
 def test_text_is_written_as_it_is_made(npllm, monkeypatch, capsys):
     def steps(*_, **__):
-        yield Step(1, "one ", None)
+        yield Step(1, "one ", None, 0.0, [])
         assert capsys.readouterr().out == "one "
-        yield Step(2, "two", "stop")
+        yield Step(2, "two", "stop", 0.0, [])
 
     monkeypatch.setattr("npllm.cli.generate.steps", steps)
     assert npllm("generate", "Hello").out == "two\n"
@@ -44,7 +44,7 @@ def test_json_is_one_object(npllm, lm):
     assert done.out.count("\n") == 1
     assert (done.code, done.err) == (0, "")
     stats = result.pop("stats")
-    assert result == expected._asdict()
+    assert result == {name: getattr(expected, name) for name in ("text", "prompt_ids", "ids", "finish_reason")}
     assert stats["prompt_tokens"] == 5
     assert stats["new_tokens"] == 5
     assert stats["kv_cache_bytes"] == kv_cache_bytes(lm.config, 10)
@@ -138,8 +138,8 @@ def test_a_warning_is_one_line(npllm):
 
 def test_an_interrupt_keeps_the_text_so_far(npllm, monkeypatch):
     def steps(*_, **__):
-        yield Step(1, "one ", None)
-        yield Step(2, "two", None)
+        yield Step(1, "one ", None, 0.0, [])
+        yield Step(2, "two", None, 0.0, [])
         raise KeyboardInterrupt
 
     monkeypatch.setattr("npllm.cli.generate.steps", steps)
@@ -163,7 +163,7 @@ def test_an_interrupt_before_there_is_any_text(npllm, monkeypatch):
 
 def test_an_error_in_the_middle_leaves_what_was_written_as_lines(npllm, monkeypatch):
     def steps(*_, **__):
-        yield Step(1, "one", None)
+        yield Step(1, "one", None, 0.0, [])
         raise MemoryError
 
     monkeypatch.setattr("npllm.cli.generate.steps", steps)

@@ -8,9 +8,9 @@ from models import tiny_config
 from test_loop import random_lm
 
 import npllm
+from npllm.apps.calls import generate
 from npllm.apps.constraints import NEUTRAL, SAMPLED_ONLY, ignored, new_tokens, rule_for, ruled
 from npllm.errors import ModelFileError, UsageError
-from npllm.loop import generate
 
 
 @pytest.fixture(scope="module")

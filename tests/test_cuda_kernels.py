@@ -441,7 +441,7 @@ def test_every_kernel_was_compiled_for_three_architectures(emulator, cupy):
 
 PAST, CAPACITY = 1000, 2048
 CALLS = 330  # kernel launches and products per token
-KERNELS = 299  # as counted here; also in docs/gpu-kernels.md and tools/bench/gpu_model.py
+KERNELS = 305  # as counted here; also in docs/gpu-kernels.md and tools/bench/gpu_model.py
 MEMORY = 300_000_000
 PER_LAYER = {"rms_norm": 2, "matvec": 3, "swiglu": 1, "rope_and_append": 1, "attend": 1, "merge": 1}
 
@@ -468,7 +468,7 @@ def test_a_decode_step_of_phi3_mini_is_within_its_budget(emulator, phi3):
     assert graph.info["nodes"] == sum(PER_LAYER.values()) * phi3.config.num_hidden_layers + 3  # embed, norm, advance
     calls = graph.info["nodes"] + len(events.of("launch", "gemm", "blas", "sort"))
     assert calls == KERNELS <= CALLS
-    assert [event.info["bytes"] for event in events.of("memcpyD2H")] == [8]
+    assert [event.info["bytes"] for event in events.of("memcpyD2H")] == [16]
     assert [event.info["bytes"] for event in events.of("memcpyH2D")] == [8]
     assert Counter(event.name for event in events.of("sync")) == {"cudaStreamSynchronize": 1}
     assert not events.of("malloc", "free", "host_malloc", "host_free", "memset")
@@ -531,7 +531,7 @@ def test_drawing_and_a_narrow_cache_change_no_copy(emulator, phi3, options):
     cache = filled_cache(phi3, PAST, CAPACITY, dtype=np.float16 if "cache_dtype" in options else None)
     events = emulator.trace(next, decoding(phi3, PAST, cache, **options))
     assert len(events.of("graph_launch")) == 1
-    assert [event.info["bytes"] for event in events.of("memcpyD2H")] == [8]
+    assert [event.info["bytes"] for event in events.of("memcpyD2H")] == [16]
     assert len(events.of("sync")) == 1
     assert not events.of("malloc", "free", "host_malloc", "host_free")
 

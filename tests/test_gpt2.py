@@ -13,6 +13,7 @@ from models import gpt2_keys, random_gpt2_weights, random_ids, random_weights, t
 from tolerance import assert_close
 
 import npllm
+from npllm.apps.calls import generate
 from npllm.attention import attention
 from npllm.block import original_block
 from npllm.cache import empty_cache
@@ -21,7 +22,6 @@ from npllm.families.gpt2 import ACTIVATIONS, gpt2_block, gpt2_transform
 from npllm.heads import lm_head
 from npllm.inspect.record import record
 from npllm.lm import LM
-from npllm.loop import generate
 from npllm.masks import causal, decoder_mask
 from npllm.model import transform
 from npllm.positions import sinusoidal_positions

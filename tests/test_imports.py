@@ -53,7 +53,7 @@ def loaded_after(code: str) -> set[str]:
         ("import npllm", {"numpy", "jinja2", "tokenizers", "huggingface_hub", "tqdm", "safetensors"}),
         ("from npllm.rope import apply_rope", {"jinja2", "tokenizers", "huggingface_hub", "tqdm", "safetensors"}),
         ("from npllm.lm import forward", {"jinja2", "tokenizers", "huggingface_hub", "tqdm", "safetensors"}),
-        ("from npllm.loop import generate", {"jinja2", "tokenizers", "huggingface_hub", "safetensors"}),
+        ("from npllm.loop import steps", {"jinja2", "tokenizers", "huggingface_hub", "safetensors"}),
         ("import npllm.cli.main", {"jinja2", "tokenizers", "huggingface_hub", "tqdm", "safetensors"}),
         ("import npllm.checkpoint.load", {"jinja2", "huggingface_hub"}),
     ],

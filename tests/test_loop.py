@@ -10,13 +10,13 @@ from libraries import NUMPY
 from models import random_ids, random_weights, tiny_config
 
 import npllm
+from npllm.apps.calls import generate, steps, stream
 from npllm.attention import attention
 from npllm.cache import empty_cache, kv_cache_bytes
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
 from npllm.flash import flash_attention
 from npllm.heads import lm_head
 from npllm.lm import LM
-from npllm.loop import generate, steps, stream
 from npllm.model import transform
 from npllm.options import check_ids, check_options
 from npllm.shapes import Weights
@@ -178,24 +178,24 @@ def test_a_given_cache_is_continued(passes):
 def test_steps_stream_and_generate_are_the_same_loop():
     lm = reciting_lm("abcd")
     made = generate(lm, [0], max_new_tokens=3)
-    assert [tuple(step) for step in steps(lm, [0], max_new_tokens=3)] == [
+    assert [step[:3] for step in steps(lm, [0], max_new_tokens=3)] == [
         (1, "a", None),
         (2, "b", None),
         (3, "c", "length"),
     ]
     assert list(stream(lm, [0], max_new_tokens=3)) == ["a", "b", "c"]
-    assert made == ("abc", [1, 2, 3], [0], "length")
+    assert made[:4] == ("abc", [1, 2, 3], [0], "length")
 
 
 def test_a_text_is_encoded_and_ids_are_taken_as_they_are():
     lm = reciting_lm("abcd")
-    assert generate(lm, "b", max_new_tokens=2) == ("cd", [3, 4], [2], "length")
+    assert generate(lm, "b", max_new_tokens=2)[:4] == ("cd", [3, 4], [2], "length")
     assert generate(lm, (2, 1), max_new_tokens=2).prompt_ids == [2, 1]
 
 
 def test_without_a_tokenizer_there_are_ids_and_no_text():
     lm = reciting_lm("abcd")._replace(tokenizer=None)
-    assert generate(lm, [0], max_new_tokens=2) == ("", [1, 2], [0], "length")
+    assert generate(lm, [0], max_new_tokens=2)[:4] == ("", [1, 2], [0], "length")
     with pytest.raises(ModelFileError, match="no tokenizer"):
         generate(lm, "a")
 
@@ -218,7 +218,7 @@ def test_an_end_token_of_any_of_the_three_places_ends_the_text(where):
         generation_config={"eos_token_id": [3, 6]} if where == "generation_config" else None,
         ends=[3] if where == "tokenizer" else [],
     )
-    assert generate(lm, [0], max_new_tokens=6) == ("ab", [1, 2, 3], [0], "stop")
+    assert generate(lm, [0], max_new_tokens=6)[:4] == ("ab", [1, 2, 3], [0], "stop")
 
 
 @given(count=st.integers(1, 6))
@@ -229,7 +229,7 @@ def test_there_are_never_more_than_max_new_tokens(count):
 
 def test_an_end_token_as_the_last_of_max_new_tokens_is_a_stop():
     assert generate(reciting_lm("abc", ends=[3]), [0], max_new_tokens=3).finish_reason == "stop"
-    assert generate(reciting_lm("abc"), [0], max_new_tokens=3, stop=["c"]) == ("ab", [1, 2, 3], [0], "stop")
+    assert generate(reciting_lm("abc"), [0], max_new_tokens=3, stop=["c"])[:4] == ("ab", [1, 2, 3], [0], "stop")
 
 
 def test_the_context_caps_the_text_with_a_warning():

@@ -95,13 +95,13 @@ def test_a_pass_of_gpt2_never_asks_for_a_value(meta, keys, new):
         {"temperature": 0.0, "repetition_penalty": 1.2},
     ],
 )
-def test_a_token_is_chosen_without_asking_for_a_value_and_fetched_in_8_bytes(meta, monkeypatch, options):
-    """The id and the largest logit are copied to the host together, and nothing else is."""
+def test_a_token_is_chosen_without_asking_for_a_value_and_fetched_in_16_bytes(meta, monkeypatch, options):
+    """The id and what its log-probability is made of are copied to the host together, and nothing else is."""
     copies = []
 
     def to_host(array):
         copies.append((tuple(array.shape), array.dtype.itemsize))
-        return np.array([7, 1.5], dtype=np.float32)
+        return np.array([7, 1.5, 2.0, 1.5], dtype=np.float32)
 
     monkeypatch.setattr(import_module("npllm.loop"), "to_host", to_host)
     config = tiny_config()
@@ -109,7 +109,7 @@ def test_a_token_is_chosen_without_asking_for_a_value_and_fetched_in_8_bytes(met
     cache = empty_cache(config, 8, like=lm.weights.norm)
     steps = list(npllm.steps(lm, [3], max_new_tokens=4, cache=cache, seed=0, **options))
     assert [step.id for step in steps] == [7] * 4
-    assert copies == [((2,), 4)] * 4
+    assert copies == [((4,), 4)] * 4
 
 
 def test_masks_heads_norms_and_positions_never_ask_for_a_value(meta):

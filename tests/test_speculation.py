@@ -16,12 +16,12 @@ from tolerance import assert_close, assert_same_ids
 
 import npllm
 from npllm.apps import speculation
+from npllm.apps.calls import generate, steps
 from npllm.apps.chat import Chat
 from npllm.apps.speculation import accept_or_replace, check_count, draft_model, look_up, prompt_lookup
 from npllm.cache import empty_cache
 from npllm.errors import ModelFileError, UsageError
 from npllm.lm import LM
-from npllm.loop import generate, steps
 from npllm.model import transform
 from npllm.sampling import choose, softmax
 

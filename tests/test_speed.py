@@ -13,12 +13,12 @@ from models import config_keys, random_weights, tiny_config
 
 from npllm import load
 from npllm.apps import speed
+from npllm.apps.calls import generate
 from npllm.apps.speed import Read, decode, decode_read, decode_row, filled_cache, prefill, product_flops, sizes
 from npllm.cache import kv_cache_bytes
 from npllm.errors import ModelFileError, UsageError
 from npllm.inspect.cost import costs
 from npllm.lm import LM
-from npllm.loop import generate
 
 loop = importlib.import_module("npllm.loop")
 

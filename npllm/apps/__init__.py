@@ -1,6 +1,7 @@
 """What is built on the loop.
 
 constraints  tokens that generation_config.json rules out, and lengths
+calls        `generate`, `stream` and `steps`, of text or ids, or a list of prompts
 batches      several texts at once
 pipeline     the chapter's `pipeline`: prompts in, texts out
 chat         a conversation over one KV cache

@@ -39,13 +39,12 @@ from ..devices.memory import check_generation
 from ..errors import ModelFileError, NotEnoughMemoryError, UsageError
 from ..families import family_of
 from ..lm import LM, on_device
-from ..loop import PREFILL_CHUNK, Generation, Step, as_ids, generation, next_logits, next_token, steps
-from ..loop import generate as generate_one
+from ..loop import PREFILL_CHUNK, Choice, Generation, Step, generation, next_logits, next_token, one_by_one, steps
 from ..masks import aligned_mask
 from ..options import check_options
 from ..rope import needs_long_factors
 from ..tap import untapped
-from ..text.arguments import check_writes, whole_number
+from ..text.arguments import whole_number
 from .constraints import ruled
 
 MOST = 16  # texts at once, unless the caller says otherwise; a compiled step takes up to 32 (compiled/step.py)
@@ -60,56 +59,6 @@ class Request(NamedTuple):
     name: str = ""  # in messages: "prompt 3: "
 
 
-def generate(
-    lm: LM,
-    prompt: Any,
-    *,
-    batch_size: int | None = None,
-    progress: bool = False,
-    max_new_tokens: Any = 100,
-    **options: Any,
-) -> Any:
-    """The continuation of a prompt, which is text or token ids; or of each prompt in a list, several at once.
-
-    Parameters
-    ----------
-    prompt : a text, or a list of token ids; or a list of either
-    batch_size : how many of a list run at once; by default up to 16, or fewer if memory is short. It does not
-        change the texts
-    progress : whether to show a progress bar on stderr for a list
-    max_new_tokens, options : as in `npllm.steps`. With a list of prompts each may be a list, too, with a value for each
-        prompt (`stop` and `logits_processors`: a list of lists). There is no "cache" then, and one "cache_dtype" for
-        all. With "tokens", a tap or use_cache=False, the prompts run one after the other
-
-    Returns
-    -------
-    a `Generation`; for a list of prompts a list of them, in the same order
-
-    Raises
-    ------
-    as `npllm.steps` does. All prompts and options are checked before the first pass; the message names the prompt by
-    its index
-
-    >>> import npllm
-    >>> made = npllm.generate(npllm.load(), ["The capital of France is", "The sky is"], max_new_tokens=2)
-    >>> [one.text for one in made]
-    [' Paris.', ' a canvas']
-    """
-    check_writes(lm)
-    options["max_new_tokens"] = max_new_tokens
-    if not are_prompts(prompt):
-        return generate_one(lm, prompt, **options)
-    if options.get("cache") is not None:
-        raise UsageError("cache: expected none with a list of prompts, which share one; got one")
-    each = {name: one_for_each(name, value, len(prompt)) for name, value in options.items()}
-    requests = []
-    for index, one in enumerate(prompt):
-        name = f"prompt {index}: "
-        with naming(name):
-            requests.append(Request(as_ids(lm, one), {key: each[key][index] for key in each}, None, name))
-    return generate_all(lm, requests, batch_size, progress)
-
-
 def are_prompts(value: Any) -> bool:
     """Whether the value is a list of prompts: of texts, or of lists of token ids."""
     first = value[0] if isinstance(value, list | tuple) and value else None
@@ -118,9 +67,9 @@ def are_prompts(value: Any) -> bool:
 
 def one_for_each(name: str, value: Any, count: int) -> Sequence[Any]:
     """An option's value for each of the prompts. A list of strings to stop at is one value; so is one of functions."""
-    one_value = name == "cache_dtype" or not isinstance(value, list | tuple)
-    whole = name in ("stop", "logits_processors") and all(isinstance(one, str) or callable(one) for one in value)
-    if one_value or whole:
+    if name == "cache_dtype" or not isinstance(value, list | tuple):
+        return [value] * count
+    if name in ("stop", "logits_processors") and all(isinstance(one, str) or callable(one) for one in value):
         return [value] * count
     if len(value) != count:
         raise UsageError(f"{name}: expected one value, or one for each of the {count} prompts, got {len(value)}")
@@ -139,13 +88,14 @@ def naming(name: str) -> Iterator[None]:
 def generate_all(
     lm: LM, requests: Sequence[Request], batch_size: int | None = None, progress: bool = False
 ) -> list[Generation]:
-    """The continuations, in the order of the requests. Parameters and errors as in `generate`."""
+    """The continuations, in the order of the requests. Parameters and errors as in `npllm.generate`."""
     made: list[list[Step]] = [[] for _ in requests]
     with tqdm(total=len(requests), desc="Prompts", unit="", disable=not progress) as bar:
         for index, step in steps_of_all(lm, requests, batch_size):
             made[index].append(step)
             bar.update(step.finish_reason is not None)
-    return [generation(request.ids, each) for request, each in zip(requests, made, strict=True)]
+    pairs = zip(requests, made, strict=True)
+    return [generation(one.ids, each, one.options.get("top_logprobs")) for one, each in pairs]
 
 
 def steps_of_all(lm: LM, requests: Sequence[Request], batch_size: int | None = None) -> Iterator[tuple[int, Step]]:
@@ -172,7 +122,8 @@ def steps_of_all(lm: LM, requests: Sequence[Request], batch_size: int | None = N
 
 def needs_its_own_passes(options: Mapping[str, Any]) -> bool:
     """Whether a text with these options shares no pass with others; a tap would see their values, too."""
-    return "tokens" in options or not options.get("use_cache", True) or options.get("tap", untapped) is not untapped
+    usual = {"tokens": one_by_one, "use_cache": True, "tap": untapped}
+    return any(options.get(name, value) is not value for name, value in usual.items())
 
 
 def one_after_the_other(lm: LM, requests: Sequence[Request]) -> Iterator[tuple[int, Step]]:
@@ -224,12 +175,13 @@ class Text:
 
     def tokens(
         self, lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
-    ) -> Iterator[int]:
+    ) -> Iterator[Choice]:
         """The new tokens, appended to `ids`: the source of tokens for `steps`. The batch makes the logits."""
         while True:
             logits = self.logits if self.rule is None else self.rule(self.logits)
-            ids.append(next_token(logits, ids, self.cache, random, sampling))
-            yield ids[-1]
+            choice = next_token(logits, ids, self.cache, random, sampling)
+            ids.append(choice.id)
+            yield choice
 
     def step(self) -> tuple[int, Step]:
         """The next step, from the logits."""

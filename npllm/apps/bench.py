@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..arrays import Array
 from ..errors import UsageError
 from ..lm import LM
-from ..loop import generate
+from .calls import generate
 from .chat import common_prefix
 
 

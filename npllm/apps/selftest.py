@@ -20,9 +20,9 @@ from ..devices.device import Device, gpu_name, to_host
 from ..inspect.compare import TOLERANCES, Difference, compare
 from ..inspect.runs import Run, from_run
 from ..lm import LM, forward, lm_head, transform
-from ..loop import generate
 from ..version import __version__
 from .bench import endless
+from .calls import generate
 from .chat import common_prefix
 from .speed import bandwidth_buffer, cores, decode, decode_read, decode_row, filled_cache, read_bandwidth
 

@@ -40,7 +40,7 @@ from ..cache import Cache, drop_other_factors, empty_cache
 from ..errors import UsageError
 from ..inspect.record import record
 from ..lm import LM
-from ..loop import next_logits, next_token
+from ..loop import Choice, next_logits, next_token
 from ..sampling import draw, softmax
 from ..text.arguments import check_writes, checked, whole_number
 from .chat import common_prefix, make_room
@@ -51,7 +51,7 @@ MAX_DRAFT = 64  # tokens
 Drafted = tuple[list[int], list[Float[Array, " V"] | None]]  # tokens, and the distribution of each; None: deterministic
 
 
-def prompt_lookup(count: int, counts: dict[str, int] | None = None) -> Callable[..., Iterator[int]]:
+def prompt_lookup(count: int, counts: dict[str, int] | None = None) -> Callable[..., Iterator[Choice]]:
     """A `tokens` argument for `npllm.steps` that drafts up to `count` tokens from the text so far: see `look_up`.
 
     counts : incremented by the numbers of "passes", and of "drafted" and "accepted" tokens
@@ -71,13 +71,13 @@ def prompt_lookup(count: int, counts: dict[str, int] | None = None) -> Callable[
 
     def tokens(
         lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
-    ) -> Iterator[int]:
+    ) -> Iterator[Choice]:
         return verified(lm, ids, cache, random, sampling, draft, count, counts)
 
     return tokens
 
 
-def draft_model(small: LM, count: int = 4, counts: dict[str, int] | None = None) -> Callable[..., Iterator[int]]:
+def draft_model(small: LM, count: int = 4, counts: dict[str, int] | None = None) -> Callable[..., Iterator[Choice]]:
     """A `tokens` argument for `npllm.steps` that drafts up to `count` tokens with a smaller model.
 
     The smaller model has its own KV cache, in float32. It grows, and is reused when a text is continued, as in a
@@ -105,17 +105,17 @@ def draft_model(small: LM, count: int = 4, counts: dict[str, int] | None = None)
         make_room(small, cache, len(ids) + limit)
         cache["length"] = min(common_prefix(held, ids), len(ids) - 1)
         held[:] = ids[: cache["length"]]
-        text, drawn_from, how = list(ids), [], {**sampling, "process": None}  # processors see each new token once
+        text, drawn_from, how = list(ids), [], {**sampling, "process": None, "top_logprobs": 0}
         for _ in range(limit):
-            token, q = drawn(next_logits(small, text, cache)[0, :shared], text, cache, random, how)
-            text.append(token)
+            choice, q = drawn(next_logits(small, text, cache)[0, :shared], text, cache, random, how)
+            text.append(choice.id)
             drawn_from.append(q if q is None else widened(q, rows))
         held[:] = text[: cache["length"]]
         return text[len(ids) :], drawn_from
 
     def tokens(
         lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
-    ) -> Iterator[int]:
+    ) -> Iterator[Choice]:
         check_vocabulary(lm, small)
         return verified(lm, ids, cache, random, sampling, partial(draft, lm.config.vocab_size), count, counts)
 
@@ -137,7 +137,7 @@ def verified(
     draft: Callable[..., Drafted],
     count: int,
     counts: dict[str, int] | None,
-) -> Iterator[int]:
+) -> Iterator[Choice]:
     """The new tokens, appended to `ids`: in each pass the accepted drafts, then one token of the model's own.
 
     Whenever a token is yielded, the cache holds all ids but the last, as after a pass for that token alone. This
@@ -159,15 +159,17 @@ def verified(
         counts["drafted"] += len(guesses)
         for row, (guess, q) in enumerate([*zip(guesses, drawn_from, strict=True), (None, None)]):
             if guess is None or q is None:
-                token = next_token(rows[row, :], ids, cache, random, sampling)
+                choice = next_token(rows[row, :], ids, cache, random, sampling)
             else:
-                _, p = drawn(rows[row, :], ids, cache, random, sampling)
+                choice, p = drawn(rows[row, :], ids, cache, random, sampling)
                 token = accept_or_replace(guess, p, q, random)
-            ids.append(token)
+                change = float(rows[row, token]) - float(rows[row, choice.id])
+                choice = choice._replace(id=token, logprob=choice.logprob + change)
+            ids.append(choice.id)
             cache["length"] = len(ids) - 1
-            counts["accepted"] += token == guess
-            yield token
-            if token != guess:
+            counts["accepted"] += choice.id == guess
+            yield choice
+            if choice.id != guess:
                 break
 
 
@@ -194,14 +196,14 @@ def look_up(ids: Sequence[int], limit: int) -> list[int]:
 @np.errstate(all="ignore")
 def drawn(
     logits: Float[Array, " V"], ids: list[int], cache: Cache, random: np.random.Generator, sampling: Mapping[str, Any]
-) -> tuple[int, Float[Array, " V"] | None]:
+) -> tuple[Choice, Float[Array, " V"] | None]:
     """A token chosen as in the loop, and the probabilities it was sampled from; None for greedy decoding."""
     values: dict[str, Array] = {}
-    token = next_token(logits, ids, cache, random, {**sampling, "tap": record(values)})
+    choice = next_token(logits, ids, cache, random, {**sampling, "tap": record(values)})
     if "greedy" in values:
-        return token, None
+        return choice, None
     *_, left, _ = values.values()  # the last value is the token, the one before it the filtered logits
-    return token, softmax(left)
+    return choice, softmax(left)
 
 
 @np.errstate(all="ignore")

@@ -8,6 +8,7 @@ report         all output: results to stdout, everything else to stderr
 generate       continue a prompt
 turns          what a user types in a chat: a line, pasted lines, or a text between three quotes
 history        what was typed, kept for the next chats
+logprobs       the log-probabilities of new tokens, as a table or as records
 chat_commands  /help, /reset, /retry, /undo, /system, /save and /load
 chat           talk with a model
 fill           the tokens in the place of [MASK]

@@ -10,7 +10,7 @@ import operator
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ..errors import UsageError
 from ..model import transform
 from ..tap import Tap, untapped
 
+T = TypeVar("T")
 SHORT = reprlib.Repr()
 LONGEST = SHORT.maxstring = SHORT.maxother = 80  # characters
 WIDEST = 128  # bits of an integer
@@ -167,7 +168,7 @@ def held_length(cache: Cache, ids: Sequence[int]) -> int:
     return min(int(cache["length"]), same, len(ids) - 1)
 
 
-def one_reader(tokens: Iterator[int], cache: Cache, ids: list[int]) -> Iterator[int]:
+def one_reader(tokens: Iterator[T], cache: Cache, ids: list[int]) -> Iterator[T]:
     """The same tokens. Raises UsageError if another call changes the cache of this generation between two of them."""
     message = "cache: expected one that only this generation uses, got one that another call has changed since"
     if cache.get("ids") is not ids or cache["length"] >= len(ids):
