@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..apps.chat import make_room
-from ..arrays import Float
+from ..arrays import Array, Float
 from ..cache import Cache
 from ..devices.device import to_host
 from ..errors import UsageError
 from ..inspect.lens import likeliest
 from ..lm import LM
-from ..loop import next_logits, next_token, steps
+from ..loop import next_logits, steps
 from ..options import check_options, check_prompt
 from ..rope import needs_long_factors
 from ..tap import Tap, untapped
@@ -59,22 +59,22 @@ def generated(lm: LM, run: Run, cache: Cache, asked: Mapping[str, Any], changes:
     long = needs_long_factors(lm.config, len(ids))
     if run.patches and needs_long_factors(lm.config, len(ids) + most) != long:
         raise UsageError("patches: expected a text and an answer within the original context; ask for fewer tokens")
-    said: list[np.ndarray] = []
-
-    def tokens(lm: LM, ids: list[int], cache: Cache, random: np.random.Generator, how: Any) -> Iterator[int]:
-        changed, plain = watched(lm, changes), watched(lm, watch)
-        while True:
-            make_room(lm, cache, len(ids))
-            through = changed if run.is_changed else plain if len(ids) - cache["length"] > 1 else lm
-            logits = next_logits(through, ids, cache)[0, :]
-            said.append(log_softmax(to_host(logits)))
-            ids.append(next_token(logits, ids, cache, random, how))
-            yield ids[-1]
+    through = changes if run.is_changed else untapped
 
     yield {"prompt_ids": ids, "seed": seed}
-    made = steps(lm, ids, max_new_tokens=most, cache=cache, seed=seed, tokens=tokens, **sampling)
-    for step in made:
-        logprobs = said.pop()
+    if cache["length"] < len(ids) - 1:
+        next_logits(watched(lm, changes if run.is_changed else watch), ids[:-1], cache)
+    cache["ids"] = list(ids)
+    said: list[np.ndarray] = []
+
+    def lm_head(*arguments: Any) -> Array:
+        logits = lm.lm_head(*arguments)
+        said[:] = [to_host(logits)[-1]]
+        return logits
+
+    how = sampling | {"max_new_tokens": most, "seed": seed, "cache": cache}
+    for count, step in enumerate(steps(lm._replace(lm_head=lm_head), ids, tap=through, **how), 1):
+        logprobs = log_softmax(said[0])
         best: Any = likeliest(logprobs, top) if top else []
         yield {
             "id": step.id,
@@ -83,6 +83,7 @@ def generated(lm: LM, run: Run, cache: Cache, asked: Mapping[str, Any], changes:
             "top": [[int(i), float(logprobs[i])] for i in best],
             "finish_reason": step.finish_reason,
         }
+        make_room(lm, cache, min(len(ids) + count + 1, lm.config.max_position_embeddings))
 
 
 def watched(lm: LM, watch: Tap) -> LM:
