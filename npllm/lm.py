@@ -14,7 +14,7 @@ import numpy as np
 from array_api_compat import device
 
 from . import heads, model
-from .arrays import Array, Float, Int, array_namespace
+from .arrays import Array, Bool, Float, Int, array_namespace
 from .cache import Cache
 from .config import Config
 from .shapes import WeightsLike
@@ -43,19 +43,33 @@ class LM(NamedTuple):
 
 @np.errstate(all="ignore")  # an exp may underflow; what overflows becomes NaN, which the callers detect
 def transform(
-    ids: Ids, lm: LM, cache: Cache | None = None, **options: Any
+    ids: Ids,
+    lm: LM,
+    cache: Cache | None = None,
+    *,
+    positions: Ids | None = None,
+    token_types: Ids | None = None,
+    visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
+    total_length: int | None = None,
+    attention: Callable[..., Array] | None = None,
+    block: Callable[..., Array] | None = None,
+    embed: Callable[..., Array] | None = None,
+    norm: Callable[..., Array] | None = None,
+    tap: Tap = untapped,
 ) -> tuple[Float[Array, "... T D"], Cache | None]:
     """The hidden states, one for each token id, and the cache: the chapter's `model.model(input_ids)`.
 
-    Options as in `npllm.model.transform`; positions and token types may be lists, too. Raises UsageError if an argument
-    is invalid, such as an id (in a list, or on the CPU) without an embedding, the cache of another model, or more
-    tokens than position embeddings.
+    Parameters as in `npllm.model.transform`; positions and token types (BERT's) may be lists, too. Raises UsageError if
+    an argument is invalid, such as an id (in a list, or on the CPU) without an embedding, the cache of another model,
+    more tokens than position embeddings, or an option that the family's pass does not have.
     """
-    array = as_array(ids, lm)
-    check_pass(array, lm, cache, options)
-    options |= {"tap": checked_tap(options["tap"])} if "tap" in options else {}
-    options |= {name: on_device(value, lm) for name, value in options.items() if name in NUMBERS and value is not None}
-    return lm.transform(array, lm.weights, lm.config, cache, **options)
+    given = {
+        name: value for name, value in locals().items() if value is not None and name not in ("ids", "lm", "cache")
+    }
+    array, given["tap"] = as_array(ids, lm), checked_tap(tap)
+    check_pass(array, lm, cache, given)
+    given |= {name: on_device(value, lm) for name, value in given.items() if name in NUMBERS}
+    return lm.transform(array, lm.weights, lm.config, cache, **given)
 
 
 @np.errstate(all="ignore")
@@ -66,13 +80,25 @@ def lm_head(hidden: Float[Array, "... T D"], lm: LM) -> Float[Array, "... T V"]:
 
 
 def forward(
-    ids: Ids, lm: LM, cache: Cache | None = None, *, tap: Tap = untapped, **options: Any
+    ids: Ids,
+    lm: LM,
+    cache: Cache | None = None,
+    *,
+    positions: Ids | None = None,
+    token_types: Ids | None = None,
+    visible: Bool[Array, "... T S"] | Sequence[Bool[Array, "... T S"] | None] | None = None,
+    total_length: int | None = None,
+    attention: Callable[..., Array] | None = None,
+    block: Callable[..., Array] | None = None,
+    embed: Callable[..., Array] | None = None,
+    norm: Callable[..., Array] | None = None,
+    tap: Tap = untapped,
 ) -> tuple[Float[Array, "... T V"], Cache | None]:
     """The logits at every position, and the cache: `transform`, then `lm_head`.
 
     logits[..., t, :] scores the token that follows token t; generation needs only the last position.
     """
-    hidden, cache = transform(ids, lm, cache, tap=tap, **options)
+    hidden, cache = transform(**locals())
     return tap("logits", lm_head(hidden, lm)), cache
 
 

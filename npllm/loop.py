@@ -146,7 +146,7 @@ def steps(
     how = {"max_new_tokens": max_new_tokens, "stop": stop, "seed": seed, "use_cache": use_cache, "tokens": tokens}
     max_new_tokens, stop, seed, use_cache, *_ = check_options(**how, cache_dtype=cache_dtype).values()
     processors, top = check_options(logits_processors=logits_processors, top_logprobs=top_logprobs).values()
-    ids = check_prompt(ids, lm.config)
+    ids, through = check_prompt(ids, lm.config), tapped(lm, tap)
     if stop and lm.tokenizer is None:
         raise UsageError("stop: expected a model with a tokenizer, which turns ids into the text to stop at")
     like = lm.weights.norm  # any weight, for its array library and device
@@ -161,7 +161,7 @@ def steps(
     kind = None if cache else cache_dtype
     check_generation(lm.config, capacity, rows, kind, free_bytes(like), full_scores=tap is not untapped)
     cache = cache or empty_cache(lm.config, capacity, like=like, dtype=dtype_like(cache_dtype, like))
-    made = one_reader(tokens(tapped(lm, tap), ids, cache, np.random.default_rng(seed), sampling), cache, ids)
+    made = one_reader(tokens(through, ids, cache, np.random.default_rng(seed), sampling), cache, ids)
     cache["length"], cache["ids"] = held_length(cache, ids), ids
     return loop(lm, ids, made, capacity - len(ids), stop, cache, use_cache)
 

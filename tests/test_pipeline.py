@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 from bridge import tool
@@ -196,6 +197,15 @@ def test_a_sampling_option_without_do_sample_is_warned_of(lm, name, value):
     assert results == generator("Hello")
 
 
+def test_token_ids_are_a_prompt_too(lm):
+    generator = npllm.pipeline("text-generation", lm, max_new_tokens=4)
+    ids = lm.tokenizer.encode("Hello")
+    expected = generator("Hello")
+    for prompt in (ids, tuple(ids), np.asarray(ids)):
+        assert generator(prompt) == expected
+    assert generator(["Hello", ids, ASKED]) == [expected, expected, generator(ASKED)]
+
+
 # What is refused
 
 
@@ -212,11 +222,12 @@ def test_a_sampling_option_without_do_sample_is_warned_of(lm, name, value):
         ("text-generation", "LM", {"torch_dtype": "auto"}, r"torch_dtype: .*npllm.load\(name, device="),
         ("text-generation", "LM", {"trust_remote_code": True}, "trust_remote_code: .*leave it out"),
         ("text-generation", "LM", {"max_length": 20}, "max_length: .*max_new_tokens"),
-        ("text-generation", "LM", {"num_beams": 2}, "no such option; expected one of max_new_tokens, .*seed"),
+        ("text-generation", "LM", {"num_beams": 2}, "no such option; expected one of return_full_text, .*seed"),
     ],
 )
 def test_what_it_does_not_know_is_refused_before_anything_is_loaded(lm, task, model, more, message, monkeypatch):
     monkeypatch.setattr(module, "load", None)
+    monkeypatch.setattr(jaxtyping.config, "off", True)  # the annotations are not enforced, as in normal use
     with pytest.raises(UsageError, match=message) as error:
         npllm.pipeline(task, model=lm if model == "LM" else model, **more)
     assert "\n" not in str(error.value)
@@ -225,8 +236,9 @@ def test_what_it_does_not_know_is_refused_before_anything_is_loaded(lm, task, mo
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        (3, {}, "prompts: expected a text, messages, or a list of either, got 3"),
-        ([1, 2], {}, r"prompts: expected a text, messages, or a list of either, got \[1, 2\]"),
+        (3, {}, "prompts: expected a text, token ids, messages, or a list of these, got 3"),
+        ([1, "2"], {}, "prompt: expected a whole number as token 1, got '2'"),
+        ([1, 10**6], {}, "token 1: expected an id from 0 to"),
         (["Hello", 3], {}, "prompts: expected"),
         ([[]], {}, "prompts: expected"),
         ([*ASKED, "Hello"], {}, "prompts: expected"),

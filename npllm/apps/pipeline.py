@@ -11,20 +11,27 @@ Source: "Looking Inside Transformer LLMs" (the first code cell), "The Inputs and
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar, Unpack, overload
+
+import numpy as np
 
 from ..checkpoint.load import load
 from ..errors import ModelFileError, UsageError
 from ..lm import LM
 from ..loop import as_ids
 from ..options import check_options
+from ..tap import Tap
 from ..text.arguments import boolean, whole_number
+from ..text.processors import Processor
 from ..tokenizer import Tokenizer
 from .batches import Request, generate_all, naming
 from .constraints import ignored, new_tokens, rule_for
 
+Prompt = str | Sequence[int] | np.ndarray | Sequence[Mapping[str, str]]
+P = TypeVar("P", bound=Prompt)
 MAX_NEW_TOKENS = 256
 # The defaults of transformers' pipeline, unless the call or the model's generation_config.json overrides them.
 DEFAULTS = {
@@ -36,18 +43,6 @@ DEFAULTS = {
     "min_p": 0.0,
 }
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-OPTIONS = (
-    *DEFAULTS,
-    "return_full_text",
-    "do_sample",
-    "num_return_sequences",
-    "stop",
-    "seed",
-    "use_cache",
-    "batch_size",
-    "logits_processors",
-    "tap",
-)
 LOAD = "pass model=npllm.load(name, device=..., dtype=...)"
 INSTEAD = {  # arguments of transformers' pipeline, and what to do instead
     "torch_dtype": LOAD,
@@ -74,7 +69,122 @@ ELSEWHERE = {  # other tasks of transformers' pipeline
 }
 
 
-def pipeline(task: str, model: Any = None, tokenizer: Any = None, **options: Any) -> Callable[..., list[Any]]:
+class Options(TypedDict, total=False):
+    """The options of a pipeline and of each call, as type checkers see them."""
+
+    return_full_text: bool | None
+    max_new_tokens: int | None
+    do_sample: bool | None
+    num_return_sequences: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    stop: str | Sequence[str] | None
+    seed: int | None
+    use_cache: bool | None
+    batch_size: int | None
+    logits_processors: Sequence[Processor] | None
+    tap: Tap | None
+
+
+class TextGeneration:
+    """What `pipeline` returns: a function that continues prompts with its model.
+
+    options : those that hold unless a call gives others
+    """
+
+    def __init__(self, lm: LM, options: Mapping[str, Any]) -> None:
+        self.lm, self.options = lm, options
+
+    @overload
+    def __call__(self, prompts: Prompt, **options: Unpack[Options]) -> list[dict[str, Any]]: ...
+    @overload
+    def __call__(self, prompts: list[P] | tuple[P, ...], **options: Unpack[Options]) -> list[list[dict[str, Any]]]: ...
+    def __call__(
+        self,
+        prompts: Any,
+        *,
+        return_full_text: bool | None = None,
+        max_new_tokens: int | None = None,
+        do_sample: bool | None = None,
+        num_return_sequences: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        use_cache: bool | None = None,
+        batch_size: int | None = None,
+        logits_processors: Sequence[Processor] | None = None,
+        tap: Tap | None = None,
+        **unknown: object,
+    ) -> list[Any]:
+        """The continuations of a prompt, or of each prompt in a list. None stands for the default.
+
+        Parameters
+        ----------
+        prompts : a text; or its token ids; or a conversation, [{"role": "user", "content": "Hello"}, ...]; or a list of
+            any of these
+        return_full_text : whether the prompt is part of the result (default: True)
+        max_new_tokens : the maximum number of new tokens (default: from generation_config.json, its max_new_tokens or
+            max_length, else 256)
+        do_sample : whether to sample each token (default: False, greedy decoding)
+        num_return_sequences : how many continuations of each prompt; more than one requires do_sample (default: 1)
+        temperature, top_k, top_p, min_p : the sampling parameters with do_sample (default: from generation_config.json,
+            else 0.7, 50, 1 and 0)
+        repetition_penalty, stop, seed, use_cache, logits_processors, tap : as in `npllm.generate`; continuation i of a
+            prompt has the seed seed + i
+        batch_size : how many continuations run at once (default: 16, or fewer where the memory is short; in
+            transformers 1)
+        unknown : refused; of transformers' options with what to do instead
+
+        The tokens that generation_config.json rules out are ruled out, see apps/constraints.py; a warning names its
+        settings that have no effect here.
+
+        Returns
+        -------
+        [{"generated_text": text}, ...], a dict for each continuation; for a list of prompts, a list of such lists. For
+        a conversation, the text is the assistant's turn, or with return_full_text all turns as messages
+
+        Raises
+        ------
+        UsageError : an option, its value or a prompt is invalid
+        """
+        changes = given(locals())
+        options = {**self.options, **changes}
+        if is_prompt(prompts):
+            return continue_all(self.lm, [prompts], **options)[0]
+        if isinstance(prompts, list | tuple) and all(is_prompt(prompt) for prompt in prompts):
+            return continue_all(self.lm, prompts, **options)
+        raise UsageError(f"prompts: expected a text, token ids, messages, or a list of these, got {prompts!r:.80}")
+
+
+def pipeline(
+    task: str,
+    model: LM | str | Path | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    return_full_text: bool | None = None,
+    max_new_tokens: int | None = None,
+    do_sample: bool | None = None,
+    num_return_sequences: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: str | Sequence[str] | None = None,
+    seed: int | None = None,
+    use_cache: bool | None = None,
+    batch_size: int | None = None,
+    logits_processors: Sequence[Processor] | None = None,
+    tap: Tap | None = None,
+    **unknown: object,
+) -> TextGeneration:
     """A function that continues prompts with this model and returns `[{"generated_text": ...}]`.
 
     Parameters
@@ -82,7 +192,7 @@ def pipeline(task: str, model: Any = None, tokenizer: Any = None, **options: Any
     task : "text-generation"
     model : an LM, or a name as in `npllm.load`; None for the default model
     tokenizer : replaces the model's own
-    options : those of `continue_prompts`; the returned function accepts them too, for a single call
+    return_full_text, ... tap : as in `TextGeneration.__call__`, the returned function, which takes them for a call, too
 
     >>> import npllm
     >>> lm = npllm.load()
@@ -92,6 +202,7 @@ def pipeline(task: str, model: Any = None, tokenizer: Any = None, **options: Any
     >>> generator("The capital of France is", return_full_text=True, max_new_tokens=1)
     [{'generated_text': 'The capital of France is Paris'}]
     """
+    options = given(locals())
     if task != "text-generation":
         instead = f"; {ELSEWHERE[task]}" if isinstance(task, str) and task in ELSEWHERE else ""
         raise UsageError(f"task: expected text-generation, got {task!r}{instead}")
@@ -99,66 +210,23 @@ def pipeline(task: str, model: Any = None, tokenizer: Any = None, **options: Any
         raise UsageError(f"model: expected what npllm.load takes or returns, got {type(model).__name__}")
     if not isinstance(tokenizer, Tokenizer | None):
         raise UsageError(f"tokenizer: expected npllm.load(...).tokenizer, got {type(tokenizer).__name__}")
-    check_names(options)
     lm = model if isinstance(model, LM) else load(model)
-    if tokenizer is not None:
-        lm = lm._replace(tokenizer=tokenizer)
-
-    def generator(prompts: Any, **changes: Any) -> list[Any]:
-        """The continuations of the prompts: see `continue_prompts`."""
-        return continue_prompts(lm, prompts, **(options | changes))
-
-    return generator
+    return TextGeneration(lm if tokenizer is None else lm._replace(tokenizer=tokenizer), options)
 
 
-def check_names(options: Mapping[str, Any]) -> None:
-    """Raise UsageError for an unknown option."""
-    for name in options:
-        if name not in OPTIONS:
-            raise UsageError(f"{name}: no such option; {INSTEAD.get(name, 'expected one of ' + ', '.join(OPTIONS))}")
-
-
-def continue_prompts(lm: LM, prompts: Any, **options: Any) -> list[Any]:
-    """The continuations of a prompt, or of each prompt in a list.
-
-    Parameters
-    ----------
-    prompts : a text; or a conversation, [{"role": "user", "content": "Hello"}, ...]; or a list of either
-    return_full_text : whether the prompt is part of the result (default: True)
-    max_new_tokens : the maximum number of new tokens (default: from generation_config.json, its max_new_tokens or
-        max_length, else 256)
-    do_sample : whether to sample each token (default: False, greedy decoding)
-    num_return_sequences : how many continuations of each prompt; more than one requires do_sample (default: 1)
-    temperature, top_k, top_p, min_p : the sampling parameters with do_sample (default: from generation_config.json,
-        else 0.7, 50, 1 and 0)
-    repetition_penalty, stop, seed, use_cache, logits_processors, tap : as in `npllm.generate`; continuation i of a
-        prompt has the seed seed + i
-    batch_size : how many continuations run at once (default: 16, or fewer where the memory is short; in transformers 1)
-
-    The tokens that generation_config.json rules out are ruled out, see apps/constraints.py; a warning names its
-    settings that have no effect here.
-
-    Returns
-    -------
-    [{"generated_text": text}, ...], a dict for each continuation; for a list of prompts, a list of such lists. For a
-    conversation, the text is the assistant's turn, or with return_full_text all turns as messages
-
-    Raises
-    ------
-    UsageError : an option, its value or a prompt is invalid
-    """
-    if is_prompt(prompts):
-        return continue_all(lm, [prompts], **options)[0]
-    if isinstance(prompts, list | tuple) and all(is_prompt(prompt) for prompt in prompts):
-        return continue_all(lm, prompts, **options)
-    raise UsageError(f"prompts: expected a text, messages, or a list of either, got {prompts!r:.80}")
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options among the arguments of a call, those that are not None. Raises UsageError for an unknown one."""
+    for name in arguments["unknown"]:
+        instead = INSTEAD.get(name, "expected one of " + ", ".join(Options.__annotations__))
+        raise UsageError(f"{name}: no such option; {instead}")
+    return {name: arguments[name] for name in Options.__annotations__ if arguments[name] is not None}
 
 
 def is_prompt(value: Any) -> bool:
-    """Whether the value is a single prompt: a text, or messages."""
-    return isinstance(value, str) or (
-        isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(message, Mapping) for message in value)
-    )
+    """Whether the value is a single prompt: a text, token ids, or messages."""
+    if isinstance(value, list | tuple) and len(value) > 0:
+        return all(isinstance(one, Mapping) for one in value) or isinstance(value[0], Integral)
+    return isinstance(value, str) or getattr(value, "ndim", None) == 1
 
 
 def continue_all(
@@ -172,8 +240,7 @@ def continue_all(
     batch_size: int | None = None,
     **options: Any,
 ) -> list[list[dict[str, Any]]]:
-    """The continuations of each prompt; parameters as in `continue_prompts`."""
-    check_names(options)
+    """The continuations of each prompt; parameters as in `TextGeneration.__call__`."""
     boolean("return_full_text", return_full_text)
     boolean("do_sample", do_sample)
     count = whole_number("num_return_sequences", num_return_sequences, 0)
@@ -195,12 +262,12 @@ def continue_all(
         with naming(name):
             requests += [request_for(lm, prompt, given | {"seed": one}, name) for one in seeds]
     texts = iter([made.text for made in generate_all(lm, requests, batch_size)])
-    return [[result(prompt, next(texts), return_full_text) for _ in seeds] for prompt in prompts]
+    return [[result(lm, prompt, next(texts), return_full_text) for _ in seeds] for prompt in prompts]
 
 
 def request_for(lm: LM, prompt: Any, given: Mapping[str, Any], name: str) -> Request:
     """One continuation to make, with the options that the call and generation_config.json give."""
-    ids = as_ids(lm, prompt) if isinstance(prompt, str) else chat_ids(lm, prompt)
+    ids = chat_ids(lm, prompt) if are_messages(prompt) else as_ids(lm, prompt)
     how = {**DEFAULTS, **given}
     if "max_new_tokens" not in given:
         how["max_new_tokens"] = new_tokens(lm, len(ids), default=MAX_NEW_TOKENS)
@@ -209,11 +276,19 @@ def request_for(lm: LM, prompt: Any, given: Mapping[str, Any], name: str) -> Req
     return Request(ids, how, rule_for(lm, len(ids), most), name)
 
 
-def result(prompt: Any, text: str, return_full_text: bool) -> dict[str, Any]:
+def are_messages(prompt: Any) -> bool:
+    """Whether a prompt is a conversation."""
+    return isinstance(prompt, list | tuple) and isinstance(prompt[0], Mapping)
+
+
+def result(lm: LM, prompt: Any, text: str, return_full_text: bool) -> dict[str, Any]:
     """A continuation as the pipeline returns it."""
     whole: Any = text
-    if return_full_text:
-        whole = prompt + text if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": text}]
+    if return_full_text and are_messages(prompt):
+        whole = [*prompt, {"role": "assistant", "content": text}]
+    elif return_full_text:
+        decoded = prompt if isinstance(prompt, str) or lm.tokenizer is None else lm.tokenizer.decode(prompt)
+        whole = decoded + text if isinstance(decoded, str) else text
     return {"generated_text": whole}
 
 

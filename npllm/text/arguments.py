@@ -198,7 +198,7 @@ def check_pass(ids: Array, lm: Any, cache: Any, options: Mapping[str, Any]) -> N
         if past + new > capacity:
             raise UsageError(f"cache: expected room for {past + new} tokens, got {capacity}; use npllm.cache.grow")
     check_names(lm, options)
-    for name in ("tap", "attention", "block"):
+    for name in ("attention", "block", "embed", "norm"):
         if name in options and not callable(options[name]):
             raise UsageError(f"{name}: expected a function, got {shown(options[name])}")
     if options.get("total_length") is not None:
@@ -219,16 +219,6 @@ def check_pass(ids: Array, lm: Any, cache: Any, options: Mapping[str, Any]) -> N
         check_axes("visible", mask, "bool", (new, past + new))
 
 
-# Options of transformers' forward pass, and npllm's.
-INSTEAD = {
-    "attention_mask": "visible",
-    "past_key_values": "cache",
-    "position_ids": "positions",
-    "token_type_ids": "token_types",
-    "use_cache": "cache",
-}
-
-
 def check_names(lm: Any, options: Mapping[str, Any]) -> None:
     """Raise UsageError for an option that the model's pass does not have."""
     parameters = [*inspect.signature(lm.transform).parameters.values()]
@@ -238,9 +228,7 @@ def check_names(lm: Any, options: Mapping[str, Any]) -> None:
     known -= {"ids", "weights", "config", "cache"}
     known |= {"token_types"} if hasattr(lm.weights, "embed_token_types") else set()
     for name in {*options} - known:
-        use = INSTEAD.get(name)
-        instead = f"; use {use}" if use in {*known, "cache"} else ""
-        raise UsageError(f"{name}: expected an option of this model's pass ({', '.join(sorted(known))}){instead}")
+        raise UsageError(f"{name}: expected an option of this model's pass ({', '.join(sorted(known))})")
 
 
 def listed(numbers: Any) -> Any:
