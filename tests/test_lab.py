@@ -278,9 +278,9 @@ def test_every_call_answers_for_every_family(name):
 
 
 def test_the_passes_that_are_kept_are_bounded(lab, monkeypatch):
-    monkeypatch.setattr(memory, "LOOKS", 200_000)
+    monkeypatch.setattr(memory, "LOOKS", 100_000)
     most = most_tokens(lab.lm.config)
-    assert 4 < most < 128
+    assert 2 < most < 128
     size = sum(value.nbytes for value in look(lab.lm, [1] * most).values.values())
     larger = sum(value.nbytes for value in look(lab.lm, [1] * (most + 1)).values.values())
     assert 2 * size <= memory.LOOKS < 2 * larger

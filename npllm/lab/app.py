@@ -26,14 +26,14 @@ from .answers import ANSWERS, STREAMS, Lab
 from .worker import Cancelled, Item, Job, Worker
 
 LARGEST = 2**20  # bytes of a request
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
+HEADERS = [
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+]  # of every answer
 
 
 class Refused(Exception):
@@ -95,19 +95,13 @@ class Guard:
         self.hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application."""
-        if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
+        """An ASGI application. The server hands it nothing but HTTP requests."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                named = {name.lower() for name, _ in message.get("headers", [])}
-                extra = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message.get("headers", []), *(one for one in extra if one[0] not in named)]
+                message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
-        if scope["type"] != "http":  # a websocket
-            return await send({"type": "websocket.close", "code": 1008})
         try:
             self.check(Request(scope))
         except Refused as error:
@@ -116,16 +110,15 @@ class Guard:
 
     def check(self, request: Request) -> None:
         """Raise Refused for a foreign host or origin, and without the token."""
-        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        path, host, origin = request.scope["path"], request.headers.get("host", ""), request.headers.get("origin")
         if host not in self.hosts or len(request.headers.getlist("host")) != 1:
             raise Refused(403, f"Host: expected {' or '.join(sorted(self.hosts))}, got {host!r:.80}")
         if origin is not None and origin != f"http://{host}":
             raise Refused(403, f"Origin: expected http://{host}, got {origin!r:.80}")
-        if request.url.path == "/favicon.ico":
+        if path == "/favicon.ico":
             return
-        is_page = request.url.path == "/"
-        given = request.query_params.get("token", "") if is_page else request.headers.get("x-npllm-token", "")
-        if not secrets.compare_digest(given.encode(errors="replace"), self.token):
+        given = request.query_params.get("token") if path == "/" else request.headers.get("x-npllm-token")
+        if not secrets.compare_digest((given or "").encode(errors="replace"), self.token):
             raise Refused(403, "token: expected the one in the address that npllm lab printed")
 
 
@@ -220,4 +213,5 @@ def plain_error(status: int, text: str, headers: Mapping[str, str] | None = None
 
 async def http_error(request: Request, error: Any) -> Response:
     """The answer to an unknown path or another method."""
-    return plain_error(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
+    what = f"{request.method} {request.scope['path']}"
+    return plain_error(error.status_code, f"{what}: {error.detail}", error.headers)
