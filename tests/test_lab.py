@@ -186,11 +186,12 @@ def test_going_on_from_an_alternative_computes_only_what_is_new(lab, counted):
     assert counted == [len(ids) - 1, 1]
 
 
-def test_a_patched_answer_is_the_same_after_an_edited_one(lab):
-    patched = text(edits=EDITS, patches=PATCHES, other=text(OTHER))
-    first = ask(lab, "generate", run=patched, max_new_tokens=6)
-    ask(lab, "generate", run=text(edits=EDITS), max_new_tokens=6)
-    assert ask(lab, "generate", run=patched, max_new_tokens=6) == first
+def test_patched_and_unpatched_answers_do_not_share_a_cache(lab):
+    runs = [text(edits=EDITS), text(edits=EDITS, patches=PATCHES, other=text(OTHER))]
+    alone = [ask(Lab(lab.lm, "another"), "generate", run=run, max_new_tokens=6) for run in runs]
+    assert alone[0] != alone[1]
+    for which in (0, 1, 1, 0):
+        assert ask(lab, "generate", run=runs[which], max_new_tokens=6) == alone[which]
 
 
 @pytest.mark.parametrize("most", [10, 40, 150])

@@ -8,14 +8,9 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from ..apps.chat import make_room
-from ..arrays import Array, Float
 from ..cache import Cache
-from ..devices.device import to_host
 from ..errors import UsageError
-from ..inspect.lens import likeliest
 from ..lm import LM
 from ..loop import next_logits, steps
 from ..options import check_options, check_prompt
@@ -27,16 +22,6 @@ from .runs import Run
 SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 KEYS = ("max_new_tokens", *SAMPLING, "seed", "top")
 MOST_TOP = 100
-
-
-def log_softmax(logits: Float[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
-    """The logarithms of the probabilities.
-
-    >>> log_softmax(np.log(np.array([1.0, 3.0]))).round(4)
-    array([-1.3863, -0.2877])
-    """
-    shifted = logits - np.max(logits)
-    return shifted - np.log(np.sum(np.exp(shifted)))
 
 
 def generated(lm: LM, run: Run, cache: Cache, asked: Mapping[str, Any], changes: Tap, watch: Tap) -> Iterator[Any]:
@@ -65,22 +50,13 @@ def generated(lm: LM, run: Run, cache: Cache, asked: Mapping[str, Any], changes:
     if cache["length"] < len(ids) - 1:
         next_logits(watched(lm, changes if run.is_changed else watch), ids[:-1], cache)
     cache["ids"] = list(ids)
-    said: list[np.ndarray] = []
-
-    def lm_head(*arguments: Any) -> Array:
-        logits = lm.lm_head(*arguments)
-        said[:] = [to_host(logits)[-1]]
-        return logits
-
-    how = sampling | {"max_new_tokens": most, "seed": seed, "cache": cache}
-    for count, step in enumerate(steps(lm._replace(lm_head=lm_head), ids, tap=through, **how), 1):
-        logprobs = log_softmax(said[0])
-        best: Any = likeliest(logprobs, top) if top else []
+    how = sampling | {"max_new_tokens": most, "seed": seed, "cache": cache, "top_logprobs": top}
+    for count, step in enumerate(steps(lm, ids, tap=through, **how), 1):
         yield {
             "id": step.id,
             "text": step.text,
-            "logprob": float(logprobs[step.id]),
-            "top": [[int(i), float(logprobs[i])] for i in best],
+            "logprob": step.logprob,
+            "top": step.top_logprobs,
             "finish_reason": step.finish_reason,
         }
         make_room(lm, cache, min(len(ids) + count + 1, lm.config.max_position_embeddings))
