@@ -7,7 +7,7 @@ Source: the chapter's figures, by their numbers.
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def part(config: Config, name: str) -> Tapped:
     return family_of(config).parts[name.split(".", 2)[2] if name.startswith("layers.") else name]
 
 
+@cache  # the lab asks again for every run
 def source(function: Callable[..., Any], line: str = "") -> str:
     """The place where a function is defined, or its first line with this text: "npllm/attention.py:62"."""
     function = whole(function)
