@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from checkpoints import byte_tokenizer
-from chromium import chromium, in_chromium
+from chromium import NAMELESS, WORST_CONTRAST, chromium, in_chromium
 from default_model import needs_default_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -597,31 +597,7 @@ class TestInChromium:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_all_text_can_be_told_from_its_ground(self, show, scheme):
         tab, _, _ = show(seen_by(tiny_lm(), "The dog chased"), scheme=scheme)
-        worst = tab.evaluate(
-            """() => {
-                const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-                const light = (colour) => {
-                    const [r, g, b] = numbers(colour).map((value) => value / 255)
-                        .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
-                    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-                };
-                const ground = (element) => {
-                    for (; element; element = element.parentElement) {
-                        const colour = getComputedStyle(element).backgroundColor;
-                        if (numbers(colour)[3] !== 0) return colour;
-                    }
-                };
-                let worst = [99, ""];
-                for (const element of document.querySelectorAll("body *:not(script, svg, svg *, .strip *)")) {
-                    const says = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-                    if (!says || !element.checkVisibility() || element.disabled) continue;
-                    const both = [light(getComputedStyle(element).color), light(ground(element))];
-                    const contrast = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
-                    if (contrast < worst[0]) worst = [contrast, element.outerHTML.slice(0, 200)];
-                }
-                return worst;
-            }"""
-        )
+        worst = tab.evaluate(WORST_CONTRAST)
         assert worst[0] >= 4.5, worst
 
     def test_light_and_dark_follow_the_system_while_the_page_is_open(self, show):
@@ -634,14 +610,7 @@ class TestInChromium:
 
     def test_controls_and_pictures_have_names(self, show):
         tab, _, _ = show(seen_by(tiny_lm(), "The dog"))
-        nameless = tab.evaluate(
-            """() => [...document.querySelectorAll("button, input, canvas, [role], section, dialog, fieldset, nav")]
-                .filter((element) => element.getAttribute("aria-hidden") !== "true" && !(
-                    element.getAttribute("aria-label") || element.getAttribute("aria-labelledby")
-                    || element.textContent.trim() || element.labels?.length || element.id === "map-canvas"
-                    || element.id === "not-finite"))
-                .map((element) => element.outerHTML.slice(0, 100))"""
-        )
+        nameless = tab.evaluate(NAMELESS)
         assert nameless == []
         tab.locator("#thumbs button").first.click()
         assert tab.locator("#map-canvas").get_attribute("aria-label").startswith("Attention map of layer 0, head 0")

@@ -31,14 +31,28 @@ function show(next, ids = present(shows)) {
   T = data.ids.length;
   ({ layers: L, heads: N, vocab_size: V } = data.model);
   readColours();
+  const restoreFocus = focusPlace();
   for (const id of ids) {
     paints[id] = shows[id]();
     paints[id]?.();
   }
+  restoreFocus();
   for (const scroll of document.querySelectorAll(".scroll")) { // scrollable parts must be reachable by keyboard
     if (!scroll.querySelector("[tabindex], button, canvas")) scroll.tabIndex = 0;
     else scroll.removeAttribute("tabindex");
   }
+}
+
+/** Where the focus is. Returns a function that puts it there again if the element was drawn anew. */
+function focusPlace() {
+  const focused = document.activeElement, around = focused?.parentElement?.closest("[id]");
+  const stops = () => [...around.querySelectorAll("button, [tabindex]")];
+  const index = around ? stops().indexOf(focused) : -1;
+  return () => {
+    if (index < 0 || focused.isConnected) return;
+    const found = stops();
+    (found[Math.min(index, found.length - 1)] ?? byId("forward"))?.focus({ preventScroll: true });
+  };
 }
 
 function paint() {

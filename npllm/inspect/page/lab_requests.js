@@ -51,11 +51,18 @@ async function* lines(name, body) {
   }
 }
 
+const busy = new Map(); // for each part of the page, how many things are being done there
+
+function count(part, by) {
+  busy.set(part, (busy.get(part) ?? 0) + by);
+  byId(part).setAttribute("aria-busy", String(busy.get(part) > 0));
+}
+
 /** Do this; an error is shown in words in this part of the page. Says whether it was done. */
 async function attempt(part, work) {
   const problem = byId(`${part}-problem`);
   problem.textContent = "";
-  byId(part).setAttribute("aria-busy", "true");
+  count(part, 1);
   try {
     await work();
     return true;
@@ -66,6 +73,6 @@ async function attempt(part, work) {
     }
     return false;
   } finally {
-    byId(part).removeAttribute("aria-busy");
+    count(part, -1);
   }
 }
