@@ -26,7 +26,7 @@ from npllm.inspect.funnel import funnel
 from npllm.inspect.lens import likeliest, shares
 from npllm.inspect.look import Look, lens, look, norms
 from npllm.inspect.look import given as given_by_the_model
-from npllm.inspect.page import embedded, page
+from npllm.inspect.page import content_hash, embedded, lab_page, page
 from npllm.inspect.parts import PACKAGE
 from npllm.inspect.tokens import token_bytes
 from npllm.lm import LM
@@ -63,6 +63,23 @@ def test_only_the_pages_own_style_and_script_are_allowed_by_their_hashes():
         digest = base64.b64encode(hashlib.sha256(content[0].encode()).digest()).decode()
         assert rules[rule] == f"'sha256-{digest}'"
     assert rules.keys() == {"default-src", "base-uri", "form-action", "style-src", "script-src"}
+
+
+def test_the_page_of_the_lab_may_ask_its_own_server_and_nothing_else():
+    html, policy = lab_page()
+    assert f'content="{policy}"' in html
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules == {
+        "default-src": "'none'",
+        "style-src": f"'{content_hash(re.search('<style>(.*?)</style>', html, re.DOTALL)[1])}'",
+        "script-src": f"'{content_hash(re.search('<script>(.*?)</script>', html, re.DOTALL)[1])}'",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert html.count("<script") == html.count("<dialog") == 1
+    assert {*SECTIONS} < {*re.findall(r'<section id="(\w+)"', html)}
+    assert "{{" not in html
 
 
 def test_the_pages_own_files_ask_for_nothing_and_never_read_data_as_html():
