@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 from ..errors import UsageError
+from ..text.arguments import shown
 from .look import Look
 from .page import check_direction, page
 
@@ -53,6 +54,8 @@ def frame(seen: Look, only: Sequence[str] = (), head: tuple[int, int] | None = N
     tokens see later ones.
     """
     check_direction(seen.lm)
+    if head is not None and not (isinstance(head, Sequence) and len(head) == 2):
+        raise UsageError(f"head: expected (layer, head), got {shown(head)}")
     count, config = len(seen.ids), seen.lm.config
     maps = (1 if head else config.num_hidden_layers * config.num_attention_heads) * count**2 // 2
     if "attention" in only and maps > LARGEST:

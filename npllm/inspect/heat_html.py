@@ -84,7 +84,7 @@ def heat_map(x: Any) -> str:
     for i in rows:
         cells = []
         for j in keys:
-            value = number(x, x.array[i, j])
+            value = number(x, float(x.array[i, j]))
             shown = value if x.words is None else isolated(x.words[i, j].replace(" ", "␣"))
             where = f"{x.names[0]} {x.labels[0][i]}, {x.names[1]} {x.labels[1][j]}: {value}"
             cells.append(f"<td style='{colour(dark[i, j])}' title=\"{escape(where)}\">{shown if room else ''}</td>")
@@ -129,7 +129,7 @@ def bars(x: Any) -> str:
     for i in order:
         wide = round(100 * float(np.nan_to_num(size[i])))
         word = "" if x.words is None else isolated(x.words[i].replace(" ", "␣"))
-        text = number(x, values[i]) + (" %" if x.share and values[i] else "")
+        text = number(x, float(values[i])) + (" %" if x.share and values[i] else "")
         lines.append(
             f"<tr><th>{tick(x, 0, i)}</th><td>{word}</td><td>{text}</td><td style='width:240px;text-align:left'>"
             f"<div style='height:9px;width:{wide}%;{colour(0.6 if dark[i] >= 0 else -0.6)}'></div></td></tr>"

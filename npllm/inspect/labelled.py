@@ -150,7 +150,9 @@ def bars(x: Labelled) -> list[str]:
     by_size = np.argsort(-np.abs(np.nan_to_num(values)), kind="stable").tolist()
     order = by_size[:RANKED] if x.ranked else rows_of(len(values))
     wide = min(max((columns(label) for label in labels), default=0), 2 * LABEL)
-    texts = {i: percent(values[i]) if x.share and values[i] else number(x, values[i]) for i in order if i >= 0}
+    texts = {
+        i: percent(float(values[i])) if x.share and values[i] else number(x, float(values[i])) for i in order if i >= 0
+    }
     digits = max(map(len, texts.values()), default=0)
 
     def line(i: int) -> str:
@@ -200,7 +202,7 @@ def largest(x: Labelled) -> list[str]:
         order = np.argsort(-np.nan_to_num(part.array, nan=-np.inf), axis=None, kind="stable")[:3]
         places = [np.unravel_index(int(i), part.shape) for i in order]
         where = [
-            f"{percent(part.array[at]) if x.share else number(x, part.array[at])} at {', '.join(named_at(part, at))}"
+            f"{percent(float(part[at])) if x.share else number(x, float(part[at]))} at {', '.join(named_at(part, at))}"
             for at in places
         ]
         line = f"  {x.names[0]} {label}: {where[0]}"

@@ -95,11 +95,11 @@ def named_token(lm: LM, token: str | int) -> int:
     if known is not None and known < lm.config.vocab_size:
         return known
     with_space = one_token(lm.tokenizer, f" {token}")
-    hint = "" if with_space is None else f"; did you mean {f' {token}'!r}?"
+    hint = "" if with_space is None or not token else f"; did you mean {f' {token}'!r}?"
     parts = token_labels(lm, lm.tokenizer.backend.encode(token, add_special_tokens=False).ids)
-    raise UsageError(
-        f"token: expected one token, got {token!r}, which is {len(parts)}: {', '.join(map(repr, parts))}{hint}"
-    )
+    spelled = ", ".join(map(repr, parts[:8])) + (", ..." if len(parts) > 8 else "")
+    what = f"{len(parts)}: {spelled}" if parts else "none"
+    raise UsageError(f"token: expected one token, got {shown(token)}, which is {what}{hint}")
 
 
 def one_token(tokenizer: Tokenizer, text: str) -> int | None:

@@ -11,8 +11,10 @@ The arrays are `Labelled`: they show themselves, as a table or a heat map. Other
 Source: the chapter's figures, as named there.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from ..arrays import Float
 from ..errors import UsageError
 from ..lm import LM
 from ..loop import as_ids
-from ..text.arguments import check_model, shown, whole_number
+from ..text.arguments import check_model, checked, shown, whole_number
 from .attribution import Attribution, attribution
 from .edits import Edit, edit_tap, edit_text
 from .frame import Frame, frame
@@ -181,6 +183,7 @@ class View:
 
         Raises UsageError if there is no such part, or none is given.
         """
+        scale = checked("scale", scale, Real, math.isfinite, "a finite number")
         given = {"head": head, "attention": attention, "feedforward": feedforward, "neuron": neuron}
         edits = [Edit(layer, part, at, scale) for part, where in given.items() for layer, at in places(part, where)]
         if not edits:
@@ -216,11 +219,12 @@ class View:
         if self.edits or source.edits:
             raise UsageError("patched_from: expected views without edits; take their .original")
         own = int(self.logits[self.place].argmax())
-        answer = int(source.logits[self.place].argmax()) if token is None else named_token(self.lm, token)
+        answer = int(source.logits[source.place].argmax()) if token is None else named_token(self.lm, token)
         against = own if own != answer else None
-        grid = patching_grid(self.lm, source.ids, self.ids, answer, part, against=against, position=self.place)
-        names = token_labels(self.lm, [answer, own])
-        title = f"share of '{names[0]}' over '{names[1]}' that the other text's {part} brings"
+        position = self.place - len(self.ids)
+        grid = patching_grid(self.lm, source.ids, self.ids, answer, part, against=against, position=position)
+        names = [f"'{name}'" for name in token_labels(self.lm, [answer, *([] if against is None else [against])])]
+        title = f"share of {' over '.join(names)} that the other text's {part} brings"
         return labelled(grid, title, {"layer": self.layers, "token": self.tokens})
 
     def show(self, *only: str, head: tuple[int, int] | None = None) -> Frame:
