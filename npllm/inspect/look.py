@@ -90,7 +90,7 @@ def given(seen: Look) -> tuple[Float[np.ndarray, " T"], np.ndarray]:
 
 def log_given(seen: Look) -> Float[np.ndarray, " T"]:
     """The logarithm of each token's probability in `given`: also of one that is too small for a float32."""
-    first = 0 if seen.lm.config.bidirectional else 1
+    first = int(not seen.lm.config.bidirectional)
     before = seen.logits[: len(seen.ids) - first].astype(np.float64)
     logits = before[np.arange(len(before)), seen.ids[first:]]
     with np.errstate(all="ignore"):  # of what is not finite, the result is NaN

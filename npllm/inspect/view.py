@@ -156,7 +156,8 @@ class View:
         return induction_scores(self.lm, tap=edit_tap(self.lm, self.edits))
 
     def attribution(self, token: str | int | None = None, *, against: str | int | None = None) -> "Contributions":
-        """What each part of the model added to the logit of a token, by default the likeliest. Their sum is the logit.
+        """What each part of the model added to the logit of a token, by default the likeliest. Their sum is the logit
+        (before its cap, in a model that caps logits).
 
         against : a second token, whose logit is subtracted
         """
@@ -268,8 +269,9 @@ def contributions(found: Attribution, token: str) -> Contributions:
         named |= {f"attention bias {i}": value for i, value in zip(layers, found.attention_bias, strict=True)}
     named |= {name.replace("_", " "): value for name, value in found.others.items()}
     what = f"contributions to the logit of {token}"
+    cap = ", before its cap" if found.capped else ""
     values, axes = np.array([*named.values()], dtype=np.float64), {"part": list(named)}
-    result: Contributions = labelled(values, f"{what}, {found.logit:.2f}", axes, ranked=True, kind=Contributions)
+    result: Contributions = labelled(values, f"{what}, {found.logit:.2f}{cap}", axes, ranked=True, kind=Contributions)
     result.heads = labelled(found.heads, f"heads' {what}", {"layer": layers, "head": heads})
     result.feedforward = labelled(found.feedforward, f"feedforward networks' {what}", {"layer": layers})
     return result
