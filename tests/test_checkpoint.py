@@ -187,7 +187,28 @@ def test_a_progress_bar_only_when_asked_for(folder, capsys):
     npllm.load(folder, progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "Loading weights: 100%" in err
+    assert "Loading weights: " in err
+    assert on_screen(err) == "", "the bar goes when it has ended"
+
+
+def test_an_interrupt_leaves_no_progress_bar(folder, capsys, monkeypatch):
+    def interrupted(targets, tensors, dtype, workers, bar):
+        bar.update(10)
+        bar.refresh()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("npllm.checkpoint.weights.read_to_host", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        npllm.load(folder, progress=True)
+    assert on_screen(capsys.readouterr().err) == ""
+
+
+def on_screen(text: str) -> str:
+    """What a terminal shows in its line after this text, in which a carriage return leads back to its beginning."""
+    line = ""
+    for part in text.split("\r"):
+        line = part + line[len(part) :]
+    return line.strip()
 
 
 # Broken files: exit code 4, one line

@@ -1,9 +1,12 @@
 """Ctrl-C before a command runs and after it."""
 
+import os
+import random
+import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import time
 
 import pytest
 from command_line import unix
@@ -47,16 +50,36 @@ def test_while_modules_are_imported_it_is_quiet():
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
+@unix
+def test_the_handler_is_set_before_anything_that_takes_time_is_imported():
+    code = (
+        "import sys; before = {*sys.modules}; import npllm.__main__ as npllm\n"
+        "print(*sorted({*sys.modules} - before - {*sys.stdlib_module_names}))\n"
+        "print(*({'enum', 're', 'signal', 'pathlib'} & {*sys.modules} - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, text=True)
+    ours, theirs = done.stdout.splitlines()
+    assert ours.split() == ["npllm", "npllm.__main__", "npllm.cli", "npllm.cli.signals", "npllm.version"]
+    assert theirs == ""
+
+
 @pytest.mark.slow
 @unix
-@pytest.mark.parametrize("milliseconds", range(0, 601, 40))
-def test_at_any_time_it_is_quiet_and_130(start, folder, milliseconds):
-    """Python itself starts with a traceback and ends by the signal."""
-    process = start("generate", "Hello", "-n", "200", "--no-cache", folder=folder)
-    with suppress(subprocess.TimeoutExpired):  # on a fast machine it may have ended
-        process.wait(milliseconds / 1000 or 1e-3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert b"npllm" not in err or b"init_import_site" in err
-    if not err.strip():
-        assert process.returncode in (130, -signal.SIGINT, 0)
+@pytest.mark.parametrize("argv", [["generate", "Hello", "-n", "200", "--no-cache"], ["chat"]], ids=" ".join)
+def test_at_any_moment_it_is_quiet_and_130(folder, argv):
+    """From npllm's first line on: before it, Python itself ends with a traceback, or by the signal."""
+    code = (
+        "from npllm.cli.signals import at_once; at_once(); print(); import sys, npllm.__main__ as m; sys.exit(m.main())"
+    )
+    environment = os.environ | {"NPLLM_MODEL": str(folder), "OPENBLAS_NUM_THREADS": "1"}
+    moments = random.Random(0)
+    for _ in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-uc", code, *argv], env=environment, stdin=-1, stdout=-1, stderr=-1
+        )
+        process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.6))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(b"Hello\n", timeout=60)
+        assert process.returncode in (130, 0), err  # on a fast machine it may have ended
+        assert re.sub(rb"npllm: the reply was cut off .*\n", b"", err).strip() == b""

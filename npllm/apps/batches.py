@@ -90,7 +90,7 @@ def generate_all(
 ) -> list[Generation]:
     """The continuations, in the order of the requests. Parameters and errors as in `npllm.generate`."""
     made: list[list[Step]] = [[] for _ in requests]
-    with tqdm(total=len(requests), desc="Prompts", unit="", disable=not progress) as bar:
+    with tqdm(total=len(requests), desc="Prompts", unit="", disable=not progress, leave=False) as bar:
         for index, step in steps_of_all(lm, requests, batch_size):
             made[index].append(step)
             bar.update(step.finish_reason is not None)

@@ -20,6 +20,7 @@ from ..devices.units import format_bytes
 from ..errors import ModelFileError, UnavailableError
 from ..storage.files import temporary
 from ..storage.json_file import read_json
+from ..text.one_line import escaped
 from . import hub_api
 from .hub_api import Entry, Listing, is_commit
 from .hub_http import NoAnswer, Refusal, endpoint
@@ -159,14 +160,12 @@ def append(name: str, commit: str, file: str, size: int, part: Path) -> None:
         if output.tell() > size:  # not of this file
             output.seek(0)
             output.truncate()
-        bar = tqdm(total=size, initial=output.tell(), desc=file, unit="B", unit_scale=True, disable=None)
+        sizes = {"total": size, "initial": output.tell(), "unit": "B", "unit_scale": True}
+        bar = tqdm(**sizes, desc=escaped(file), disable=None, leave=False)
         try:
             hub_api.fetch(name, commit, file, size, output, bar.update)
             output.flush()
             os.fsync(output.fileno())
-        except BaseException:  # also Ctrl-C
-            bar.leave = False
-            raise
         finally:
             bar.close()
 

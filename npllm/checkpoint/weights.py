@@ -66,7 +66,7 @@ def read_weights(
     workers = Workers() if any(target.layout for target in targets.values()) else None
     check_fit(targets, device, dtype, workers)
     total = sum(target.file_bytes(tensors) for target in targets.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=not progress) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=not progress, leave=False) as bar:
         if device.name == "cpu":
             return read_to_host(targets, tensors, dtype, workers, bar)
         return read_to_gpu(targets, tensors, device, dtype, workers, bar)

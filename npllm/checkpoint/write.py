@@ -317,7 +317,7 @@ def write_shards(
             return arrays(job, tensors, dtype)
 
     total = sum(sum_bytes(outputs) for outputs in shards.values())
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=not progress)
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=not progress, leave=False)
     with bar, closing(read_ahead(read, jobs, waiting=READERS)) as made:
         flat = (array for several in made for array in several)
         for name, outputs in shards.items():

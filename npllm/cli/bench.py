@@ -141,7 +141,7 @@ def with_progress(runs: Iterable[T], rounds: int) -> Iterator[T]:
     from tqdm import tqdm  # here, because only this shows a bar
 
     hidden = sys.stderr is None or not sys.stderr.isatty()
-    return iter(tqdm(runs, total=rounds, desc="Timing", unit="run", disable=hidden))
+    return iter(tqdm(runs, total=rounds, desc="Timing", unit="run", disable=hidden, leave=False))
 
 
 def collect(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:

@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..lm import LM
 from ..loop import as_ids
 from ..storage.paths import input_path
+from ..text.one_line import escaped
 from . import options, report
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def bar(what: str, tokens: int) -> "tqdm[Any]":
     from tqdm import tqdm  # here, because only this shows a bar
 
     quiet = sys.stderr is None or not sys.stderr.isatty()
-    return tqdm(total=tokens, unit=" tokens", desc=what, disable=quiet, leave=False)
+    return tqdm(total=tokens, unit=" tokens", desc=escaped(what), disable=quiet, leave=False)
 
 
 def lines(result: dict[str, Any]) -> list[str]:

@@ -4,8 +4,8 @@ A command catches KeyboardInterrupt: `generate` keeps the text so far, and a hal
 after it there is nothing to keep: the exception would only show a traceback, or a library would print it and go on.
 """
 
+import _signal as signal  # type: ignore[import-not-found]  # in C, and there at once: `signal` first imports enum
 import os
-import signal
 
 INTERRUPTED = 130
 
