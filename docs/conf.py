@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools" / "docs"))  # for the extensions
+sys.path.insert(0, str(ROOT / "docs" / "extensions"))
 
 project = "npllm"
 author = "the npllm authors"

@@ -117,6 +117,14 @@ def test_every_figure_that_is_drawn_is_shown_and_the_other_way_round():
     assert sorted(shown) == sorted(drawn)
 
 
+def test_the_pictures_of_the_readme_are_there_and_small_and_have_a_text():
+    pictures = re.findall(r"^!\[(.*)\]\((.*)\)$", README, flags=re.MULTILINE)
+    assert len(pictures) == 2
+    for text, path in pictures:
+        assert len(text) > 80
+        assert (ROOT / path).stat().st_size < 150_000
+
+
 def test_every_figure_has_a_text_for_those_who_cannot_see_it():
     for name, text in PAGES.items():
         for figure in re.findall(r"^```\{figure\}.*?^```$", text, flags=re.MULTILINE | re.DOTALL):

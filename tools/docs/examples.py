@@ -2,7 +2,7 @@
 
     python tools/docs/examples.py [DIR]   into DIR (default: docs/_static/examples)
 
-A page shows one with the directive `example`, see tools/docs/layout.py.
+A page shows one with the directive `example`, see docs/extensions/layout.py.
 """
 
 import argparse

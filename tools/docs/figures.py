@@ -6,7 +6,7 @@
 Each function below `# The figures` draws the figure of its name. All values are real: computed from the text named on
 the page, or read from docs/performance.json (`performance`). Text is drawn as outlines, so that a figure looks the same
 on every machine; the alt text on the page contains its words. Nothing is drawn where the paper is to be seen, and each
-figure is written a second time for dark paper, as NAME.dark.svg; tools/docs/layout.py puts both on the page.
+figure is written a second time for dark paper, as NAME.dark.svg; docs/extensions/layout.py puts both on the page.
 """
 
 import argparse
