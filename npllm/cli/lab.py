@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--port: expected 0 to {2**16 - 1}, got {args.port}")
     if any(find_spec(library) is None for library in ("starlette", "uvicorn")):
         raise UnavailableError(
-            "npllm lab needs starlette and uvicorn, which are not installed: pip install 'npllm-reference[lab]'"
+            "lab: starlette and uvicorn are not installed; install them with: pip install starlette uvicorn"
         )
     from ..lab.answers import Lab
     from ..lab.server import serve
