@@ -92,7 +92,8 @@ def test_a_run_with_patches_has_the_other_texts_values(lab):
     tap = edit_tap(lab.lm, EDITED, patch_tap(lab.lm, patches, values))
     assert equal(answer["logits"], logits_of(lab.lm, PROMPT, tap)[-1])
     without, other = text(edits=EDITS), text(edits=EDITS, patches=PATCHES, other=text("Hello, hat!"))
-    assert answer["logits"] not in (ask(lab, "run", run=one)[0]["logits"] for one in (without, other))
+    last = len(answer["ids"]) - 1
+    assert answer["logits"] not in (ask(lab, "logits", run=one, position=last)[0]["logits"] for one in (without, other))
 
 
 def test_clicks_need_no_new_pass(lab, counted):
@@ -286,10 +287,10 @@ def test_the_passes_that_are_kept_are_bounded(lab, monkeypatch):
     larger = sum(value.nbytes for value in look(lab.lm, [1] * (most + 1)).values.values())
     assert 2 * size <= memory.LOOKS < 2 * larger
     for token in range(4):
-        ask(lab, "run", run={"ids": [token] * most})
+        ask(lab, "thumbs", run={"ids": [token] * most})
     assert [run.ids[0] for run in lab.looks.kept] == [2, 3]
-    ask(lab, "run", run={"ids": [2] * most})
-    ask(lab, "run", run={"ids": [4] * most})
+    ask(lab, "thumbs", run={"ids": [2] * most})
+    ask(lab, "thumbs", run={"ids": [4] * most})
     assert [run.ids[0] for run in lab.looks.kept] == [2, 4]
     for asked in ("run", "thumbs"):
         with pytest.raises(UsageError, match=f"the text is too long: {most + 1} tokens, where the lab looks at up to"):

@@ -85,12 +85,10 @@ def test_a_request_that_is_not_the_pages_own_is_refused(client: Client, change, 
 
 def test_localhost_and_a_program_without_an_origin_may_ask(client: Client):
     local = f"localhost:{client.port}"
-    assert client.send(
-        "POST", "/api/run", client.headers() | {"Host": local, "Origin": f"http://{local}"}, {"run": RUN}
-    )
-    headers = client.headers()
+    headers = client.headers() | {"Host": local, "Origin": f"http://{local}"}
+    assert client.send("POST", "/api/thumbs", headers, {"run": RUN}).status == 200
     del headers["Origin"]
-    assert client.send("POST", "/api/run", headers, {"run": RUN}).status == 200
+    assert client.send("POST", "/api/thumbs", headers, {"run": RUN}).status == 200
 
 
 @pytest.mark.parametrize(
@@ -116,8 +114,8 @@ def test_a_malformed_request_is_refused(client: Client, body, status):
 def test_a_large_request_is_refused(client: Client, monkeypatch, more):
     body = json.dumps({"run": RUN}).encode()
     monkeypatch.setattr(app, "LARGEST", len(body) - more)
-    answer = client.send("POST", "/api/run", client.headers(), body)
-    assert (answer.status, next(iter(answer.json))) == ((413, "error") if more else (200, "text"))
+    answer = client.send("POST", "/api/thumbs", client.headers(), body)
+    assert (answer.status, next(iter(answer.json))) == ((413, "error") if more else (200, "size"))
 
 
 @pytest.mark.parametrize(
@@ -187,11 +185,11 @@ def test_a_bug_is_one_line_and_the_next_request_is_served(client: Client, monkey
         raise RuntimeError("two\nlines")
         yield
 
-    monkeypatch.setitem(ANSWERS, "thumbs", broken)
-    answer = client.ask("thumbs", run=RUN)
+    monkeypatch.setitem(ANSWERS, "lens", broken)
+    answer = client.ask("lens", run=RUN)
     assert answer.status == 500
     assert answer.json["error"].startswith("a bug of npllm: RuntimeError: two lines")
-    assert client.ask("run", run=RUN).status == 200
+    assert client.ask("thumbs", run=RUN).status == 200
 
 
 # What ends the work
@@ -253,7 +251,7 @@ def test_a_page_closed_in_the_middle_of_an_answer_ends_its_work(client: Client, 
 def test_another_tab_is_answered_between_two_items_and_cancels_nothing(client: Client, slow):
     stream = client.begin("slow", stream=True)
     assert json.loads(stream.readline()) == {"count": 0}
-    assert client.ask("run", "another-tab", run=RUN).status == 200
+    assert client.ask("thumbs", "another-tab", run=RUN).status == 200
     assert client.ask("attention", run=RUN, layer=0, head=0).status == 200
     assert not slow["ended"].is_set()
     assert "count" in json.loads(stream.readline())
