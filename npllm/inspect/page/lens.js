@@ -5,6 +5,7 @@ shows.lens = () => {
   const ids = numbers(Uint32Array, data.lens.ids), shares = numbers(Float32Array, data.lens.shares); // [L + 1, P, k]
   const next = numbers(Float32Array, data.lens.next); // [L + 1, P]: the probability of the token that follows
   const table = el("table", { class: "lens" });
+  if (P < T) table.append(el("caption", {}, `Tokens ${positions[0]} to ${positions.at(-1)} of ${T}`));
   const heads = positions.map((position) => data.ids[position]).map((id, i) =>
     el("th", { scope: "col", title: `token ${positions[i]}: ${label(id)}` }, token(id)));
   table.append(el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "after"), ...heads)));
