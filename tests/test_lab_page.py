@@ -347,6 +347,14 @@ def test_a_link_that_is_no_state_is_ignored(lab):
     assert tab.locator("#answer").inner_text() == PROMPT
 
 
+def test_a_link_that_does_not_fit_the_model_is_refused_in_words(lab):
+    tab, events = lab("#" + json.dumps({"prompt": "Hello", "edits": [{"part": "head", "layer": 99, "index": 0}]}))
+    assert re.match("The link cannot be restored: .*expected 0 to 29", tab.locator("#bench-problem").inner_text())
+    assert tab.locator("#answer").inner_text() == PROMPT
+    assert tab.locator("#edits li").count() == 0
+    assert "status of 400" in events.pop()
+
+
 def test_another_click_ends_the_answer_that_is_being_written(lab):
     tab, _ = lab()
     typed(tab, "Once upon a time")

@@ -23,6 +23,7 @@ from npllm.inspect import page as pages
 from npllm.inspect.contents import SECTIONS, STEPS, attention_bytes, contents, labels, token_label
 from npllm.inspect.cost import costs, total
 from npllm.inspect.funnel import funnel
+from npllm.inspect.heads import without_first_token
 from npllm.inspect.lens import likeliest, shares
 from npllm.inspect.look import Look, lens, look, norms
 from npllm.inspect.look import given as given_by_the_model
@@ -400,6 +401,22 @@ class TestInChromium:
         assert tab.locator("#scale-from").inner_text() == "0\u00a0%"
         tab.get_by_label("logarithmic").check()
         assert tab.evaluate(pixels) == before
+
+    def test_the_first_token_can_be_left_out(self, show):
+        tab, seen, _ = show(seen_by(tiny_lm(), "The dog"))
+        tab.locator("#skip-first").check()
+        expected = without_first_token(seen.values["layers.2.attention.weights"])[1]
+        for position in range(len(seen.ids)):
+            shown = tab.evaluate(f"Array.from(row(2, 1, {position}))")
+            assert shown == pytest.approx(expected[position, : position + 1], abs=0.01)
+        assert "to the first token" not in tab.locator("#thumb-reading").inner_text()
+
+    def test_tokens_that_form_a_character_together_are_joined(self, show):
+        tab, seen, _ = show(seen_by(tiny_lm(), "a\u00e9\U0001f389b\u202ec"))
+        assert tab.locator("#token-list .joined .token").all_text_contents() == ["\u00e9", "\U0001f389", "\\u{202e}"]
+        assert tab.locator("#token-list button").count() == len(seen.ids) == 12
+        tab.locator("#token-list button").nth(2).focus()
+        assert "bytes a9" in tab.locator("#token-detail").inner_text()
 
     def test_the_keyboard_reaches_everything(self, show):
         tab, seen, _ = show(seen_by(tiny_lm(), "The dog chased"))

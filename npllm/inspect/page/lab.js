@@ -14,10 +14,20 @@ async function restore() {
     settings[name] = found.settings[name];
     setSlider[name]?.(settings[name]);
   }
+  fillIn();
+  if (await pass(found?.at ?? Infinity) || !found) return;
+  const problem = byId("bench-problem").textContent; // the link's state does not fit this model
+  Object.assign(run, FIRST);
+  fillIn();
+  await pass();
+  byId("bench-problem").textContent = `The link cannot be restored: ${problem}`;
+}
+
+/** Put the run's prompts into their fields. */
+function fillIn() {
   byId("prompt").value = run.prompt;
   byId("second-prompt").value = run.other?.prompt ?? "";
   byId("prompt-form").elements.chat.value = run.chat ? "chat" : "text";
-  await pass(found?.at ?? Infinity);
 }
 
 async function begin() {
@@ -42,7 +52,8 @@ async function begin() {
     model = await ask("model", {});
     const { name, layers, heads } = model.model;
     byId("model").textContent = `${name}: ${layers} layers of ${heads} heads, on this computer`;
-    byId("chat-choice").hidden = model.model.chat === false;
+    byId("chat-choice").hidden = !model.chat;
+    byId("made-by").textContent = `npllm ${model.version}. The model runs on this computer; this page asks only its own server.`;
     data = { ...model, ids: [] };
     [L, N, V] = [layers, heads, model.model.vocab_size];
     await restore();

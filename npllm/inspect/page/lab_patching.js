@@ -12,9 +12,8 @@ async function comparePrompts(prompt) {
 const patchingKey = () => JSON.stringify([run.ids, run.other, run.edits]);
 
 async function showGrid() {
-  const part = byId("patching-part").value, answer = likeliest([numbers(Float32Array, data.logits)], 1)[0];
-  const clean = { ...run, edits: [], patches: [] }; // the grid is of the untouched model
-  clean.ids = run.ids.slice(0, at);
+  const part = byId("patching-part").value, answer = highest(numbers(Float32Array, data.logits), 1)[0];
+  const clean = { ...runOver(run.ids.slice(0, at)), edits: [], patches: [] }; // the grid is of the untouched model
   const key = patchingKey();
   byId("second").scrollIntoView();
   byId("patching-stop").hidden = false;

@@ -46,12 +46,14 @@ async function step(to) {
   });
 }
 
+/** The run over other ids of the same text; patches beyond their end are gone. */
+const runOver = (ids) => ({ ...run, ids, prompt_length: Math.min(run.prompt_length, ids.length),
+  patches: run.patches.filter(({ position }) => position < ids.length) });
+
 /** Go on with this token after `keep` tokens. */
 async function take(id, keep = at) {
   if (run.ids[keep] === id) return step(keep + 1);
-  const before = { ...run };
-  Object.assign(run, { ids: [...run.ids.slice(0, keep), id], prompt_length: Math.min(run.prompt_length, keep) });
-  if (!await pass()) Object.assign(run, before);
+  return change({ ...runOver([...run.ids.slice(0, keep), id]), prompt_length: Math.min(run.prompt_length, keep) }, Infinity);
 }
 
 /** Change the run; what the server refuses is undone. */

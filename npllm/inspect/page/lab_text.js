@@ -80,7 +80,7 @@ function mark(share) {
 async function write() {
   abort();
   const mine = ++turn, ids = run.ids.slice(0, at), { temperature, top_k, top_p, min_p } = settings;
-  const body = { run: { ...run, ids }, max_new_tokens: between(Number(byId("most").value) || 1, 1, 1000),
+  const body = { run: runOver(ids), max_new_tokens: between(Number(byId("most").value) || 1, 1, 1000),
     temperature, top_k, top_p, min_p };
   const added = el("span", { class: "new" });
   byId("answer").querySelector(".ahead")?.remove();
