@@ -379,6 +379,9 @@ def test_another_click_ends_the_answer_that_is_being_written(lab):
 def test_everything_works_by_keyboard(lab):
     tab, _ = lab()
     focused = "document.activeElement"
+    for part in ("heads", "attention"):  # computed when they are looked at
+        tab.locator(f"#{part}").scroll_into_view_if_needed()
+        tab.wait_for_selector(f"#{part} .thumbs button")
     tab.locator("#prompt").focus()
     tab.keyboard.press("Control+A")
     tab.keyboard.type("The capital of Italy is")

@@ -3,9 +3,19 @@
 
 let logits, order, sorted, rank; // of the last token; the ids, likeliest first; their logits; the place of each id there
 
+/**
+ * The ids of these values, the highest first, ties in order of id. Each value's bits, in an order that sorts, and its id
+ * make one number: plain numbers sort much faster than with a function that compares.
+ */
+function sortedIds(values) {
+  const ID = 2 ** 20, keys = Float64Array.from(new Uint32Array(values.slice().buffer), (bits, id) =>
+    (bits > 0x80000000 ? bits : 0x7fffffff - bits % 0x80000000) * ID + id);
+  return Uint32Array.from(keys.sort(), (key) => key % ID);
+}
+
 function sortLogits() {
   logits = numbers(Float32Array, data.logits);
-  order = Uint32Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a] || a - b);
+  order = sortedIds(logits);
   sorted = Float64Array.from(order, (id) => logits[id]);
   rank = new Uint32Array(V);
   order.forEach((id, place) => { rank[id] = place; });

@@ -2,7 +2,7 @@
 
 choose = take;
 stepTo = step;
-onSkipFirst = () => attempt("bench", loads.attention);
+onSkipFirst = () => attempt("attention", loads.attention);
 Object.assign(settings, { temperature: 0, top_k: 0, top_p: 1 });
 
 /** Put what the link holds, or the first example, into the page, and run it. */
@@ -56,10 +56,10 @@ async function begin() {
     byId("made-by").textContent = `npllm ${model.version}. The model runs on this computer; this page asks only its own server.`;
     data = { ...model, ids: [] };
     [L, N, V] = [layers, heads, model.model.vocab_size];
+    watch();
     await restore();
     shows.source();
     places();
-    watch();
   });
   document.documentElement.dataset.ready = "true";
 }

@@ -4,8 +4,7 @@ loads.attribution = () => attribute(data.attributed?.position === at - 1 ? data.
 
 /** Ask for the parts of this token's logit; by default of the likeliest next token. */
 async function attribute(id) {
-  const values = numbers(Float32Array, data.logits);
-  const best = values.reduce((most, value, i) => (value > values[most] ? i : most), 0);
+  const [best] = highest(numbers(Float32Array, data.logits), 1);
   const attributed = await ask("attribution", { run, token: id ?? best, position: at - 1 });
   show({ ...data, attributed }, ["attribution", "ideas"]);
 }
@@ -29,7 +28,7 @@ shows.attribution = () => {
   const rows = partsOf(attributed), most = Math.max(...rows.map(({ value }) => Math.abs(value))) || 1;
   byId("attribution-token").replaceChildren(token(attributed.token));
   byId("attribution-sum").textContent = `Its logit is ${fixed(attributed.logit)}, the sum of ${rows.length} parts${attributed.capped ? ", before the cap" : ""}.`;
-  const choices = [...new Set([attributed.token, ...likeliest([softmax(data.logits)], 10)])];
+  const choices = [...new Set([attributed.token, ...highest(numbers(Float32Array, data.logits), 10)])];
   byId("attribution-choice").replaceChildren(...choices.map((id) => el("option", { value: id }, label(id))));
   byId("attribution-choice").value = attributed.token;
   valueBars(byId("attribution-list"), rows.slice(0, 12).map((row) => ({ name: row.name, value: row.value,

@@ -52,7 +52,7 @@ function headThatAddsMost(attributed) {
 
 /** Experiments that follow from what is on the page, as buttons. */
 shows.ideas = () => {
-  const ideas = [], logits = numbers(Float32Array, data.logits), [first, second] = likeliest([logits], 2);
+  const ideas = [], logits = numbers(Float32Array, data.logits), [first, second] = highest(logits, 2);
   const keep = at, head = headThatAddsMost(data.attributed);
   if (data.attributed === undefined || head) {
     ideas.push([["Switch off the head that adds most to ", token(data.attributed?.token ?? first),

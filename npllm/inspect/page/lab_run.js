@@ -71,14 +71,22 @@ const note = (words) => { byId("status").textContent = words; };
 // Parts that are computed only when they are looked at
 
 const LAZY = ["heads", "attribution", "attention", "lens"];
-const stale = new Set(), seen = new Set();
+const stale = new Set(), seen = new Set(), loading = new Set();
 const loads = {}; // for each of them, what asks the server and draws it
 
+/** Load what is seen and out of date. The attribution is loaded in any case, for the ideas, but last. */
 function refresh() {
-  for (const id of LAZY) {
-    if (!seen.has(id) || !stale.has(id) || !data) continue;
+  const wanted = LAZY.filter((id) => seen.has(id) && stale.has(id));
+  if (wanted.length && loading.has("attribution") && !seen.has("attribution")) abort("attribution");
+  if (!wanted.length && !loading.size && stale.has("attribution")) wanted.push("attribution");
+  for (const id of wanted) {
     stale.delete(id);
-    attempt(byId(`${id}-problem`) ? id : "bench", loads[id]).then((done) => { if (!done) stale.add(id); });
+    loading.add(id);
+    attempt(id, loads[id]).then((done) => {
+      loading.delete(id);
+      if (done) refresh();
+      else stale.add(id);
+    });
   }
 }
 
@@ -86,12 +94,14 @@ function watch() {
   const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       if (isIntersecting) seen.add(target.id);
-      else if (target.id !== "attribution") seen.delete(target.id); // the ideas need it
+      else seen.delete(target.id);
     }
     refresh();
   });
-  seen.add("attribution");
-  for (const id of LAZY) observer.observe(byId(id));
+  for (const id of LAZY) {
+    if (!byId(`${id}-problem`)) byId(id).append(el("p", { id: `${id}-problem`, class: "problem", role: "alert" }));
+    observer.observe(byId(id));
+  }
 }
 
 

@@ -36,10 +36,17 @@ function softmax(packed) {
 const points = (change) => `${change > 0 ? "+" : change < 0 ? "−" : "±"}${(100 * Math.abs(change)).toFixed(
   Math.abs(change) < 0.0995 ? 2 : 1)}`;
 
-/** The likeliest tokens of several distributions together, by the highest of their probabilities. */
-function likeliest(distributions, count) {
-  const highest = distributions[0].map((share, id) => Math.max(...distributions.map((one) => one[id]), share));
-  return Array.from(highest.keys()).sort((a, b) => highest[b] - highest[a] || a - b).slice(0, count);
+/** The ids of the highest values, the highest first, ties in order of id. */
+function highest(values, count) {
+  const ids = [];
+  for (let id = 0; id < values.length; id++) {
+    if (ids.length === count && !(values[id] > values[ids.at(-1)])) continue;
+    let place = ids.length;
+    while (place && values[id] > values[ids[place - 1]]) place--;
+    ids.splice(place, 0, id);
+    if (ids.length > count) ids.pop();
+  }
+  return ids;
 }
 
 shows.next = () => {
@@ -51,7 +58,8 @@ shows.next = () => {
     byId("next-table").replaceChildren(el("caption", {}, "The logits are not all finite, so there are no probabilities."));
     return undefined;
   }
-  const ids = likeliest([now, ...others.map(([, , shares]) => shares)], shown);
+  const all = [now, ...others.map(([, , shares]) => shares)];
+  const ids = highest(now.map((_, id) => Math.max(...all.map((shares) => shares[id]))), shown);
   const rest = (shares) => Math.max(0, 1 - ids.reduce((sum, id) => sum + shares[id], 0));
   const line = (name, share) => el("tr", {}, rowHead(name),
     el("td", { class: "share" }, el("div", { class: "track" }, filled(share(now)),
