@@ -14,7 +14,7 @@ project = "npllm"
 author = "the npllm authors"
 version = release = runpy.run_path(str(ROOT / "npllm" / "version.py"))["__version__"]
 
-extensions = ["myst_parser", "sphinx_copybutton", "mathml", "source_pages", "layout"]
+extensions = ["myst_parser", "sphinx_copybutton", "mathml", "source_pages", "layout", "api_reference"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]

@@ -33,9 +33,7 @@ class Gap(NamedTuple):
     answers: list[dict[str, Any]]
 
 
-def fill(
-    lm: LM, text: str | Sequence[int], top_k: int = 5, *, pair: str | None = None
-) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+def fill(lm: LM, text: str | Sequence[int], top_k: int = 5, *, pair: str | None = None) -> list[Any]:
     """The likeliest tokens for the mask in a text (or in token ids), best first; for several masks, a list for each.
 
     [{"score": 0.41, "token": 3007, "token_str": "capital", "sequence": "paris is the capital of france"}, ...]
