@@ -13,6 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default that of the process; return its exit code."""
     at_once()
     os.environ["PYTHONSAFEPATH"] = "1"  # the processes that we start must not import modules from the current folder
+    # Numba would color its messages by a library that writes an escape sequence when the process ends.
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     try:
         from .cli.main import main as run  # here, because Ctrl-C may come while it is imported
 

@@ -260,21 +260,34 @@ def test_at_a_terminal_lines_are_pasted_and_kept(start, folder, tmp_path):
     variables = ["env", f"NPLLM_HISTORY={kept}", "TERM=xterm"]
     for keys in (
         [b"\x1b[200~one\ntwo\x1b[201~\r", b'"""a\r', b'/b"""\r', b"/rest\r", f"/save {file}\r".encode(), b"/exit\r"],
-        [b"\x1b[A\x1b[A\x1b[A\r", b"\x04"],
+        [b"\x1b[A\x1b[A\x1b[A\r", "\u00e9\r".encode(), f"/save {file}2.json\r".encode(), b"\x04"],
     ):
+        variables.append("LC_ALL=C")
         prefix = [*variables, sys.executable, "-c", terminal]
         process = start("chat", "-n", "1", folder=folder, prefix=prefix, stdin=subprocess.PIPE, bufsize=0)
         shown = b""
         for key in keys:
             while not re.search(rb"(> |\.\.\. )\Z", shown):
                 assert select.select([process.stdout], [], [], 60)[0], shown
-                shown += process.stdout.read(1000)
+                more = process.stdout.read(1000)
+                assert more, shown
+                shown += more
             process.stdin.write(key)
             shown += b"typed"
         shown += process.communicate(timeout=60)[0]
         assert process.returncode == 0
         assert b"there is no /rest; did you mean /reset?" in shown
     assert [message["content"] for message in json.loads(file.read_text())["messages"]][::2] == ["one\ntwo", "a\n/b"]
+    assert json.loads(Path(f"{file}2.json").read_text(encoding="utf-8"))["messages"][0]["content"] == "\u00e9"
     typed = [json.loads(line) for line in kept.read_text().splitlines()]
-    assert typed == ["one\ntwo", '"""a\n/b"""', "/rest", f"/save {file}", "/exit", "/rest"]
+    assert typed == [
+        "one\ntwo",
+        '"""a\n/b"""',
+        "/rest",
+        f"/save {file}",
+        "/exit",
+        "/rest",
+        "\u00e9",
+        f"/save {file}2.json",
+    ]
     assert kept.stat().st_mode & 0o777 == 0o600

@@ -52,6 +52,7 @@ def talkative(tmp_path_factory):
         (["generate", "a", "--temprature", "1"], "there is no --temprature; did you mean --temperature. See"),
         (["generate", "a", "--temp", "1"], "there is no --temp; did you mean --temperature"),
         (["generate", "a", "-model", "x"], "there is no -model; did you mean --model"),
+        (["generate", "--prompt", "a"], "there is no --prompt: PROMPT is given without a flag"),
         (["generate", "a", "-x"], "unrecognized arguments: -x; see"),
         (["trace", "a", "--outptu=x"], "there is no --outptu; did you mean --output"),
         (["generate", "a", "--top-k", "-1"], "error: --top-k: expected 0"),
@@ -218,7 +219,7 @@ def test_help_has_examples_and_fits_the_terminal(npllm, command, monkeypatch):
     assert done.out.endswith("\n")
 
 
-@pytest.mark.parametrize("argv", [[], ["help"]], ids=["alone", "help"])
+@pytest.mark.parametrize("argv", [[], ["help"], ["help", "help"]], ids=["alone", "help", "help help"])
 def test_without_a_command_it_shows_the_help(npllm, argv):
     assert npllm(*argv) == npllm("--help")
     assert npllm(*argv).out.startswith("usage: npllm ")

@@ -187,6 +187,16 @@ def test_a_prompt_in_the_c_locale(start, folder, argv):
     assert len(out.decode("ascii")) == len(expected.decode())
 
 
+@unix
+@pytest.mark.slow
+def test_a_terminal_without_colours_gets_no_escape_sequence(start, folder):
+    terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    prefix = ["env", "TERM=dumb", "NO_COLOR=1", "NUMBA_DISABLE_JIT=0", sys.executable, "-c", terminal]
+    out, err = start("inspect", "Hello", folder=folder, prefix=prefix).communicate(timeout=60)
+    assert b"Next token" in out
+    assert b"\x1b" not in out + err
+
+
 @full
 @pytest.mark.slow
 @pytest.mark.parametrize("redirect", [">/dev/full", ">&-"])

@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
     while True:
         try:
             turn = read_turn(interactive, remember)
-            if turn is None or turn == ("/exit", ""):
+            if turn in (None, ("/exit", ""), ("/quit", "")):
                 return 0
-            name, text = turn
+            name, text = turn or ("", "")
             reply = obey(session, name, text) if name else chat.reply(text, **session.options())
             if reply is not None and (name or text.strip()):
                 answer(session, reply, interactive)

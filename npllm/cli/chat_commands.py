@@ -20,7 +20,7 @@ HELP = {
     "/system [TEXT]": 'show the system message, or set it; /system "" removes it',
     "/save FILE": "write the conversation to a file (JSON)",
     "/load FILE": "go on with the conversation in a file",
-    "/exit": "quit, as Ctrl-D does",
+    "/exit": "quit, as /quit and Ctrl-D do",
     '"""': 'begin a text of several lines, which ends with """',
     "//TEXT": "send a text that begins with a slash",
 }

@@ -31,14 +31,27 @@ def line_editing() -> Callable[[str], None]:
         readline = importlib.import_module("readline")
     except ImportError:  # not available on Windows
         return lambda turn: None
+    if "libedit" not in (readline.__doc__ or ""):
+        for setting in ("input-meta on", "output-meta on", "convert-meta off"):
+            readline.parse_and_bind(f"set {setting}")  # else é is two commands in a locale that is ASCII
     readline.set_auto_history(False)  # a turn of several lines is one entry
-    for turn in turns(path):
-        readline.add_history(turn)
+    last = ""
+
+    def offer(turn: str) -> None:
+        nonlocal last
+        last = turn
+        try:
+            readline.add_history(turn)
+        except UnicodeEncodeError:  # a locale without this character, such as C: its bytes, as in UTF-8
+            readline.add_history(turn.encode().decode("ascii", "surrogateescape"))
 
     def remember(turn: str) -> None:
-        if turn != readline.get_history_item(readline.get_current_history_length()):
-            readline.add_history(turn)
+        if turn != last:
+            offer(turn)
             add(path, turn)
+
+    for turn in turns(path):
+        offer(turn)
 
     return remember
 

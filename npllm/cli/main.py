@@ -51,7 +51,8 @@ environment:
   NPLLM_MODEL, NPLLM_DEVICE    stand in for --model and --device
   NPLLM_THREADS                stands in for --threads
   NPLLM_DEBUG=1                adds the traceback to an error
-  NPLLM_CACHE                  where tokenizers that passed their trial are noted
+  NPLLM_CACHE                  where tokenizers that passed their trial are noted, and what was typed in a chat
+  NPLLM_HISTORY                another file for what was typed; empty: keep nothing
 
 exit codes:
   0    done
@@ -73,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
     general.add_argument("command", nargs="?", metavar="COMMAND", help="one of the above")
     name, *rest = argv or ["help"]
     if name == "help":  # npllm help COMMAND is npllm COMMAND --help
-        name, rest = (rest[0] if rest else "--help"), ["--help"]
+        name, rest = next((word for word in rest if word != "help"), "--help"), ["--help"]
     if name in ("-h", "--help", "--version"):
         general.parse_args([name])  # ends here
     if name not in COMMANDS:

@@ -54,6 +54,11 @@ class Parser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             mistyped = flag.startswith("--") and flag not in known
             if " " not in word and (mistyped or (len(flag) > 2 and f"-{flag}" in known)):
+                given = next(
+                    (action.metavar for action in self._actions if f"--{action.metavar}".lower() == flag), None
+                )
+                if given:
+                    self.error(f"there is no {flag}: {given} is given without a flag")
                 self.error(f"there is no {flag}{hint('--' + flag.lstrip('-'), [k for k in known if k[:2] == '--'])}")
 
     def error(self, message: str) -> NoReturn:
