@@ -156,6 +156,8 @@ def test_what_cannot_be_attributed_is_refused_in_one_line():
         assert str(error.value) == message
     with pytest.raises(UsageError, match=r"against: expected 0 to 22, got -1"):
         attribution(lm, IDS, 6, against=-1)
+    with pytest.raises(UsageError, match=r"against: expected another token than 6, got the same"):
+        attribution(lm, IDS, 6, against=6)
     with pytest.raises(UsageError, match=r"lm: expected a model that predicts the next token, got bert"):
         attribution(random_lm("bert"), IDS, 6)
 

@@ -17,6 +17,7 @@ from npllm.inspect.look import look
 from npllm.inspect.summary import finite, summary
 from npllm.inspect.tables import amount, coloured, percent, plain
 from npllm.inspect.terminal import report
+from npllm.inspect.tokens import columns
 from npllm.lm import LM
 
 IDS = [3, 1, 4, 1, 5]
@@ -146,3 +147,15 @@ def test_shares_have_three_digits(share, text):
 
 def test_large_numbers_are_written_for_people():
     assert [amount(n) for n in (0, 12, 1348, 1_350_000_000)] == ["0", "12", "1.35 k", "1.35 G"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width):
+    lm = named_lm()
+    text = text_of(lm, width=width, ids=lm.tokenizer.encode("a#b!é東"))
+    assert max(columns(line) for line in text.splitlines()) <= max(width, 56)  # a map and its labels
+    rest = text[: text.index("Attention, layer")] + text[text.index("Norms of vectors") :]
+    assert max(columns(line) for line in rest.splitlines()) <= max(width, 50)  # norms
+    lens = re.findall(r"^ +(?:embedding|\d+) .*", rest[rest.index("Logit lens") : rest.index("Norms of")], re.MULTILINE)
+    assert len(lens) == 3
+    assert all(line.endswith(" %") for line in lens)

@@ -30,11 +30,12 @@ def test_heads_as_lines_show_the_best_of_each_kind_and_a_letter_for_each():
     scores = head_scores(LM, look(LM, IDS))._replace(induction=np.full((4, 4), 0.1))
     scores.induction[2, 3] = 0.9
     text = plain(head_lines(head_data(scores), 80, ".:+#@"))
-    assert "induction (1 heads, from 40.0 %): In a random text" in text
+    assert "induction (1 head, from 40.0 %): In a random text" in text
     assert "2.3 (90.0 %)" in text
     layer, head, _ = ranked(scores, "first_token", 1)[0]
     assert f"{layer}.{head} (" in text
-    rows = [line.split()[1:] for line in text.splitlines()[-4:]]
+    rows = [line.split()[1:] for line in text.splitlines()[-5:-1]]
+    assert text.splitlines()[-1] == "  I: induction, P: previous token, S: same token, F: first token"
     letters = {"": ".", **{kind.label: kind.label[0].upper() for kind in KINDS.values()}}
     assert rows == [[letters[one] for one in row] for row in labels(scores)]
 

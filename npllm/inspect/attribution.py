@@ -89,6 +89,8 @@ def attribution(
     position = whole_number("position", position, -len(ids), len(ids) - 1) % len(ids)
     rows = [whole_number("token", token, 0, lm.config.vocab_size - 1)]
     rows += [] if against is None else [whole_number("against", against, 0, lm.config.vocab_size - 1)]
+    if against is not None and rows[0] == rows[1]:
+        raise UsageError(f"against: expected another token than {rows[0]}, got the same")
     run = run_at(lm, ids, position, edits, tap)
     parts = parts_of_stream(lm, run, edits, patched=tap is not untapped)
     values = [difference(one) for one in logits_of_parts(lm, parts, run.last, rows)]

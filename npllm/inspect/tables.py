@@ -18,6 +18,7 @@ Span = tuple[str, str]  # a text and its rich style; "" for none
 Line = list[Span]
 TITLE, FAINT, WARNING = "bold", "dim", "bold red"
 LABEL = 16  # columns for a token
+NO_BREAK = "\xa0"  # in `wrapped`: a space at which no line ends
 NARROW = 8  # columns for a text that is shortened
 
 
@@ -108,4 +109,4 @@ def wrapped(text: str, width: int, style: str = "", indent: int = 2) -> list[Lin
     """A text on lines of at most `width` columns."""
     space = " " * indent
     lines = textwrap.wrap(text, max(width, 20), initial_indent=space, subsequent_indent=space)
-    return [[(line.replace("\xa0", " "), style)] for line in lines]
+    return [[(line.replace(NO_BREAK, " "), style)] for line in lines]

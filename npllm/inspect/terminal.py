@@ -14,7 +14,7 @@ from ..lm import LM
 from .heatmap import ASCII, SHADES, bounds, characters, darkness, window
 from .parts import part, source
 from .summary import DEFAULT
-from .tables import FAINT, LABEL, TITLE, WARNING, Line, amount, label, percent, table, wrapped
+from .tables import FAINT, LABEL, NO_BREAK, TITLE, WARNING, Line, amount, label, percent, table, wrapped
 from .tokens import padded
 from .where import attribution_lines, head_lines
 
@@ -62,7 +62,7 @@ def report(
             found += attention_maps(data, width, shades, colour)
         elif section != "cache" or continues:
             title, lines_of = named[section]
-            found.append([[(title, TITLE)], *lines_of()])
+            found.append([*wrapped(title, width, TITLE, indent=0), *lines_of()])
     return [line for section in found for line in [*section, []]][:-1]
 
 
@@ -131,19 +131,30 @@ def lens(data: dict[str, Any], width: int) -> list[Line]:
     rows = [
         [
             "embedding" if row["layer"] is None else str(row["layer"]),
-            *(f"{padded(label(token), LABEL)} {percent(token['probability']):>9}" for token in row["likeliest"][:fit]),
+            *(
+                cell
+                for token in row["likeliest"][:fit]
+                for cell in (padded(label(token), LABEL), percent(token["probability"]))
+            ),
         ]
         for row in data["lens"]
     ]
-    count = len(rows[0]) - 1
-    return table(["after block", *["likeliest", "second", "third"][:count]], rows, "r" + "l" * count, width)
+    count = len(rows[0]) // 2
+    head = [cell for name in ("likeliest", "second", "third")[:count] for cell in (name, "")]
+    return table(["after block", *head], rows, "r" + "lr" * count, width)
 
 
 def attention_maps(data: dict[str, Any], width: int, shades: str, colour: bool) -> list[list[Line]]:
     """The map of each head that was asked for, with its title."""
     maps = data.get("maps", [data])
     title = "Attention, layer {layer}, head {head}: each query (row) and its keys (columns)"
-    return [[[(title.format(**one), TITLE)], *attention(data, one["attention"], width, shades, colour)] for one in maps]
+    return [
+        [
+            *wrapped(title.format(**one), width, TITLE, indent=0),
+            *attention(data, one["attention"], width, shades, colour),
+        ]
+        for one in maps
+    ]
 
 
 def attention(data: dict[str, Any], attended: list[list[float]], width: int, shades: str, colour: bool) -> list[Line]:
@@ -164,10 +175,14 @@ def attention(data: dict[str, Any], attended: list[list[float]], width: int, sha
         where = padded(label(data["tokens"][most]), LABEL).rstrip()
         spans.append((f"  {percent(float(all_of_row[most])):>6} on {most} {where}", FAINT))
         lines.append(spans)
-    steps = "  ".join(f"{shade} from {100 * bound:.3g} %" for shade, bound in zip(shades, bounds(shades), strict=True))
-    lines.append([(f"  {steps}", FAINT)] if not colour else heat_legend())
+    steps = "  ".join(
+        f"{shade}{NO_BREAK}from{NO_BREAK}{100 * bound:.3g}{NO_BREAK}%"
+        for shade, bound in zip(shades, bounds(shades), strict=True)
+    )
+    lines += [heat_legend()] if colour else wrapped(steps, width, FAINT)
     if len(shown) < total:
-        lines.append([(f"  the first token and those up to {shown[-1]}, of {total}; --token selects others", FAINT)])
+        note = f"the first token and those up to {shown[-1]}, of {total}; --token selects others"
+        lines += wrapped(note, width, FAINT)
     return lines
 
 

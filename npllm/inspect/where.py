@@ -10,12 +10,11 @@ import numpy as np
 from ..lm import LM
 from .attribution import Attribution, ranked_parts
 from .heads import KINDS, HeadScores, labels, ranked
-from .tables import FAINT, Line, percent, table, wrapped
+from .tables import FAINT, NO_BREAK, Line, percent, table, wrapped
 from .tokens import token_labels
 
 BEST = 8  # heads of each kind, as text
 PARTS = 12  # of a logit
-NO_BREAK = "\xa0"  # a space at which no line ends
 LEAST = 0.05  # of the largest part: what is smaller is a dot in the grid
 
 
@@ -38,7 +37,9 @@ def head_lines(data: dict[str, Any], width: int, shades: str) -> list[Line]:
             for layer, head, score in ranked(scores, name, BEST)
         ]
         count = sum(row.count(kind.label) for row in data["labels"])
-        lines += wrapped(f"{kind.label} ({count} heads, from {percent(kind.threshold)}): {kind.definition}", width)
+        lines += wrapped(
+            f"{kind.label} ({count} head{'s' * (count != 1)}, from {percent(kind.threshold)}): {kind.definition}", width
+        )
         lines += wrapped(
             "  ".join(one.replace(" ", NO_BREAK) for one in best) or "none: the text is too short",
             width,
@@ -51,7 +52,11 @@ def head_lines(data: dict[str, Any], width: int, shades: str) -> list[Line]:
         return lines
     rows = [" ".join(f"{letters[one]}" for one in row) for row in data["labels"]]
     lines.append([("  layer " + " ".join(str(head % 10) for head in range(heads)), FAINT)])
-    return [*lines, *([(f"  {layer:5} {row}", "")] for layer, row in enumerate(rows))]
+    lines += [[(f"  {layer:5} {row}", "")] for layer, row in enumerate(rows)]
+    return [
+        *lines,
+        *wrapped(", ".join(f"{letters[kind.label]}: {kind.label}" for kind in KINDS.values()), width, FAINT),
+    ]
 
 
 def attribution_data(lm: LM, found: Attribution) -> dict[str, Any]:
