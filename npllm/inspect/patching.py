@@ -75,8 +75,8 @@ def patching_grid(
     >>> france, italy = (lm.tokenizer.encode(f"The capital of {name} is") for name in ("France", "Italy"))
     >>> paris, rome = (lm.tokenizer.encode(name)[0] for name in (" Paris", " Rome"))
     >>> grid = patching_grid(lm, france, italy, paris, against=rome, layers=[0, 29])
-    >>> grid.round(1).tolist()
-    [[0.0, 0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0]]
+    >>> (grid > 0.5).tolist()  # first at "France", in the end at "is"
+    [[False, False, False, True, False], [False, False, False, False, True]]
     """
     return np.stack(
         [*patching_rows(lm, ids, other_ids, token, part, against=against, position=position, layers=layers).rows]
