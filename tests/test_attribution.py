@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from default_model import default_lm, needs_default_model
 from families import WRITERS, random_lm
-from models import random_ids
 
 import npllm
 from npllm.errors import UsageError
@@ -182,8 +181,6 @@ def test_the_parts_of_the_default_models_answer_sum_to_it():
     lm = default_lm()
     ids = lm.tokenizer.encode("The capital of France is")
     paris, rome = (lm.tokenizer.encode(name)[0] for name in (" Paris", " Rome"))
-    for against in (None, rome):
-        found = attribution(lm, ids, paris, against=against)
-        check_sum(found)
-        assert "head 23.4" in dict(ranked_parts(found, 4))
-    check_sum(attribution(lm, random_ids(lm.config, 20).tolist(), 77, 3))
+    found = attribution(lm, ids, paris, against=rome)
+    check_sum(found)
+    assert ranked_parts(found, 1)[0][0] == "head 23.4"

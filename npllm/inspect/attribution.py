@@ -27,6 +27,7 @@ from ..lm import LM, forward
 from ..options import check_prompt
 from ..tap import Tap, untapped
 from ..text.arguments import check_writes, whole_number
+from ..text.brief import brief
 from .edits import HEAD, Edit, edit_tap
 
 EMBEDDINGS = ("embedding", "position_embedding")
@@ -45,6 +46,9 @@ class Attribution(NamedTuple):
     attention_bias: Float[np.ndarray, " L"]  # of the output projection, which belongs to no head
     feedforward: Float[np.ndarray, " L"]
     others: Mapping[str, float]  # the embeddings, the biases of the final norm and the LM head, patches
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def total(self) -> float:
@@ -81,8 +85,8 @@ def attribution(
     >>> lm = npllm.load()
     >>> ids = lm.tokenizer.encode("The capital of France is")
     >>> found = attribution(lm, ids, lm.tokenizer.encode(" Paris")[0])
-    >>> round(found.logit, 2), round(found.total, 2)
-    (18.79, 18.79)
+    >>> round(found.logit, 1), round(found.total, 1), [name for name, _ in ranked_parts(found, 3)]
+    (17.4, 17.4, ['feedforward 29', 'feedforward 28', 'head 23.4'])
     """
     check_writes(lm)
     ids = check_prompt(ids, lm.config, new=0)

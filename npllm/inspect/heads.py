@@ -17,6 +17,7 @@ from ..arrays import Float
 from ..errors import UsageError
 from ..lm import LM
 from ..tap import Tap, untapped
+from ..text.brief import brief
 from .look import Look
 from .trace import trace
 
@@ -30,6 +31,9 @@ class HeadScores(NamedTuple):
     previous_token: Float[np.ndarray, "L N"]
     same_token: Float[np.ndarray, "L N"]
     induction: Float[np.ndarray, "L N"]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 class Kind(NamedTuple):
