@@ -5,6 +5,7 @@ The server listens on 127.0.0.1 only: other machines cannot reach it.
 
 import asyncio
 import errno
+import logging
 import os
 import secrets
 import signal
@@ -93,5 +94,6 @@ def serve(lab: Lab, port: int, browser: bool) -> None:
             note(f"npllm: port {port} is taken, so it is {taken}")
         token = secrets.token_urlsafe(24)
         app = lab_app(lab, token, taken)
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of a page closed in the middle of an answer
         ends_at_once()
         asyncio.run(Server(app, f"http://{HOST}:{taken}/?token={token}", browser).serve([listening]))
