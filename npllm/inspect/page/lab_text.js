@@ -20,9 +20,6 @@ shows.answer = () => {
   byId("to-prompt").disabled = at === end;
 };
 
-/** Marks the place of the cursor between two parts of the text. */
-const position = () => `after ${at === T ? "the whole text" : `${at} of ${T} tokens`}, after `;
-
 /** The probabilities of all tokens, from logits. */
 function softmax(packed) {
   const values = Float64Array.from(numbers(Float32Array, packed));
@@ -50,10 +47,12 @@ function highest(values, count) {
 }
 
 shows.next = () => {
-  byId("next-words").replaceChildren(position(), token(data.ids[at - 1]), ". A click goes on with that token.");
   const now = softmax(data.logits), others = [];
   if (data.base) others.push(["untouched", "change", softmax(data.base)]);
   if (data.other) others.push(["second prompt", "difference", softmax(data.other.logits)]);
+  byId("next-words").replaceChildren("After ", token(data.ids[at - 1]), at === T ? ", the end of the text."
+    : `, token ${at} of ${T}.`, " A click goes on with that token.", !others.length ? ""
+    : ` Differences are in percentage points; the marks on the bars are the ${data.base ? "untouched run" : "second prompt"}.`);
   if (Number.isNaN(now[0])) {
     byId("next-table").replaceChildren(el("caption", {}, "The logits are not all finite, so there are no probabilities."));
     return undefined;
