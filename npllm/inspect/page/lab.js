@@ -53,6 +53,10 @@ async function begin() {
     const { name, layers, heads } = model.model;
     byId("model").textContent = `${name}: ${layers} layers of ${heads} heads, on this computer`;
     byId("chat-choice").hidden = !model.chat;
+    if (!model.vocabulary.length) {
+      Object.assign(FIRST, { prompt: "0 1 2", ids: [0, 1, 2] });
+      byId("prompt-help").textContent = "This model has no tokenizer: type the ids of tokens. Enter runs them.";
+    }
     byId("made-by").textContent = `npllm ${model.version}. The model runs on this computer; this page asks only its own server.`;
     data = { ...model, ids: [] };
     [L, N, V] = [layers, heads, model.model.vocab_size];

@@ -2,7 +2,7 @@
 
 async function comparePrompts(prompt) {
   byId("second-prompt").value = prompt;
-  const done = await change({ other: { prompt, chat: run.chat }, patches: [] }, at);
+  const done = await change({ other: promptOf(prompt, run.chat), patches: [] }, at);
   byId("second-problem").textContent = done ? "" : byId("bench-problem").textContent;
   if (!done) byId("bench-problem").textContent = "";
   return done;

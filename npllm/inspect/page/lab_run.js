@@ -7,6 +7,10 @@ let turn = 0; // counts what was asked for: a running answer ends when something
 let at = 0; // how many tokens are in force: the next one is predicted after them
 let model; // what does not depend on the run
 
+/** A prompt as the server takes it: with a model without a tokenizer, the ids in it. */
+const promptOf = (prompt, chat) =>
+  (model.vocabulary.length ? { prompt, chat } : { ids: (prompt.match(/\d+/g) ?? []).map(Number) });
+
 /** Draw everything from a new pass over the run. `keep` is the number of tokens that stay in force; by default all. */
 async function pass(keep = Infinity) {
   turn++;

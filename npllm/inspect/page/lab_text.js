@@ -83,6 +83,16 @@ function mark(share) {
   return line;
 }
 
+/** The tokens from which the one that was just written was chosen. */
+function showTop({ id, top }) {
+  byId("next-words").replaceChildren("Just written: ", token(id), ", chosen from these.");
+  byId("next-table").replaceChildren(
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), el("td"), columnHead("probability"))),
+    el("tbody", {}, ...top.map(([one, logprob]) => el("tr", { class: one === id ? "is" : null }, rowHead(token(one)),
+      el("td", { class: "share" }, el("div", { class: "track" }, filled(Math.exp(logprob)))),
+      number(percent(Math.exp(logprob)))))));
+}
+
 /** Write on, token by token, with the sliders' settings, until the end, the limit, or a click on stop. */
 async function write() {
   abort();
@@ -94,6 +104,7 @@ async function write() {
   byId("answer").querySelector(".cursor")?.remove();
   byId("answer").append(added, el("span", { class: "cursor", "aria-hidden": "true" }));
   byId("stop").hidden = false;
+  byId("bench").classList.add("writing");
   byId("write").hidden = true;
   let ended = "";
   await attempt("bench", async () => {
@@ -101,11 +112,13 @@ async function write() {
       if (line.id === undefined) continue;
       ids.push(line.id);
       added.append(printable(line.text));
+      showTop(line);
       note(`Tokens written: ${ids.length - at}.`);
       ended = line.finish_reason;
     }
   });
   const problem = byId("bench-problem").textContent;
+  byId("bench").classList.remove("writing");
   byId("stop").hidden = true;
   byId("write").hidden = false;
   if (mine !== turn) return; // something else was asked for meanwhile
@@ -125,7 +138,8 @@ starts.answer = () => {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const chat = form.elements.chat.value === "chat";
-    change({ prompt: area.value, chat, ids: null, prompt_length: null, patches: [] }, Infinity);
+    const text = { prompt: area.value, chat, ids: null, ...promptOf(area.value, chat) };
+    change({ ...text, prompt_length: null, patches: [] }, Infinity);
   });
   byId("back").addEventListener("click", () => step(at - 1));
   byId("to-prompt").addEventListener("click", () => step(run.prompt_length));
