@@ -230,5 +230,5 @@ def test_a_students_tasks_are_one_line_each():
     without = r.without(head=(23, 4))
     assert without.probability(" Paris") == pytest.approx(0.141, abs=0.002)
     assert without.change[" Paris", "original"] == r.next[" Paris"]
-    with pytest.raises(UsageError, match=r"got 'Paris', which is 2: 'Par', 'is'; did you mean ' Paris'\?"):
-        r.attribution("Paris")
+    with pytest.raises(UsageError, match=r"got 'Berlin', which is 2: 'Ber', 'lin'; did you mean ' Berlin'\?"):
+        r.attribution("Berlin")
