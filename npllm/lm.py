@@ -6,6 +6,7 @@ functions here call the pass and the head of the model's family.
 Source: "The Components of the Forward Pass" (Figures 3-4 to 3-6).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from . import heads, model
 from .arrays import Array, Bool, Float, Int, array_namespace
 from .cache import Cache
 from .config import Config
+from .errors import UsageError
 from .shapes import WeightsLike
 from .tap import Tap, untapped
 from .text.arguments import check_hidden, check_lists, check_model, check_pass, checked_tap
@@ -106,6 +108,7 @@ def tapped(lm: LM, tap: Tap) -> LM:
     """The model with a tap in every pass, for the loop; "logits" are those of the last tokens.
 
     The pass then takes the array functions and the plain `attention`: kernels and FlashAttention have no scores to tap.
+    Raises UsageError, in the pass, if the logits are not finite.
     """
     tap = checked_tap(tap)
     if tap is untapped:
@@ -114,7 +117,13 @@ def tapped(lm: LM, tap: Tap) -> LM:
     def transform(*arguments: Any, attention: Any = None, **options: Any) -> tuple[Array, Cache | None]:
         return lm.transform(*arguments, tap=tap, **options)
 
-    return lm._replace(transform=transform, lm_head=lambda *arguments: tap("logits", lm.lm_head(*arguments)))
+    def lm_head(*arguments: Any) -> Array:
+        logits = tap("logits", lm.lm_head(*arguments))
+        if not math.isfinite(largest := float(array_namespace(logits).max(logits))):
+            raise UsageError(f"tap: expected values with finite logits, got {largest}; see whether it is so without it")
+        return logits
+
+    return lm._replace(transform=transform, lm_head=lm_head)
 
 
 def as_array(ids: Ids, lm: LM) -> Int[Array, "... T"]:

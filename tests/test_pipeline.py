@@ -204,6 +204,7 @@ def test_token_ids_are_a_prompt_too(lm):
     for prompt in (ids, tuple(ids), np.asarray(ids)):
         assert generator(prompt) == expected
     assert generator(["Hello", ids, ASKED]) == [expected, expected, generator(ASKED)]
+    assert repr(generator) == "TextGeneration(phi3, max_new_tokens=4)"
 
 
 # What is refused

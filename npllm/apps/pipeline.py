@@ -98,6 +98,10 @@ class TextGeneration:
     def __init__(self, lm: LM, options: Mapping[str, Any]) -> None:
         self.lm, self.options = lm, options
 
+    def __repr__(self) -> str:
+        shown = ", ".join([self.lm.config.family, *(f"{name}={value!r}" for name, value in self.options.items())])
+        return f"{type(self).__name__}({shown})"
+
     @overload
     def __call__(self, prompts: Prompt, **options: Unpack[Options]) -> list[dict[str, Any]]: ...
     @overload
@@ -249,11 +253,11 @@ def continue_all(
         expected = "at least 1" if do_sample else "1, because without do_sample all would be equal"
         raise UsageError(f"num_return_sequences: expected {expected}, got {count}")
     if unused := ignored(lm, do_sample):
-        warnings.warn(f"generation_config.json: {', '.join(unused)} has no effect in npllm", stacklevel=2)
+        warnings.warn(f"generation_config.json: {', '.join(unused)} has no effect in npllm", stacklevel=3)
     if not do_sample:
         unused = [name for name in SAMPLING if name in options]
         if unused:
-            warnings.warn(f"without do_sample=True, {', '.join(unused)} has no effect", stacklevel=2)
+            warnings.warn(f"without do_sample=True, {', '.join(unused)} has no effect", stacklevel=3)
     given = settings(lm) | options | ({} if do_sample else {"temperature": 0.0})
     seeds = [None if seed is None else seed + i for i in range(count)]
     requests = []
