@@ -56,13 +56,14 @@ if TYPE_CHECKING:
 
     from .apps.calls import generate, steps, stream
     from .apps.fill import fill
+    from .apps.generation import Generation
     from .apps.pipeline import pipeline
     from .checkpoint.load import load
     from .inspect.patch import patch
     from .inspect.record import record
     from .inspect.view import look
     from .lm import LM, forward, lm_head, transform
-    from .loop import Generation, Step
+    from .loop import Step
 
 __all__ = [
     "LM",
@@ -87,13 +88,14 @@ __all__ = [
 HOMES = {
     "apps.calls": ("generate", "steps", "stream"),
     "apps.fill": ("fill",),
+    "apps.generation": ("Generation",),
     "apps.pipeline": ("pipeline",),
     "checkpoint.load": ("load",),
     "inspect.patch": ("patch",),
     "inspect.record": ("record",),
     "inspect.view": ("look",),
     "lm": ("LM", "forward", "lm_head", "transform"),
-    "loop": ("Generation", "Step"),
+    "loop": ("Step",),
 }
 
 

@@ -29,7 +29,6 @@ from .options import capacity_for, check_options, check_prompt
 from .sampling import choose
 from .tap import Tap, untapped
 from .text.arguments import check_cache, check_model, check_writes, held_length, one_reader, token_ids
-from .text.brief import brief
 from .text.end_ids import end_ids
 from .text.processors import Processor, check_library, processed
 from .text.stream import StoppingStream
@@ -53,20 +52,6 @@ class Step(NamedTuple):
     finish_reason: str | None  # "stop" (an end token or a stop string), "length", or None: more to come
     logprob: float  # the token's, in the model's own distribution: see `Choice`
     top_logprobs: list[tuple[int, float]]  # (id, log-probability) of the likeliest tokens, best first, if asked for
-
-
-class Generation(NamedTuple):
-    """A finished continuation of a prompt."""
-
-    text: str  # without the prompt, the end token and the stop string
-    ids: list[int]  # including the end token, or those of the stop string
-    prompt_ids: list[int]
-    finish_reason: str  # "stop" or "length"
-    logprobs: Sequence[float] = ()  # one for each id, as in `Step`; empty without top_logprobs (0: only these)
-    top_logprobs: Sequence[list[tuple[int, float]]] = ()
-
-    def __repr__(self) -> str:
-        return brief(self)
 
 
 @np.errstate(all="ignore")
@@ -218,15 +203,6 @@ def likeliest(logits: Float[Array, " V"], count: int) -> list[tuple[int, float]]
     (ids,) = xp.nonzero((logits >= least) & (logits > -math.inf))
     pairs = zip(map(int, to_host(ids)), map(float, to_host(xp.take(logits, ids))), strict=True)
     return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:count]
-
-
-def generation(prompt_ids: list[int], made: Sequence[Step], top_logprobs: int | None = None) -> Generation:
-    """The finished continuation, from all its steps; with their log-probabilities unless `top_logprobs` is None."""
-    text, ids = "".join(step.text for step in made), [step.id for step in made]
-    found = Generation(text, ids, prompt_ids, made[-1].finish_reason or "")  # only the last step has one
-    if top_logprobs is None:
-        return found
-    return found._replace(logprobs=[one.logprob for one in made], top_logprobs=[one.top_logprobs for one in made])
 
 
 def as_ids(lm: LM, prompt: str | Sequence[int]) -> list[int]:

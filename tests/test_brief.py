@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 import npllm
+from npllm.apps.generation import Generation
 from npllm.families import FAMILIES
 from npllm.inspect.funnel import funnel
 from npllm.inspect.look import lens, look, norms
 from npllm.inspect.structure import LINES, described, structure
-from npllm.loop import Generation
 from npllm.text.brief import brief
 
 

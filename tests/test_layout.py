@@ -14,6 +14,7 @@ MODULES = sorted(
     if path.name not in ("__init__.py", "__main__.py", "version.py")
 )
 ELSEWHERE = {
+    "apps/generation": "calls",
     "errors": "cli_main",  # each class by its exit code
     "checkpoint/folder": "checkpoint",
     "checkpoint/hub_api": "hub",

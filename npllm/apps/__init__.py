@@ -2,6 +2,7 @@
 
 constraints  tokens that generation_config.json rules out, and lengths
 calls        `generate`, `stream` and `steps`, of text or ids, or a list of prompts
+generation   the result of a generation
 batches      several texts at once
 pipeline     the chapter's `pipeline`: prompts in, texts out
 chat         a conversation over one KV cache

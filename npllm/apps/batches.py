@@ -39,13 +39,14 @@ from ..devices.memory import check_generation
 from ..errors import ModelFileError, NotEnoughMemoryError, UsageError
 from ..families import family_of
 from ..lm import LM, on_device
-from ..loop import PREFILL_CHUNK, Choice, Generation, Step, generation, next_logits, next_token, one_by_one, steps
+from ..loop import PREFILL_CHUNK, Choice, Step, next_logits, next_token, one_by_one, steps
 from ..masks import aligned_mask
 from ..options import check_options
 from ..rope import needs_long_factors
 from ..tap import untapped
 from ..text.arguments import whole_number
 from .constraints import ruled
+from .generation import Generation, generation
 
 MOST = 16  # texts at once, unless the caller says otherwise; a compiled step takes up to 32 (compiled/step.py)
 

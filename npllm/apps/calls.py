@@ -12,11 +12,12 @@ from .. import loop
 from ..cache import Cache
 from ..errors import UsageError
 from ..lm import LM
-from ..loop import Choice, Generation, Step, as_ids, generation, one_by_one
+from ..loop import Choice, Step, as_ids, one_by_one
 from ..tap import Tap, untapped
 from ..text.arguments import boolean, check_writes, whole_number
 from ..text.processors import Processor
 from .batches import Request, are_prompts, generate_all, naming, one_for_each, steps_of_all
+from .generation import Generation, generation
 
 Prompt = str | Sequence[int] | np.ndarray
 P = TypeVar("P", bound=Prompt)
