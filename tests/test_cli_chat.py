@@ -127,7 +127,7 @@ def test_what_is_saved_goes_on_after_it_is_loaded(npllm, tmp_path):
         == whole
     )
     assert len(json.loads(Path(file).read_text())["messages"]) == 4
-    done = npllm("chat", stdin=f"/load {file}\n".encode())
+    done = npllm("chat", stdin=f'/load "{file}"\n'.encode())
     assert done.err == f"npllm: read 2 turns from {file}; the last is 'And then?'\n"
 
 

@@ -64,8 +64,11 @@ def obey(session: Session, name: str, rest: str) -> Generator[Step, None, None] 
         )
     if rest and name not in ("/system", "/save", "/load"):
         raise UsageError(f"{name}: expected nothing after it, got {rest!r}")
-    if not rest and name in ("/save", "/load"):
-        raise UsageError(f"{name}: expected the name of a file, as in {name} talk.json")
+    if name in ("/save", "/load"):
+        if len(rest) > 1 and rest[0] == rest[-1] and rest[0] in "'\"":  # as a shell needs it for a name with spaces
+            rest = rest[1:-1]
+        if not rest:
+            raise UsageError(f"{name}: expected the name of a file, as in {name} talk.json")
     match name:
         case "/help":
             for text, what in HELP.items():
