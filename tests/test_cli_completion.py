@@ -11,44 +11,37 @@ from npllm.cli.main import COMMANDS
 
 BASH = shutil.which("bash")
 # Tab, as bash presses it: the words in COMP_WORDS, then the function that complete -p names for npllm.
-TAB = """
-source "./$1"; shift; words=("$@")
-COMP_WORDS=("${words[@]}"); COMP_CWORD=$((${#words[@]} - 1)); COMP_LINE="${words[*]}"; COMP_POINT=${#COMP_LINE}
-function=$(complete -p npllm); function=${function#*-F }; ${function% npllm}
-printf '%s\\n' "${COMPREPLY[@]}"
+TAB = r"""
+source ./script; function=$(complete -p npllm); function=${function#*-F }; function=${function% npllm}
+for COMP_LINE in "$@"; do
+    COMP_POINT=${#COMP_LINE}; read -ra COMP_WORDS <<< "$COMP_LINE"
+    [[ $COMP_LINE == *\  ]] && COMP_WORDS+=("")
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=(); $function; echo "${COMPREPLY[*]}"
+done
 """
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    """What bash offers for the last of these words, in a folder with two files."""
-    place = tmp_path_factory.mktemp("place")
-    (place / "model.gguf").touch()
-    (place / "models").mkdir()
-
-    def press(script, *words):
-        (place / "script").write_text(script)
-        done = subprocess.run([BASH, "-c", TAB, "-", "script", *words], cwd=place, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout.split()
-
-    return press
 
 
 @unix
 @pytest.mark.skipif(BASH is None, reason="there is no bash")
-def test_bash_completes_commands_options_values_and_files(npllm, tab):
+def test_bash_completes_commands_options_values_and_files(npllm, tmp_path):
     pytest.importorskip("shtab")
-    script = npllm("completion", "bash").out
-    assert tab(script, "npllm", "") == ["help", *COMMANDS]
-    assert tab(script, "npllm", "ge") == ["generate"]
-    assert tab(script, "npllm", "help", "tok") == ["tokenize"]
-    assert tab(script, "npllm", "generate", "--temp") == ["--temperature"]
-    assert tab(script, "npllm", "generate", "Hello", "--dtype", "fl") == ["float32", "float16"]
-    assert tab(script, "npllm", "bench", "pre") == ["prefill"]
-    assert sorted(tab(script, "npllm", "show", "-m", "mod")) == ["model.gguf", "models"]
-    assert sorted(tab(script, "npllm", "compare", "models", "mod")) == ["model.gguf", "models"]
-    assert tab(script, "npllm", "show", "--cache-dir", "mod") == ["models"]
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "script").write_text(npllm("completion", "bash").out)
+    expected = {
+        "npllm ": " ".join(["help", *COMMANDS]),
+        "npllm ge": "generate",
+        "npllm help tok": "tokenize",
+        "npllm generate --temp": "--temperature",
+        "npllm generate Hello --dtype fl": "float32 float16",
+        "npllm bench pre": "prefill",
+        "npllm show -m model.": "model.gguf",
+        "npllm compare models model.": "model.gguf",
+        "npllm show --cache-dir mod": "models",
+    }
+    done = subprocess.run([BASH, "-c", TAB, "-", *expected], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert dict(zip(expected, done.stdout.splitlines(), strict=True)) == expected
 
 
 @pytest.mark.slow
