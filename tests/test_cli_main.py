@@ -13,7 +13,8 @@ from command_line import Done, fails, unix
 from default_model import needs_default_model
 
 from npllm.cli import options
-from npllm.cli.main import COMMANDS
+from npllm.cli.chat_commands import NAMES
+from npllm.cli.main import COMMANDS, EXAMPLES
 from npllm.version import __version__
 
 
@@ -232,6 +233,18 @@ def test_help_explains_a_command(npllm):
 def test_a_word_with_a_space_and_what_follows_two_dashes_is_no_flag(npllm):
     assert npllm("tokenize", "--no such flag").code == 0
     assert npllm("tokenize", "--", "--no-such-flag").code == 0
+
+
+def test_the_page_lists_what_there_is():
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1] for row in re.findall(r"^\| [^|]+\|.*\|$", page, flags=re.MULTILINE)]
+    names = [name for row in rows for name in re.findall(r"`([^` \[]+)", row)]
+    assert [name for name in names if name in COMMANDS] == [*COMMANDS]
+    assert {name for name in names if name[0] == "/" and name[1] != "/"} == {*NAMES}
+    variables = re.findall(r"^  (NPLLM_\w+)(?:, (NPLLM_\w+))?", EXAMPLES, flags=re.MULTILINE)
+    assert {name.partition("=")[0] for name in names} >= {name for pair in variables for name in pair if name}
+    codes = re.findall(r"^  (\d+) ", EXAMPLES, flags=re.MULTILINE)
+    assert [row.strip() for row in rows if row.strip().isdecimal()] == codes
 
 
 def test_version(npllm):
