@@ -288,7 +288,7 @@ def test_a_live_example_fits_into_its_frame_and_follows_the_color_scheme(site):
                 assert element.get_attribute("title")
                 element.scroll_into_view_if_needed()
                 frame = element.content_frame()
-                shown.add(Path(frame.url).stem)
+                shown.add(Path(element.get_attribute("src")).stem)
                 until(f"{root}.dataset.ready === 'true'")
                 for width in (400, 1280):
                     page.set_viewport_size({"width": width, "height": 900})
