@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from default_model import default_lm, needs_default_model
 from families import WRITERS, random_lm
+from libraries import Library
 
 import npllm
 from npllm.errors import UsageError
@@ -123,6 +124,16 @@ def test_a_head_alone_in_the_last_layer_is_found_by_switching_it_off():
         eps = lm.config.rms_norm_eps
         expected = lost / np.sqrt(np.mean(stream**2) + eps) * lm.weights.norm @ lm.weights.lm_head[6]
         assert found.heads[3, head] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["phimoe", "gpt2"])
+def test_the_parts_are_the_same_on_every_library(lib: Library, name):
+    lm = random_lm(name)
+    on_library = lm._replace(weights=lib.tree(lm.weights))
+    expected, found = attribution(lm, IDS, 6, edits=EDITS), attribution(on_library, IDS, 6, edits=EDITS)
+    for one, other in zip(ranked_parts(found), ranked_parts(expected), strict=True):
+        assert one == (other[0], pytest.approx(other[1], rel=1e-3, abs=1e-4))
 
 
 def test_the_cap_of_gemma_2_is_left_out_and_said_so():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from default_model import default_lm, needs_default_model
 from families import NAMES, random_lm
+from libraries import Library
 
 import npllm
 from npllm.errors import UsageError
@@ -94,6 +95,14 @@ def test_only_the_blocks_from_the_patched_one_are_computed(monkeypatch):
         norms.append(len(seen))
         seen.clear()
     assert norms[1:] == [7, 5, 3]  # two in each block, and the last
+
+
+@pytest.mark.slow
+def test_the_grid_on_every_library(writable_lib: Library):
+    lm = random_lm("llama")
+    expected = patching_grid(lm, IDS, OTHER, 6, "attention", against=7)
+    found = patching_grid(lm._replace(weights=writable_lib.tree(lm.weights)), IDS, OTHER, 6, "attention", against=7)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_first_difference():

@@ -98,13 +98,13 @@ def attribution(
     run = run_at(lm, ids, position, edits, tap)
     parts = parts_of_stream(lm, run, edits, patched=tap is not untapped)
     values = [difference(one) for one in logits_of_parts(lm, parts, run.last, rows)]
-    bounds = np.cumsum([len(one) for one in parts.values()])
+    bounds = np.cumsum([one.shape[0] for one in parts.values()])
     found = dict(zip(parts, np.split(np.asarray(values), bounds[:-1]), strict=True))
     others = {name: float(value.sum()) for name, value in found.items() if name not in ("heads", "bias", "feedforward")}
     layers = lm.config.num_hidden_layers
     logit = own = difference(to_host(run.logits)[rows])
     if family_of(lm.config).uncapped_head is not None:
-        logit = difference(head_of(lm, rows)(run.norm[None])[0])
+        logit = difference(head_of(lm, rows)(run.norm[None, ...])[0])
     capped = not math.isclose(logit, own, rel_tol=1e-5)
     result = Attribution(
         rows[0],
@@ -184,10 +184,10 @@ def parts_of_stream(lm: LM, run: Run, edits: Sequence[Edit], patched: bool) -> d
         bias.append(of_bias * ratio)
         networks.append(run.before[f"layers.{layer}.{feedforward}"] * scale(layer, "feedforward"))
     parts = {"heads": xp.concat(heads), "bias": xp.stack(bias), "feedforward": xp.stack(networks)}
-    first = {name: run.after[name][None] for name in EMBEDDINGS if name in run.after}
+    first = {name: run.after[name][None, ...] for name in EMBEDDINGS if name in run.after}
     parts |= {name: vector * float(start == 0) for name, vector in first.items()}
     if patched:
-        parts["patches"] = run.last[None] - sum(xp.sum(vectors, axis=0)[None] for vectors in parts.values())
+        parts["patches"] = run.last[None, ...] - sum(xp.sum(vectors, axis=0)[None, ...] for vectors in parts.values())
     return parts
 
 
@@ -198,10 +198,10 @@ def parts_of_attention(mixed: Float[Array, "N H"], weights: Any) -> tuple[Float[
     """
     xp = array_namespace(mixed)
     heads, width = mixed.shape
-    alone = xp.eye(heads, dtype=mixed.dtype, device=device(mixed))[:, :, None] * mixed  # [N, N, H]
+    alone = xp.eye(heads, dtype=mixed.dtype, device=device(mixed))[..., None] * mixed  # [N, N, H]
     projected = linear(xp.reshape(alone, (heads, heads * width)), weights.o_proj)
     bias = weights.o_proj_bias
-    return projected, xp.zeros_like(projected[0]) if bias is None else bias
+    return projected, xp.zeros_like(projected[0, ...]) if bias is None else bias
 
 
 def head_of(lm: LM, rows: Sequence[int], bias: Array | None = None) -> Any:
@@ -227,11 +227,11 @@ def biases(lm: LM, rows: Sequence[int]) -> dict[str, float]:
     weights, xp = lm.weights, array_namespace(lm.weights.norm)
     found = {}
     if weights.norm_bias is not None:
-        found["norm_bias"] = difference(head_of(lm, rows)(weights.norm_bias[None])[0])
+        found["norm_bias"] = difference(head_of(lm, rows)(weights.norm_bias[None, ...])[0])
     if weights.lm_head_bias is not None:
         on_device = xp.asarray(rows, dtype=xp.int64, device=device(weights.norm))
         bias = xp.take(weights.lm_head_bias, on_device)
-        found["lm_head_bias"] = difference(head_of(lm, rows, bias)(xp.zeros_like(weights.norm)[None])[0])
+        found["lm_head_bias"] = difference(head_of(lm, rows, bias)(xp.zeros_like(weights.norm)[None, ...])[0])
     return found
 
 

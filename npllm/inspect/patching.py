@@ -151,7 +151,7 @@ def whole_run(
     seen: dict[str, Array] = {}
     names = [value_name(lm, part, layer) for layer in range(lm.config.num_hidden_layers)]
     hidden, _ = transform(ids, lm, tap=record(seen, ",".join(names)))
-    return float(measured(lm, hidden[None], position, tokens)[0]), [seen[name] for name in names]
+    return float(measured(lm, hidden[None, ...], position, tokens)[0]), [seen[name] for name in names]
 
 
 def measured(lm: LM, hidden: Float[Array, "P new D"], position: int, tokens: Sequence[int]) -> Float[np.ndarray, " P"]:
@@ -198,11 +198,11 @@ def patched_run(
         if index < layer:
             return x
         if index == layer and before is not None:
-            x = xp.broadcast_to(before[same:], x.shape)
+            x = xp.broadcast_to(before[same:, ...], x.shape)
         return block(x, *args, **options)
 
     def put_in(tapped: str, old: Array) -> Array:
-        return xp.where(here, value[same:], old) if tapped == name else old
+        return xp.where(here, value[same:, ...], old) if tapped == name else old
 
     batch = [list(ids[same:])] * count
     hidden, _ = transform(batch, lm, cache, total_length=len(ids), block=resumed, tap=put_in)
