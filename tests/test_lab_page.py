@@ -118,8 +118,13 @@ def share(text: str) -> float:
 
 def table(tab) -> dict[str, list[str]]:
     """The numbers of the next tokens, by the tokens."""
-    rows = tab.locator("#next-table tbody tr").all()
-    return {row.locator("th").inner_text().strip(): row.locator("td.number").all_inner_texts() for row in rows}
+    return dict(
+        tab.evaluate(
+            """() => [...document.querySelectorAll("#next-table tbody tr")].map((row) => [
+                row.querySelector("th").innerText.trim(),
+                [...row.querySelectorAll("td.number")].map((cell) => cell.innerText)])"""
+        )
+    )
 
 
 def probabilities(lm, text: str | list[int], **changes) -> np.ndarray:
