@@ -42,6 +42,7 @@ ELSEWHERE = {
     "lab/memory": "lab",
     "lab/runs": "lab",
     "lab/server": "cli_lab",
+    "inspect/contributions": "view",
     "inspect/funnel": "sampling",
     "inspect/record": "tap",
     "inspect/structure": "cli_show",

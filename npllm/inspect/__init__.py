@@ -25,6 +25,7 @@ contents  a `Look` as data for the page
 page      a `Look` as an HTML page, from the files of the folder page/
 labelled  arrays whose axes have names and labels, shown as tables
 heat_html  a labelled array as a heat map or bars
+contributions  an attribution as a labelled array
 frame     sections of the page in a frame of a notebook
 view      npllm.look: one pass, and each view of it as an expression
 """

@@ -24,7 +24,8 @@ from ..errors import UsageError
 from ..lm import LM
 from ..loop import as_ids
 from ..text.arguments import check_model, checked, shown, whole_number
-from .attribution import Attribution, attribution
+from .attribution import attribution
+from .contributions import Contributions, contributions
 from .edits import Edit, edit_tap, edit_text
 from .frame import Frame, frame
 from .heads import KINDS, head_scores, induction_scores, without_first_token
@@ -155,7 +156,7 @@ class View:
         """The induction scores of the heads, which do not depend on the text."""
         return induction_scores(self.lm, tap=edit_tap(self.lm, self.edits))
 
-    def attribution(self, token: str | int | None = None, *, against: str | int | None = None) -> "Contributions":
+    def attribution(self, token: str | int | None = None, *, against: str | int | None = None) -> Contributions:
         """What each part of the model added to the logit of a token, by default the likeliest. Their sum is the logit
         (before its cap, in a model that caps logits).
 
@@ -247,34 +248,6 @@ class View:
         if self.lm.config.bidirectional:
             return None  # there is no page of it; the notebook shows the text
         return ((self.change._repr_html_() or "") if self.edits else "") + self.show()._repr_html_()
-
-
-class Contributions(Labelled):
-    """The contributions to a logit, one for each part, such as ["head 23.4"] or ["feedforward 29"]. Their sum is it."""
-
-    heads: Labelled  # [L, N]
-    feedforward: Labelled  # [L]
-
-    def _repr_html_(self) -> str | None:
-        grid = getattr(self, "heads", None)  # not in a view
-        return (super()._repr_html_() or "") + ((grid._repr_html_() or "") if grid is not None else "")
-
-
-def contributions(found: Attribution, token: str) -> Contributions:
-    """An `Attribution` to this token as a labelled array."""
-    layers, heads = ([str(i) for i in range(count)] for count in found.heads.shape)
-    named = {f"head {i}.{n}": found.heads[int(i), int(n)] for i in layers for n in heads}
-    named |= {f"feedforward {i}": value for i, value in zip(layers, found.feedforward, strict=True)}
-    if found.attention_bias.any():
-        named |= {f"attention bias {i}": value for i, value in zip(layers, found.attention_bias, strict=True)}
-    named |= {name.replace("_", " "): value for name, value in found.others.items()}
-    what = f"contributions to the logit of {token}"
-    cap = ", before its cap" if found.capped else ""
-    values, axes = np.array([*named.values()], dtype=np.float64), {"part": list(named)}
-    result: Contributions = labelled(values, f"{what}, {found.logit:.2f}{cap}", axes, ranked=True, kind=Contributions)
-    result.heads = labelled(found.heads, f"heads' {what}", {"layer": layers, "head": heads})
-    result.feedforward = labelled(found.feedforward, f"feedforward networks' {what}", {"layer": layers})
-    return result
 
 
 def chosen(what: str, index: int | None, count: int) -> list[int]:
