@@ -25,6 +25,7 @@ MORE = (
     "npllm.cache.empty_cache",
     "npllm.inspect.patch.zero_head",
     "npllm.inspect.patch.zero_neuron",
+    "npllm.inspect.view.View",
 )
 SECTIONS = ("Parameters", "Returns", "Raises")
 

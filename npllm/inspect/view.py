@@ -44,6 +44,8 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 def look(lm: LM, prompt: Prompt) -> "View":
     """One pass over a prompt, to look inside.
 
+    Parameters
+    ----------
     prompt : text; token ids; or the messages of a chat, [{"role": "user", "content": "..."}]
 
     Raises
@@ -179,6 +181,8 @@ class View:
     ) -> "View":
         """The same text through the model without these parts, besides those that this view is without.
 
+        Parameters
+        ----------
         head, neuron : (layer, index), or several
         attention, feedforward : a layer, or several
         scale : what is left of the parts: 0.5 halves what they add
@@ -211,6 +215,8 @@ class View:
 
         The measure is the logit of that answer minus that of this text's; see patching.py.
 
+        Parameters
+        ----------
         other : a text of as many tokens, or a view of it
         token : the answer, by default the other text's likeliest
         part : the value that is put in: "residual", after the block, or what "attention" or "feedforward" adds
