@@ -11,7 +11,7 @@ from html import escape
 from ..errors import UsageError
 from ..text.arguments import shown
 from .look import Look
-from .page import check_direction, page
+from .page import page
 
 USUAL = ("tokens", "attention", "lens")
 # In pixels, before the frame says it: of a short text, 760 pixels wide.
@@ -53,7 +53,10 @@ def frame(seen: Look, only: Sequence[str] = (), head: tuple[int, int] | None = N
     Raises UsageError if there is no such section or head, if the attention maps are too large, and for a model whose
     tokens see later ones.
     """
-    check_direction(seen.lm)
+    if seen.lm.config.bidirectional:
+        raise UsageError(
+            "show: expected a model whose tokens see only earlier ones; attention(), lens() and next work without it"
+        )
     if head is not None and not (isinstance(head, Sequence) and len(head) == 2):
         raise UsageError(f"head: expected (layer, head), got {shown(head)}")
     count, config = len(seen.ids), seen.lm.config

@@ -248,7 +248,8 @@ class View:
         config, text = self.lm.config, " ".join(f"'{token}'" for token in self.tokens)
         text = text if len(text) <= 190 else f"{text[:95]} ... {text[-90:]}"
         head = f"{len(self.ids)} tokens through {config.num_hidden_layers} blocks ({config.family}): {text}"
-        return "\n".join([head, repr(self.change)] if self.edits else [head, repr(self.next), HINT])
+        hint = [] if config.bidirectional else [HINT]
+        return "\n".join([head, repr(self.change)] if self.edits else [head, repr(self.next), *hint])
 
     def _repr_html_(self) -> str | None:
         if self.lm.config.bidirectional:
