@@ -42,7 +42,8 @@ def test_the_table_goes_to_stderr_after_the_text(npllm, lm):
 
 
 def test_a_token_cannot_move_the_cursor_and_half_a_character_is_shown_as_bytes(lm, capsys):
-    ids = [next(i for i in range(256) if token_bytes(lm.tokenizer, [i]) == [byte]) for byte in (b"\x1b", b"\xc3")]
+    of_each = token_bytes(lm.tokenizer, range(256))
+    ids = [of_each.index(b"\x1b"), of_each.index(b"\xc3")]
     steps = [Step(ids[0], "", None, -0.5, [(ids[1], -1.0)])]
     write_table(lm.tokenizer, steps)
     line = capsys.readouterr().err.splitlines()[1]
