@@ -73,7 +73,7 @@ def test_at_any_moment_it_is_quiet_and_130(folder, argv):
     )
     environment = os.environ | {"NPLLM_MODEL": str(folder), "OPENBLAS_NUM_THREADS": "1"}
     moments = random.Random(0)
-    for _ in range(12):
+    for _ in range(8):
         process = subprocess.Popen(
             [sys.executable, "-uc", code, *argv], env=environment, stdin=-1, stdout=-1, stderr=-1
         )
