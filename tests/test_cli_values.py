@@ -19,6 +19,7 @@ NEEDED = {  # what a command needs besides the flag under test
     "show": [],
     "trace": ["Hello", "-o", "x"],
     "inspect": ["Hello"],
+    "lab": ["--port", "99999"],  # refused: it would serve
     "compare": ["Hello", "--b-no-cache"],
     "evaluate": ["text"],
     "convert": ["x", "--dtype", "float32"],
