@@ -53,6 +53,7 @@ def talkative(tmp_path_factory):
         (["generate", "a", "--temprature", "1"], "there is no --temprature; did you mean --temperature. See"),
         (["generate", "a", "--temp", "1"], "there is no --temp; did you mean --temperature"),
         (["generate", "a", "-model", "x"], "there is no -model; did you mean --model"),
+        (["tokenize", "--5"], "there is no --5; a TEXT that begins with dashes comes after --; see npllm tokenize"),
         (["generate", "--prompt", "a"], "there is no --prompt: PROMPT is given without a flag"),
         (["generate", "a", "-x"], "unrecognized arguments: -x; see"),
         (["trace", "a", "--outptu=x"], "there is no --outptu; did you mean --output"),

@@ -54,12 +54,15 @@ class Parser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             mistyped = flag.startswith("--") and flag not in known
             if " " not in word and (mistyped or (len(flag) > 2 and f"-{flag}" in known)):
-                given = next(
-                    (action.metavar for action in self._actions if f"--{action.metavar}".lower() == flag), None
-                )
-                if given:
-                    self.error(f"there is no {flag}: {given} is given without a flag")
-                self.error(f"there is no {flag}{hint('--' + flag.lstrip('-'), [k for k in known if k[:2] == '--'])}")
+                self.error(f"there is no {flag}{self.meant('--' + flag.lstrip('-'))}")
+
+    def meant(self, flag: str) -> str:
+        """What was probably meant by a flag that does not exist."""
+        texts = [action.metavar for action in self._actions if action.dest == "text"]
+        if flag in [f"--{text}".lower() for text in texts]:
+            return f": {texts[0]} is given without a flag"
+        near = hint(flag, [known for known in self._option_string_actions if known.startswith("--")])
+        return near or "".join(f"; a {text} that begins with dashes comes after --" for text in texts)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, where argparse prints its usage and exits."""
