@@ -85,15 +85,8 @@ def test_every_session_is_found():
     }
 
 
-SLOW_PAGES = (
-    "library",
-    "loop",
-    "feedforward",
-    "cache",
-    "looking",
-    "notebook",
-    "performance",
-)  # more than a second each
+# More than a second each.
+SLOW_PAGES = ("library", "loop", "feedforward", "cache", "looking", "notebook", "performance")
 WITH_SESSIONS = [name for name, text in PAGES.items() if ">>> " in sessions(text)]
 
 
