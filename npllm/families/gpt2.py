@@ -24,10 +24,9 @@ from ..masks import decoder_mask
 from ..norm import layer_norm
 from ..shapes import GPT2BlockWeights, Weights
 from ..tap import Tap, under, untapped
-from . import common, llama
+from . import common, layer_normed, llama
 from .activations import ACTIVATIONS, FLOPS
 from .family import Family, Gguf, Rows, Tapped, Work
-from .fixed_norm import layer_norm_of_parts
 from .keys import Keys
 from .llama import PARTS, attention_text, moved, score_bias
 from .metadata import Metadata, end_ids, vocab_size
@@ -114,13 +113,6 @@ def gpt2_transform(
 def final_layer_norm(x: Float[Array, "... T D"], weights: Weights, config: Config) -> Float[Array, "... T D"]:
     """The norm between the last block and the head."""
     return layer_norm(x, weights.norm, weights.norm_bias, config.layer_norm_epsilon)
-
-
-def final_layer_norm_of_parts(
-    parts: Float[Array, "P D"], x: Float[Array, " D"], weights: Weights, config: Config
-) -> Float[Array, "P D"]:
-    """The share of each part of x in the final norm of x, without its bias."""
-    return layer_norm_of_parts(parts, x, weights.norm, config.layer_norm_epsilon)
 
 
 # Our name of a weight, and its names in a file; * is the layer's index.
@@ -316,7 +308,7 @@ GPT2 = Family(
     transform=gpt2_transform,
     block=gpt2_block,
     final_norm=final_layer_norm,
-    final_norm_of_parts=final_layer_norm_of_parts,
+    final_norm_of_parts=layer_normed.final_norm_of_parts,
     structure=structure,
     norm_text=layer_norm_text,
     parts=GPT2_PARTS,
