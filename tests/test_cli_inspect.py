@@ -17,6 +17,7 @@ from npllm.inspect.attribution import attribution
 from npllm.inspect.edits import Edit, edit_tap
 from npllm.inspect.heads import induction_scores
 from npllm.inspect.look import look
+from npllm.inspect.patching import patching_grid
 from npllm.inspect.summary import finite, summary
 from npllm.sampling import softmax
 from npllm.tap import untapped
@@ -115,6 +116,20 @@ def test_heads_and_attribution_are_those_of_the_library(inspect, lm):
     assert "\n  'e': " in text
 
 
+def test_patching_shows_where_the_answer_is(inspect, lm):
+    ids, other = lm.tokenizer.encode("Hello"), lm.tokenizer.encode("Hexlo")
+    found = json.loads(inspect("Hello", "--only", "patching", "--other", "Hexlo", "--json")[1])["patching"]
+    answers = [int(look(lm, text).logits[-1].argmax()) for text in (ids, other)]
+    assert [found["token"], found["against"]] == answers
+    expected = patching_grid(lm, ids, other, answers[0], against=answers[1])
+    np.testing.assert_allclose(found["rows"], expected, rtol=1e-3, atol=1e-5)
+    text = inspect("Hello", "--only", "patching", "--other", "Hexlo")[1]
+    assert "\n  2 'l', there 'x'\n" in text
+    rows = text.splitlines()[-2:]
+    assert [len(row.split()[0]) for row in rows] == [1, 1]
+    assert rows[-1].endswith("█")  # in the last layer, at the last token
+
+
 def test_a_page_has_only_these_sections(inspect, tmp_path):
     assert inspect("Hello", "--html", tmp_path / "page.html", "--only", "shapes,attention")[0] == 0
     assert inspect("Hello", "--html", tmp_path / "whole.html")[0] == 0
@@ -196,6 +211,9 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(inspect, tmp_path, mon
         (["Hello", "--without", "head:5"], "--without: expected head:LAYER.HEAD, .*, got 'head:5'"),
         (["Hello", "--without", "head:2.0"], "edit of head: layer: expected 0 to 1 \\(there are 2 layers\\), got 2"),
         (["Hello", "--answer", "e"], "--answer, --against: expected with --only attribution"),
+        (["Hello", "--only", "patching"], "--other: expected a second prompt together with --only patching"),
+        (["Hello", "--other", "x"], "--other: expected a second prompt together with --only patching"),
+        (["Hello", "--only", "patching", "--other", "Hi"], "the same number of tokens, got 5 and 2"),
         (["Hello", "--only", "attribution", "--answer", "xyz"], "--answer: expected one token, got 'xyz', which is 3"),
         (["Hello", "--only", "attribution", "--answer", "#288"], "--answer: expected 0 to 287, got 288"),
         (["Hello", "--layer", "one"], "--layer: invalid int value"),

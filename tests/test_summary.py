@@ -107,7 +107,7 @@ def test_only_some_sections_are_computed():
 )
 def test_sections_come_in_the_order_of_the_report(text, sections):
     assert sections_of(text) == sections
-    assert {"heads", "attribution"} == {*SECTIONS} - {*DEFAULT}
+    assert {"heads", "attribution", "patching"} == {*SECTIONS} - {*DEFAULT}
 
 
 @pytest.mark.parametrize(

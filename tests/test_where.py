@@ -12,7 +12,15 @@ from npllm.inspect.look import look
 from npllm.inspect.summary import finite
 from npllm.inspect.tables import plain
 from npllm.inspect.tokens import columns
-from npllm.inspect.where import PARTS, attribution_data, attribution_lines, head_data, head_lines
+from npllm.inspect.where import (
+    PARTS,
+    attribution_data,
+    attribution_lines,
+    head_data,
+    head_lines,
+    patching_data,
+    patching_lines,
+)
 
 IDS = [3, 1, 4, 1, 5, 9, 2]
 LM = random_lm("llama")
@@ -78,5 +86,22 @@ def test_no_line_is_wider_than_the_terminal(width):
     for lines in (
         head_lines(scores, width, ".:+#@"),
         attribution_lines(attribution_data(LM, attribution(LM, IDS, 6)), width, ".:+#@"),
+        patching_lines(patching_data(LM, IDS, [*IDS[:4], 7, 8, 2], 6, 7), width, ".:+#@"),
     ):
         assert max(columns(line) for line in plain(lines).splitlines()) <= width
+
+
+def test_a_grid_of_patching_has_a_row_for_each_layer_from_the_first_difference_on():
+    data = {
+        "texts": ["Paris", "Rome"],
+        "clean": 7.0,
+        "other": -6.0,
+        "tokens": [["a", "a"], ["France", "Italy"], ["is", "is"]],
+        "rows": [[0.0, 1.0, 0.02], [0.0, -0.5, 0.3]],
+    }
+    assert plain(patching_lines(data, 80, ".:+#@")).splitlines()[-4:] == [
+        "  1 'France', there 'Italy'",
+        "  layer   1  2",
+        "      0   @  .",
+        "      1  -.  +",
+    ]

@@ -23,7 +23,7 @@ from ..inspect.tables import coloured, plain, wants_colour
 from ..inspect.terminal import report
 from ..inspect.tokens import named_token
 from ..inspect.trace import parse_ids
-from ..inspect.where import attribution_data, head_data
+from ..inspect.where import attribution_data, head_data, patching_data
 from ..lm import LM, forward
 from ..loop import as_ids, steps
 from ..storage.paths import output_file
@@ -42,6 +42,7 @@ examples:
   npllm inspect --chat "What is the capital of France?" -n 20 --html page.html
   npllm inspect "The capital of France is" --only attention --head 5.3,7.1
   npllm inspect "The capital of France is" --only attribution --against " Rome"
+  npllm inspect "The capital of France is" --only patching --other "The capital of Italy is"
   npllm inspect "The capital of France is" --only next,lens --without head:23.4
   npllm inspect --json --ids 504,3575,282,4649,314
 """
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         metavar="SECTIONS",
-        help=f"show these sections: of {','.join(SECTIONS)} (default: all but the last two)",
+        help=f"show these sections: of {','.join(SECTIONS)} (default: all but the last three)",
     )
     parser.add_argument("--layer", type=int, metavar="L", help="show the attention of this layer (default: 0)")
     parser.add_argument(
@@ -83,6 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answer", metavar="TOKEN", help='attribute the logit of this token, such as " Paris" (default: the likeliest)'
     )
     parser.add_argument("--against", metavar="TOKEN", help="minus that of this token")
+    parser.add_argument(
+        "--other", metavar="PROMPT", help="a second prompt, for --only patching: what of the first restores its answer"
+    )
     parser.add_argument(
         "--token",
         type=int,
@@ -109,8 +113,12 @@ def run(args: argparse.Namespace) -> int:
     edits = [] if args.without is None else parse_edits(args.without)
     page_sections = None if args.only is None or args.html is None else sections_of_page(sections)
     prompt = options.read_prompt(args.text) if args.ids is None else parse_ids(args.ids, "--ids")
-    if (args.answer or args.against) is not None and "attribution" not in sections:
-        raise UsageError("--answer, --against: expected with --only attribution")
+    if (args.answer or args.against) is not None and not {"attribution", "patching"} & {*sections}:
+        raise UsageError("--answer, --against: expected with --only attribution or patching")
+    if (args.other is None) is ("patching" in sections):
+        raise UsageError("--other: expected a second prompt together with --only patching")
+    if args.other is not None and edits:
+        raise UsageError("--without: expected without --other")
     path = None if args.html is None else output_file(args.html, f"--html {args.html}", ".html", ".htm")
     lm = options.load_model(args)
     if path is not None:
@@ -136,6 +144,8 @@ def run(args: argparse.Namespace) -> int:
         found["heads"] = head_data(head_scores(lm, seen, induction_scores(lm, tap=tap)))
     if "attribution" in sections:
         found["attribution"] = attribution_data(lm, attributed(args, seen, token, edits))
+    if "patching" in sections:
+        found["patching"] = patched(args, lm, ids)
     if args.json:
         keys = ["model", "not_finite", "token", "without", *(key for name in sections for key in SECTIONS[name])]
         chosen = finite({key: value for key, value in found.items() if key in keys})
@@ -163,6 +173,17 @@ def attributed(args: argparse.Namespace, seen: Look, token: int, edits: Sequence
     answer = likeliest if args.answer is None else option_token(seen.lm, args.answer, "--answer")
     against = None if args.against is None else option_token(seen.lm, args.against, "--against")
     return attribution(seen.lm, seen.ids, answer, token, against=against, edits=edits)
+
+
+def patched(args: argparse.Namespace, lm: LM, ids: Sequence[int]) -> dict[str, Any]:
+    """The grid of activation patching between two prompts, by default for the answers of both."""
+    other = Chat(lm).ids_with(args.other) if args.chat else as_ids(lm, options.utf8("--other", args.other))
+    answers = [int(forward(text, lm)[0][-1].argmax()) for text in (ids, other)]
+    asked = [(args.answer, "--answer"), (args.against, "--against")]
+    tokens = [
+        one if text is None else option_token(lm, text, name) for one, (text, name) in zip(answers, asked, strict=True)
+    ]
+    return patching_data(lm, ids, other, *tokens)
 
 
 def option_token(lm: LM, text: str, option: str) -> int:

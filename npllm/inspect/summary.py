@@ -27,8 +27,9 @@ SECTIONS = {
     "cost": ["cost"],
     "heads": ["heads"],
     "attribution": ["attribution"],
+    "patching": ["patching"],
 }
-DEFAULT = tuple(name for name in SECTIONS if name not in ("heads", "attribution"))
+DEFAULT = tuple(name for name in SECTIONS if name not in ("heads", "attribution", "patching"))
 
 
 def sections_of(text: str | None) -> tuple[str, ...]:
@@ -80,7 +81,7 @@ def check_choice(lm: LM, ids: Sequence[int], heads: Sequence[tuple[int, int]], t
 def summary(
     seen: Look, heads: Sequence[tuple[int, int]], token: int, top_k: int, sections: Sequence[str] = DEFAULT
 ) -> dict[str, Any]:
-    """These sections as data, "heads" and "attribution" left out: where.py has those. The shapes are always there.
+    """These sections as data, but for the last three, which where.py has. The shapes are always there.
 
     heads : (layer, head) of each attention map
     token : the position whose predictions, lens and norms are shown

@@ -16,7 +16,7 @@ from .parts import part, source
 from .summary import DEFAULT
 from .tables import FAINT, LABEL, NO_BREAK, TITLE, WARNING, Line, amount, label, percent, table, wrapped
 from .tokens import padded
-from .where import attribution_lines, head_lines
+from .where import attribution_lines, head_lines, patching_lines
 
 
 def report(
@@ -54,6 +54,10 @@ def report(
         "attribution": (
             f"Attribution: what each part adds to the logit {after} {here}",
             lambda: attribution_lines(data["attribution"], width, shades),
+        ),
+        "patching": (
+            "Patching: where the answer is, layer by layer and token by token",
+            lambda: patching_lines(data["patching"], width, shades),
         ),
     }
     found = [[*wrapped(sizes, width, indent=0), *without, *warnings(data)]]

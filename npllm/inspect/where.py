@@ -3,6 +3,7 @@
 Source: as in heads.py and attribution.py.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ..lm import LM
 from .attribution import Attribution, ranked_parts
 from .heads import KINDS, HeadScores, labels, ranked
+from .patching import patching_rows
 from .tables import FAINT, NO_BREAK, Line, percent, table, wrapped
 from .tokens import token_labels
 
@@ -93,6 +95,43 @@ def attribution_lines(data: dict[str, Any], width: int, shades: str) -> list[Lin
         rows.insert(-1, [f"{len(parts) - PARTS} others", f"{rest:+.2f}", ""])
     lines += table(["part", "logit", ""], rows, "lrl", width)
     return [*lines, *grid(found, width, shades)]
+
+
+def patching_data(lm: LM, ids: Sequence[int], other_ids: Sequence[int], token: int, against: int) -> dict[str, Any]:
+    """How much of the difference of two logits each residual vector of the first text restores in the second."""
+    found = patching_rows(lm, ids, other_ids, token, against=against)
+    return {
+        "token": token,
+        "against": against,
+        "texts": token_labels(lm, [token, against]),
+        "clean": found.clean,
+        "other": found.other,
+        "tokens": [token_labels(lm, pair) for pair in zip(ids, other_ids, strict=True)],
+        "rows": [row.tolist() for row in found.rows],
+    }
+
+
+def patching_lines(data: dict[str, Any], width: int, shades: str) -> list[Line]:
+    """A row for each layer, a cell for each position; only the positions from the first difference, or the last."""
+    answer, other = data["texts"]
+    lines = wrapped(
+        f"The residual stream of this prompt, put into the run of the other one. '{answer}' minus '{other}':"
+        f" {data['clean']:.2f} here, {data['other']:.2f} there. {shades[-1]}: as here, {shades[0]}: as there.",
+        width,
+    )
+    changed = [i for i, (one, another) in enumerate(data["tokens"]) if one != another]
+    pairs = (f"{i} '{data['tokens'][i][0]}', there '{data['tokens'][i][1]}'" for i in changed)
+    lines += wrapped("; ".join(pairs), width, FAINT)
+    last = len(data["tokens"])
+    shown = range(max(changed[0], last - (width - 8) // 3), last)
+    lines.append([("  layer " + "".join(f"{i % 100:>3}" for i in shown), FAINT)])
+
+    def cell(share: float) -> str:
+        step = shades[0] if share < LEAST else shades[min(1 + int(share * (len(shades) - 1)), len(shades) - 1)]
+        return f" {'-' if share <= -LEAST else ' '}{step}"
+
+    rows = enumerate(data["rows"])
+    return [*lines, *([(f"  {layer:5} " + "".join(cell(row[i]) for i in shown), "")] for layer, row in rows)]
 
 
 def grid(found: Attribution, width: int, shades: str) -> list[Line]:
