@@ -31,11 +31,12 @@ def records(tokenizer: Tokenizer, made: Sequence[Step]) -> list[dict[str, Any]]:
 def write_table(tokenizer: Tokenizer, made: Sequence[Step]) -> None:
     """Write a line for each step to stderr: its token's log-probability and probability, and the likeliest tokens."""
     bytes_of = bytes_by_id(tokenizer, made)
-    note(f"{'logprob':>8} {'share':>7}  {'token':{WIDTH}}" + "  likeliest" * any(step.top_logprobs for step in made))
+    likeliest = "likeliest" if any(step.top_logprobs for step in made) else ""
+    note(f"{'logprob':>8} {'share':>7}  {'token':{WIDTH}}  {likeliest}".rstrip())
     for step in made:
-        likeliest = [f"{padded(quoted(bytes_of[token]), WIDTH)} {logprob:6.2f}" for token, logprob in step.top_logprobs]
+        others = [f"{padded(quoted(bytes_of[token]), WIDTH)} {logprob:6.2f}" for token, logprob in step.top_logprobs]
         token = padded(quoted(bytes_of[step.id]), WIDTH)
-        note("  ".join([f"{step.logprob:8.3f} {math.exp(step.logprob):7.1%}", token, *likeliest]).rstrip())
+        note("  ".join([f"{step.logprob:8.3f} {math.exp(step.logprob):7.1%}", token, *others]).rstrip())
 
 
 def quoted(data: bytes) -> str:
