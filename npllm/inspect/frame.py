@@ -19,7 +19,7 @@ HEIGHTS = {
     "tokens": 460, "attention": 610, "lens": 1310, "norms": 550, "funnel": 1070, "cache": 700, "cost": 880, "flow": 1420
 }  # fmt: skip
 LARGEST = 2_000_000  # bytes of attention maps in a notebook, which keeps its outputs
-LONGEST = 64  # tokens whose logit lens is computed without being asked for: each takes a product with all logits
+LONGEST = 40  # tokens whose logit lens is computed without being asked for: each takes a product with all logits
 RESIZE = """<script>
 window.npllmFrames ??= addEventListener("message", (event) => {
   const height = Number(event.data?.npllm?.height);
