@@ -274,7 +274,7 @@ def calls():
         called = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                called[node.func] = tuple(sorted(word.arg for word in node.keywords))
+                called[node.func] = tuple(sorted(word.arg for word in node.keywords if word.arg))
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("xp", "array_namespace(x)"):
                 found.add((path.stem, node.attr, called.get(node, ())))
