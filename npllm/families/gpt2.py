@@ -24,13 +24,14 @@ from ..masks import decoder_mask
 from ..norm import layer_norm
 from ..shapes import GPT2BlockWeights, Weights
 from ..tap import Tap, under, untapped
-from . import common, layer_normed, llama
+from . import common, llama
 from .activations import ACTIVATIONS, FLOPS
 from .family import Family, Gguf, Rows, Tapped, Work
 from .keys import Keys
+from .layer_normed import final_norm_of_parts, norm_flops
 from .llama import PARTS, attention_text, moved, score_bias
 from .metadata import Metadata, end_ids, vocab_size
-from .work import attention_work, layer_norm_flops, linear_work
+from .work import attention_work, linear_work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,11 +265,6 @@ def work(config: GPT2Config, layer: int, weights: GPT2BlockWeights, T: int, S: i
     ]
 
 
-def norm_flops(config: Config, T: int) -> int:
-    """The FLOPs of the final norm."""
-    return layer_norm_flops(T, config.hidden_size)
-
-
 ADDED, POSITIONS = 'tap("residual_after_embedding"', 'tap("position_embedding"'
 GPT2_PARTS = {name: part for name, part in PARTS.items() if not name.endswith(("_rotated", ".gate"))} | {
     "position_embedding": Tapped("each position's row of its table", "T D", gpt2_transform, POSITIONS, "3-32"),
@@ -308,7 +304,7 @@ GPT2 = Family(
     transform=gpt2_transform,
     block=gpt2_block,
     final_norm=final_layer_norm,
-    final_norm_of_parts=layer_normed.final_norm_of_parts,
+    final_norm_of_parts=final_norm_of_parts,
     structure=structure,
     norm_text=layer_norm_text,
     parts=GPT2_PARTS,
