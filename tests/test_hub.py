@@ -811,9 +811,9 @@ def test_progress_bars_on_a_terminal(cache, hub, fault):
             break
     os.close(master)
     process.communicate(timeout=30)
-    lines = [line.rpartition("\r")[2] for line in shown.decode().replace("\r\n", "\n").splitlines()]
+    lines = [line.rpartition("\r")[2] for line in shown.decode().replace("\r\n", "\n").split("\n")]
     assert f"{SHARDS[0]}:" in shown.decode()
-    assert any(SHARDS[0] in line and "100%" in line for line in lines) == (fault is None)
+    assert not any("%" in line for line in lines)  # a bar goes when it ends
 
 
 @pytest.mark.slow
