@@ -29,8 +29,8 @@ is the chapter, in reading order. Each has one concept and, of these modules, us
 
 The wings, which are subpackages: text (where text enters and leaves), families (one file per family of models), storage
 (weights in few bits, and files), checkpoint (files to weights), devices (CPU or GPU), compiled (CPU kernels), cuda (GPU
-kernels), inspect (looking inside), apps (built on the loop), cli (the commands). shapes, errors, config, tokenizer,
-options and lm use text; loop uses text and devices.
+kernels), inspect (looking inside), lab (the server of the lab), apps (built on the loop), cli (the commands). shapes,
+errors, config, tokenizer, options and lm use text; loop uses text and devices.
 """
 
 import os
