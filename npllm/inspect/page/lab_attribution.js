@@ -15,7 +15,7 @@ function partsOf({ heads, feedforward, attention_bias: biases, others }) {
     ...Array.from(numbers(Float32Array, heads), (value, i) =>
       ({ name: `head ${Math.floor(i / N)}.${i % N}`, value, part: "head", layer: Math.floor(i / N), index: i % N })),
     ...Array.from(numbers(Float32Array, feedforward), (value, layer) =>
-      ({ name: `feed-forward ${layer}`, value, part: "feedforward", layer })),
+      ({ name: `feedforward ${layer}`, value, part: "feedforward", layer })),
     ...Array.from(numbers(Float32Array, biases), (value, layer) => ({ name: `bias of attention ${layer}`, value })),
     ...Object.entries(others).map(([name, value]) => ({ name, value })),
   ].filter(({ value }) => value !== 0);
@@ -38,15 +38,15 @@ shows.attribution = () => {
     ...Array.from({ length: L * N }, (_, i) => ({ layer: i % L, index: Math.floor(i / L), part: "head" }))
       .map((cell) => ({ ...cell, value: heads[cell.layer * N + cell.index], words: `head ${cell.layer}.${cell.index}` })),
     ...Array.from(feedforward, (value, layer) =>
-      ({ layer, part: "feedforward", value, words: `feed-forward network of layer ${layer}` })),
+      ({ layer, part: "feedforward", value, words: `the feedforward network of layer ${layer}` })),
   ].map((cell) => ({ ...cell, level: cell.value / most, name: `${cell.words}: ${fixed(cell.value)}` }));
   const look = (index) => {
     const { words, value } = cells[index];
-    byId("attribution-reading").replaceChildren(`The ${words} adds ${fixed(value)} to the logit of `,
+    byId("attribution-reading").replaceChildren(`${words[0].toUpperCase()}${words.slice(1)} adds ${fixed(value)} to the logit of `,
       token(attributed.token), ". Enter or a click fills in the form that switches it off.");
   };
-  const repaint = cellGrid(byId("attribution-grid"), layersOf(), [...headsOf(), "feed-forward"],
-    "Contributions: a column for each layer, a row for each head, and one for the feed-forward networks. Arrow keys move.",
+  const repaint = cellGrid(byId("attribution-grid"), layersOf(), [...headsOf(), "feedforward"],
+    "Contributions: a column for each layer, a row for each head, and one for the feedforward networks. Arrow keys move.",
     cells, look, (index) => propose(cells[index]));
   look(cells.reduce((best, cell, i) => (cell.value > cells[best].value ? i : best), 0));
   return repaint;
