@@ -232,9 +232,51 @@ def test_a_head_switched_off_gives_npllms_probabilities_and_the_link_restores_th
     assert table(again) == table(tab)
     assert again.locator("#edits li").count() == 2
     press(again, "#edits li:first-child button")
-    assert again.locator("#edits li").all_inner_texts() == ["feed-forward network 5: times 0.5 remove"]
+    assert again.locator("#edits li").all_inner_texts() == ["feedforward network 5: times 0.5 remove"]
     press(again, "#remove-all")
     assert close(table(again)["␣Paris"][0], before_it[paris])
+
+
+def test_a_change_while_another_is_computed_keeps_both(lab):
+    tab, _ = lab()
+    tab.evaluate(
+        """() => {
+            for (const layer of [4, 5]) {
+                byId("edit-layer").value = layer;
+                byId("edit-form").requestSubmit();
+            }
+        }"""
+    )
+    ready(tab)
+    assert tab.locator("#edits li").all_inner_texts() == ["head 4.0: off remove", "head 5.0: off remove"]
+    again, _ = lab(tab.url[tab.url.index("#") :])
+    assert again.locator("#edits li").count() == 2
+    assert table(again) == table(tab)
+
+    tab.locator("#prompt").fill(OTHER)
+    tab.evaluate("() => { for (const _ of [1, 2]) byId('prompt-form').requestSubmit(); step(1); write(); take(0); }")
+    ready(tab)
+    assert tab.locator("#answer").inner_text() == OTHER
+    assert json.loads(unquote(tab.url[tab.url.index("#") + 1 :]))["prompt"] == OTHER
+    assert tab.locator("#edits li").count() == 2
+
+
+def test_an_answer_written_from_inside_the_prompt_replaces_its_rest(lab, lm):
+    tab, _ = lab("#" + json.dumps({"prompt": PROMPT, "at": 3}))
+    tab.locator("#most").fill("4")
+    press(tab, "#write")
+    tab.wait_for_function("() => data.ids.length === 7")
+    ready(tab)
+    kept = lm.tokenizer.encode(PROMPT)[:3]
+    assert tab.evaluate("run.ids") == kept + npllm.generate(lm, kept, max_new_tokens=4).ids
+    assert tab.evaluate("[run.prompt_length, at]") == [3, 7]
+    assert tab.locator("#bench-problem").inner_text() == ""
+    tab.evaluate("() => { model.most_tokens = 8; }")
+    press(tab, "#write")
+    tab.wait_for_function("() => data.ids.length === 8")
+    ready(tab)
+    press(tab, "#write")
+    assert tab.locator("#status").inner_text() == "The text has reached the lab's limit of 8 tokens."
 
 
 def test_two_prompts_side_by_side_and_a_vector_of_one_in_the_other(lab, lm, untouched):

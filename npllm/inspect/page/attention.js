@@ -3,9 +3,6 @@
 const held = new Map(); // for "layer.head", its weights, row after row: their square roots in 8 bits, or themselves
 let scale = "log", skipFirst = false;
 
-/** In the lab, what gets a map from the server; says whether it is there. */
-let loadMap = (layer, head) => held.has(`${layer}.${head}`);
-
 /** The layer and head of each map: those of data.heads, or all. */
 const headsShown = () => data.heads
   ?? Array.from({ length: L * N }, (_, i) => [Math.floor(i / N), i % N]);
@@ -53,8 +50,8 @@ function drawPicture(canvas, { size, maps }, index) {
 }
 
 /**
- * Where a head attends, averaged over all tokens but the first, with each key counted once: the first token, the token
- * itself, the one before it, all others. They sum to 1.
+ * Where a head attends, averaged over all tokens but the first: to the first token, and to the token itself; and to the
+ * one before it, averaged from the third token on, since the one before the second is the first.
  */
 function habits(layer, head) {
   let first = 0, self = 0, before = 0;
@@ -62,18 +59,18 @@ function habits(layer, head) {
     const shares = row(layer, head, position);
     first += shares[0] / (T - 1);
     self += shares[position] / (T - 1);
-    if (position > 1) before += shares[position - 1] / (T - 1);
+    if (position > 1) before += shares[position - 1] / (T - 2);
   }
-  return { first, self, before, others: Math.max(0, 1 - first - self - before) };
+  return { first, self, before };
 }
 
 function habitsInWords(layer, head) {
   const name = `Layer ${layer}, head ${head}`;
   if (!isKnown(layer, head)) return `${name}: each cell is the largest weight of several tokens. Enlarge it for the others.`;
   if (T === 1) return `${name}: there is only one token, and it attends to itself.`;
-  const { first, self, before, others } = habits(layer, head);
-  return `${name}: on average a token gives ${skipFirst ? "" : `${percent(first)} to the first token, `}${percent(self)} to itself,`
-    + ` ${percent(before)} to the one before it (unless that is the first) and ${percent(others)} to the others.`;
+  const { first, self, before } = habits(layer, head);
+  return `${name}: on average a token gives ${skipFirst ? "" : `${percent(first)} to the first token, `}${percent(self)} to itself`
+    + `${T > 2 ? ` and, from the third token on, ${percent(before)} to the one before it` : ""}.`;
 }
 
 starts.attention = () => {
@@ -86,7 +83,7 @@ starts.attention = () => {
   }
   byId("skip-first").addEventListener("change", (event) => {
     skipFirst = event.target.checked;
-    if (onSkipFirst) onSkipFirst();
+    if (actions.reloadMaps) actions.reloadMaps();
     else show(data, ["attention"]);
   });
   startMap();
@@ -144,12 +141,10 @@ function showOneMap(layer, head) {
 
 // The enlarged map: a canvas with a cursor that pointer and arrow keys move
 
-let onSkipFirst = null; // in the lab, what asks for the maps without the first token
-
 const map = { layer: 0, head: 0, query: 0, key: 0, cell: 0, edge: 0 };
 
 async function openMap(layer, head) {
-  if (!await loadMap(layer, head)) return;
+  if (actions.loadMap && !await actions.loadMap(layer, head)) return;
   Object.assign(map, { layer, head, opener: document.activeElement });
   if (!byId("map").open) byId("map").showModal();
   drawMap();
@@ -266,7 +261,7 @@ function startMap() {
   });
   for (const [name, [layers, heads]] of Object.entries(NEIGHBOURS)) {
     byId(name).addEventListener("click", async () => {
-      if (!await loadMap(map.layer + layers, map.head + heads)) return;
+      if (actions.loadMap && !await actions.loadMap(map.layer + layers, map.head + heads)) return;
       map.layer += layers;
       map.head += heads;
       drawMap();

@@ -122,13 +122,14 @@ function joinedTokens() {
   return groups;
 }
 
-let choose = null; // in the lab, a function that goes on with this token
+// What only the lab can do: take(id, keep), step(count), loadMap(layer, head), reloadMaps()
+const actions = {};
 
 /** A token that can be chosen to follow the first `keep` ones, in the lab; by default those in force. */
 function choice(id, keep) {
-  if (!choose) return token(id);
-  const button = el("button", { type: "button", class: "choose", title: "go on with this token" }, token(id));
-  button.addEventListener("click", () => choose(id, keep));
+  if (!actions.take) return token(id);
+  const button = el("button", { type: "button", class: "choose", title: "continue with this token" }, token(id));
+  button.addEventListener("click", () => actions.take(id, keep));
   return button;
 }
 

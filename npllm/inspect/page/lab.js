@@ -1,8 +1,6 @@
 // The lab: starts the page, and restores what its link holds.
 
-choose = take;
-stepTo = step;
-onSkipFirst = () => attempt("attention", loads.attention);
+Object.assign(actions, { take, step, loadMap, reloadMaps: () => attempt("attention", loads.attention) });
 Object.assign(settings, { temperature: 0, top_k: 0, top_p: 1 });
 
 /** Put what the link holds, or the first example, into the page, and run it. */
@@ -15,7 +13,8 @@ async function restore() {
     setSlider[name]?.(settings[name]);
   }
   fillIn();
-  if (await pass(found?.at ?? Infinity) || !found) return;
+  const restored = pass(found?.at ?? Infinity), mine = turn;
+  if (await restored || !found || mine !== turn) return;
   const problem = byId("bench-problem").textContent; // the link's state does not fit this model
   Object.assign(run, FIRST);
   fillIn();
@@ -55,9 +54,9 @@ async function begin() {
     byId("chat-choice").hidden = !model.chat;
     if (!model.vocabulary.length) {
       Object.assign(FIRST, { prompt: "0 1 2", ids: [0, 1, 2] });
-      byId("prompt-help").textContent = "This model has no tokenizer: type the ids of tokens. Enter runs them.";
+      byId("prompt-help").textContent = "This model has no tokenizer: type token ids, then press Enter.";
     }
-    byId("made-by").textContent = `npllm ${model.version}. The model runs on this computer; this page asks only its own server.`;
+    byId("made-by").textContent = `npllm ${model.version}. The model runs on this computer; this page talks only to its own server.`;
     data = { ...model, ids: [] };
     [L, N, V] = [layers, heads, model.model.vocab_size];
     watch();

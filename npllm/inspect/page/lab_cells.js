@@ -1,4 +1,4 @@
-// Grids of cells with a number each: a column for each layer, a row for each head
+// Grids of cells with a number each: a column for each layer, a row for each head or other part
 
 /** The colour of a number between -1 and 1: blue above 0, orange below. */
 function signedColour(level) {
@@ -12,19 +12,20 @@ function signedColour(level) {
 }
 
 /**
- * Draw cells in rows of `columns`. cells: [{name, value, level}], level from -1 to 1; `look` and `press` get an index.
+ * Draw cells in rows of `columns`. cells: [{name, level}], level from -1 to 1; `words` describe the grid; `look` and `press`
+ * get an index.
  * Returns what to redraw when colours change.
  */
-function cellGrid(grid, columns, heads, names, cells, look, press) {
+function cellGrid(grid, columns, rowNames, words, cells, look, press) {
   const every = columns.length > 16 ? 5 : 1;
   const axis = (text, kind = "") => el("span", { class: `axis ${kind}`, "aria-hidden": "true" }, text);
   grid.style.gridTemplateColumns = `max-content repeat(${columns.length}, minmax(1.25rem, 1fr))`;
   grid.replaceChildren(axis("layer", "head"), ...columns.map((column, i) => axis(i % every ? "" : String(column))));
   const buttons = cells.map(({ name }) => el("button", { type: "button", "aria-label": name }));
-  heads.forEach((head, line) => {
-    grid.append(axis(head, "head"), ...buttons.slice(line * columns.length, (line + 1) * columns.length));
+  rowNames.forEach((name, line) => {
+    grid.append(axis(name, "head"), ...buttons.slice(line * columns.length, (line + 1) * columns.length));
   });
-  grid.setAttribute("aria-label", names);
+  grid.setAttribute("aria-label", words);
   buttons.forEach((button, index) => button.addEventListener("click", () => press(index)));
   roving(buttons, columns.length, look);
   return () => buttons.forEach((button, index) => {

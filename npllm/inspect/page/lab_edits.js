@@ -1,6 +1,6 @@
 // What is switched off, scaled or patched, and what to try next
 
-const PART_WORDS = { head: "head", attention: "attention layer", feedforward: "feed-forward network", neuron: "neuron",
+const PART_WORDS = { head: "head", attention: "attention layer", feedforward: "feedforward network", neuron: "neuron",
   residual: "residual stream" };
 const times = (scale) => (scale === 0 ? "off" : `times ${scale}`);
 const editWords = ({ part, layer, index, scale }) => (part === "head" || part === "neuron"
@@ -25,7 +25,8 @@ function propose({ part, layer, index }) {
 
 function partChosen() {
   const part = byId("edit-part").value;
-  byId("edit-index-label").hidden = part !== "head" && part !== "neuron";
+  byId("edit-index-label").hidden = byId("edit-index").disabled = part !== "head" && part !== "neuron";
+  byId("edit-index").max = (part === "neuron" ? model.neurons : N) - 1;
   byId("edit-index-words").textContent = part === "neuron" ? "Neuron" : "Head";
 }
 
@@ -41,6 +42,8 @@ shows["in-force"] = () => {
     return el("li", {}, words, " ", button);
   }));
   byId("edit-layer").max = L - 1;
+  byId("edit-part").querySelector("[value=neuron]").hidden = model.neurons === null; // a model with experts
+  partChosen();
   return undefined;
 };
 
@@ -63,10 +66,11 @@ shows.ideas = () => {
       if (found) await edit({ part: "head", layer: found.layer, index: found.index, scale: 0 }, keep);
     })]);
   }
-  if (second !== undefined) ideas.push([["Go on with ", token(second), " instead of ", token(first)], () => take(second)]);
+  if (second !== undefined) ideas.push([["Continue with ", token(second), " instead of ", token(first)], () => take(second)]);
   if (run.edits.length || run.patches.length) {
     ideas.push([["Undo all changes"], () => change({ edits: [], patches: [] })]);
-  } else if (run.prompt === FIRST.prompt && !run.chat && !run.other) {
+  } else if (model.vocabulary.length && run.prompt === FIRST.prompt && at === run.prompt_length && at === T && !run.chat
+    && !run.other) {
     ideas.push([["Find the layer and token where France becomes Paris"],
       () => comparePrompts("The capital of Italy is").then((done) => done && showGrid())]);
   }

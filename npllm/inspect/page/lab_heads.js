@@ -50,13 +50,14 @@ loads.attention = async () => {
   show({ ...data, thumbs: { size: thumbs.size, maps: numbers(Uint8Array, thumbs.thumbs) } }, ["attention"]);
 };
 
-loadMap = async (layer, head) => {
+/** Get a map from the server; says whether it is there. */
+async function loadMap(layer, head) {
   if (held.has(`${layer}.${head}`)) return true;
   return attempt("bench", async () => {
     const { weights } = await ask("attention", { run, layer, head });
     held.set(`${layer}.${head}`, numbers(Float32Array, weights));
   });
-};
+}
 
 loads.lens = async () => {
   const positions = Array.from({ length: Math.min(at, 12) }, (_, i) => at - Math.min(at, 12) + i);

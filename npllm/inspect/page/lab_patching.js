@@ -1,4 +1,4 @@
-// A second prompt beside the first, and what of the first one's answer a single vector brings back
+// A second prompt beside the first, and how much of the first one's answer a single vector restores
 
 async function comparePrompts(prompt) {
   byId("second-prompt").value = prompt;
@@ -9,17 +9,18 @@ async function comparePrompts(prompt) {
 }
 
 /** What a grid belongs to: it stays while these are the same. */
-const patchingKey = () => JSON.stringify([run.ids, run.other, run.edits]);
+const patchingKey = () => JSON.stringify([run.ids, run.other]);
 
 async function showGrid() {
-  const part = byId("patching-part").value, answer = highest(numbers(Float32Array, data.logits), 1)[0];
-  const clean = { ...runOver(run.ids.slice(0, at)), edits: [], patches: [] }; // the grid is of the untouched model
-  const key = patchingKey();
   byId("second").scrollIntoView();
   byId("patching-stop").hidden = false;
   await attempt("second", async () => {
-    if (!run.other) throw new Error("Type a second prompt first, and compare.");
-    const rows = [];
+    if (!run.ids) return; // a new prompt is being computed
+    if (!run.other) throw new Error("Enter a second prompt first, then click compare.");
+    if (at !== run.prompt_length) throw new Error("Go back to the end of the prompt first («\u00a0prompt).");
+    const part = byId("patching-part").value, key = patchingKey(), rows = [];
+    const answer = highest(numbers(Float32Array, data.base ?? data.logits), 1)[0]; // the grid is of the untouched model
+    const clean = { ...runOver(run.ids.slice(0, at)), edits: [], patches: [] };
     for await (const line of lines("patching", { run: clean, token: answer, part })) {
       if (line.row) rows[line.layer] = line.row;
       show({ ...data, patched: { key, part, answer, rows, position: at } }, ["patching-scroll"]);
@@ -46,12 +47,12 @@ shows["patching-scroll"] = () => {
     return cell;
   })))));
   place.replaceChildren(table);
-  byId("patching-words").replaceChildren(`How much of `, token(answer), " comes back: 0 as the second prompt, 1 as the first. ",
-    "Enter or a click does the reverse: it puts the second prompt's vector into the first.");
+  byId("patching-words").replaceChildren("How much of ", token(answer),
+    " comes back: 0 means as in the second prompt, 1 as in the first. Enter or a click does the reverse: it puts the second prompt's vector into the first.");
   const look = (index) => {
     const { share, layer, position } = cells[index];
     byId("patching-reading").replaceChildren(`The ${PART_WORDS[part]} of layer ${layer} at `, token(data.ids[position]),
-      ` (${position}) brings back ${share === null ? "an unknown part" : `${share.toFixed(3)}`} of `, token(answer), ".");
+      ` (${position}) restores ${share === null ? "an unknown part" : `${(100 * share).toFixed(0).replace("-", "−")}\u00a0%`} of `, token(answer), ".");
   };
   const press = (index) => {
     const { layer, position } = cells[index], one = { layer, position, part };

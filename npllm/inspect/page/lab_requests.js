@@ -2,17 +2,17 @@
 
 const secret = new URLSearchParams(location.search).get("token") ?? "";
 const client = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-const open = new Map(); // for each kind of request, what aborts it
+const controls = new Map(); // for each kind of request, what aborts it
 
 /** Abort the requests of these kinds, or all. */
 function abort(...kinds) {
-  for (const kind of kinds.length ? kinds : [...open.keys()]) open.get(kind)?.abort();
+  for (const kind of kinds.length ? kinds : [...controls.keys()]) controls.get(kind)?.abort();
 }
 
 async function request(name, body) {
   abort(name);
   const control = new AbortController();
-  open.set(name, control);
+  controls.set(name, control);
   let response;
   try {
     response = await fetch(`/api/${name}`, {
@@ -53,7 +53,7 @@ async function* lines(name, body) {
 
 const busy = new Map(); // for each part of the page, how many things are being done there
 
-function count(part, by) {
+function countBusy(part, by) {
   busy.set(part, (busy.get(part) ?? 0) + by);
   byId(part).setAttribute("aria-busy", String(busy.get(part) > 0));
 }
@@ -62,7 +62,7 @@ function count(part, by) {
 async function attempt(part, work) {
   const problem = byId(`${part}-problem`);
   problem.textContent = "";
-  count(part, 1);
+  countBusy(part, 1);
   try {
     await work();
     return true;
@@ -73,6 +73,6 @@ async function attempt(part, work) {
     }
     return false;
   } finally {
-    count(part, -1);
+    countBusy(part, -1);
   }
 }

@@ -4,6 +4,8 @@ const FIRST = { prompt: "The capital of France is", chat: false, ids: null, prom
   other: null };
 const run = { ...FIRST };
 let turn = 0; // counts what was asked for: a running answer ends when something else was
+let accepted = { ...FIRST }; // the last run that the server computed
+let passing = 0; // the turn of the pass that is being made, if one is
 let at = 0; // how many tokens are in force: the next one is predicted after them
 let model; // what does not depend on the run
 
@@ -13,17 +15,18 @@ const promptOf = (prompt, chat) =>
 
 /** Draw everything from a new pass over the run. `keep` is the number of tokens that stay in force; by default all. */
 async function pass(keep = Infinity) {
-  turn++;
+  const mine = passing = ++turn;
   abort();
-  return attempt("bench", async () => {
+  const done = await attempt("bench", async () => {
     note("computing…");
-    const result = await ask("run", { run }).finally(() => note(""));
-    run.ids = result.ids;
-    run.prompt_length = result.prompt_length;
-    at = between(keep, 1, run.ids.length);
+    const result = await ask("run", { run }).finally(() => mine === turn && note(""));
+    const { ids, prompt_length } = result, computed = { ...run, ids, prompt_length };
+    const count = between(keep, 1, ids.length);
     const { listings, sections, letters, vocabulary, version } = model;
     const next = { version, model: model.model, letters, sections, listings, vocabulary, ...result };
-    if (at < run.ids.length) Object.assign(next, await ask("logits", { run, position: at - 1 }));
+    if (count < ids.length) Object.assign(next, await ask("logits", { run: computed, position: count - 1 }));
+    Object.assign(run, accepted = computed);
+    at = count;
     held.clear();
     if (data.patched?.key === patchingKey()) next.patched = data.patched;
     Object.assign(map, { query: next.ids.length - 1, key: 0 });
@@ -33,17 +36,20 @@ async function pass(keep = Infinity) {
     for (const id of LAZY) stale.add(id);
     refresh();
   });
+  if (passing === mine) passing = 0;
+  return done;
 }
 
-/** Predict after another number of tokens of the same text: the pass has been made. */
+/** Predict after another number of tokens of the same text: the pass has been made. While one is made, do nothing. */
 async function step(to) {
+  if (passing || !run.ids) return;
   const count = between(to, 1, run.ids.length);
   turn++;
   abort("generate", "logits", "attribution");
   await attempt("bench", async () => {
     const { logits, base } = await ask("logits", { run, position: count - 1 });
     at = count;
-    show({ ...data, logits, base }, ["answer", "next", "funnel", "tokens"]);
+    show({ ...data, logits, base, attributed: undefined }, ["answer", "next", "funnel", "tokens", "ideas"]);
     remember();
     stale.add("attribution").add("lens");
     refresh();
@@ -54,18 +60,19 @@ async function step(to) {
 const runOver = (ids) => ({ ...run, ids, prompt_length: Math.min(run.prompt_length, ids.length),
   patches: run.patches.filter(({ position }) => position < ids.length) });
 
-/** Go on with this token after `keep` tokens. */
+/** Continue with this token after `keep` tokens. */
 async function take(id, keep = at) {
+  if (!run.ids) return undefined; // a new prompt is being computed
   if (run.ids[keep] === id) return step(keep + 1);
-  return change({ ...runOver([...run.ids.slice(0, keep), id]), prompt_length: Math.min(run.prompt_length, keep) }, Infinity);
+  const kept = run.ids.slice(0, keep);
+  return change({ ...runOver(kept), ids: [...kept, id] }, Infinity);
 }
 
-/** Change the run; what the server refuses is undone. */
+/** Change the run. If the server refuses, the run is again the last one computed, unless a newer change is under way. */
 async function change(changes, keep = at) {
-  const before = { ...run };
   Object.assign(run, changes);
-  const done = await pass(keep);
-  if (!done) Object.assign(run, before);
+  const passed = pass(keep), mine = turn, done = await passed;
+  if (!done && mine === turn) Object.assign(run, accepted);
   return done;
 }
 

@@ -51,7 +51,7 @@ shows.next = () => {
   if (data.base) others.push(["untouched", "change", softmax(data.base)]);
   if (data.other) others.push(["second prompt", "difference", softmax(data.other.logits)]);
   byId("next-words").replaceChildren("After ", token(data.ids[at - 1]), at === T ? ", the end of the text."
-    : `, token ${at} of ${T}.`, " A click goes on with that token.", !others.length ? ""
+    : `, token ${at} of ${T}.`, " Click a token to continue with it.", !others.length ? ""
     : ` Differences are in percentage points; the marks on the bars are the ${data.base ? "untouched run" : "second prompt"}.`);
   if (Number.isNaN(now[0])) {
     byId("next-table").replaceChildren(el("caption", {}, "The logits are not all finite, so there are no probabilities."));
@@ -85,7 +85,7 @@ function mark(share) {
 
 /** The tokens from which the one that was just written was chosen. */
 function showTop({ id, top }) {
-  byId("next-words").replaceChildren("Just written: ", token(id), ", chosen from these.");
+  byId("next-words").replaceChildren("Just generated: ", token(id), ", chosen from these.");
   byId("next-table").replaceChildren(
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), el("td"), columnHead("probability"))),
     el("tbody", {}, ...top.map(([one, logprob]) => el("tr", { class: one === id ? "is" : null }, rowHead(token(one)),
@@ -95,10 +95,15 @@ function showTop({ id, top }) {
 
 /** Write on, token by token, with the sliders' settings, until the end, the limit, or a click on stop. */
 async function write() {
+  if (passing || !run.ids) return;
+  if (at >= model.most_tokens) {
+    note(`The text has reached the lab's limit of ${model.most_tokens} tokens.`);
+    return;
+  }
   abort();
   const mine = ++turn, ids = run.ids.slice(0, at), { temperature, top_k, top_p, min_p } = settings;
-  const body = { run: runOver(ids), max_new_tokens: between(Number(byId("most").value) || 1, 1, 1000),
-    temperature, top_k, top_p, min_p };
+  const most = between(Math.round(byId("most").value) || 1, 1, Math.min(1000, model.most_tokens - at));
+  const written = runOver(ids), body = { run: written, max_new_tokens: most, temperature, top_k, top_p, min_p };
   const added = el("span", { class: "new" });
   byId("answer").querySelector(".ahead")?.remove();
   byId("answer").querySelector(".cursor")?.remove();
@@ -122,8 +127,7 @@ async function write() {
   byId("stop").hidden = true;
   byId("write").hidden = false;
   if (mine !== turn) return; // something else was asked for meanwhile
-  run.ids = ids;
-  await pass();
+  await change(written, Infinity); // its ids are the longer text now
   if (problem) byId("bench-problem").textContent = problem;
   if (ended === "stop") note("The model ended its answer.");
 }
@@ -154,7 +158,7 @@ starts.answer = () => {
   byId("next-more").addEventListener("click", () => { shown += 20; shows.next(); });
   byId("copy-link").addEventListener("click", async () => {
     const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
-    byId("copied").textContent = copied ? "copied" : "It is in the address bar.";
+    byId("copied").textContent = copied ? "copied" : "Could not copy; the link is in the address bar.";
   });
 };
 

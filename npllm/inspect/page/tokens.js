@@ -16,8 +16,6 @@ function prepended(element, child) {
   return element;
 }
 
-let stepTo = null; // in the lab, a function that predicts after this number of tokens
-
 shows.tokens = () => {
   const given = numbers(Float32Array, data.given); // the probability that the model gave each token
   const k = data.expected.k, expectedIds = numbers(Uint32Array, data.expected.ids); // [T, k]
@@ -54,9 +52,9 @@ shows.tokens = () => {
     } else {
       expected.append(el("p", {}, "The first token has no predecessor, so the model cannot predict it."));
     }
-    if (stepTo) {
+    if (actions.step) {
       const button = el("button", { type: "button", class: "plain" }, "predict what follows it");
-      button.addEventListener("click", () => stepTo(position + 1));
+      button.addEventListener("click", () => actions.step(position + 1));
       about.append(button);
     }
     detail.replaceChildren(about, expected);
