@@ -84,7 +84,9 @@ function svg(tag, attributes = {}, ...children) {
 
 /** A typed array from base64, in little-endian order. */
 function numbers(Kind, base64) {
-  return new Kind(Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0)).buffer);
+  const letters = atob(base64), found = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) found[i] = letters.charCodeAt(i); // Uint8Array.from takes 10 times as long
+  return new Kind(found.buffer);
 }
 
 /** A token's text, with visible spaces and escaped unprintable characters; or its id, if it has no text. */

@@ -58,7 +58,7 @@ shows.next = () => {
     return undefined;
   }
   const all = [now, ...others.map(([, , shares]) => shares)];
-  const ids = highest(now.map((_, id) => Math.max(...all.map((shares) => shares[id]))), shown);
+  const ids = highest(all.reduce((most, shares) => most.map((share, id) => Math.max(share, shares[id]))), shown);
   const rest = (shares) => Math.max(0, 1 - ids.reduce((sum, id) => sum + shares[id], 0));
   const line = (name, share) => el("tr", {}, rowHead(name),
     el("td", { class: "share" }, el("div", { class: "track" }, filled(share(now)),
