@@ -11,6 +11,7 @@ from libraries import Library
 import npllm
 from npllm.errors import UsageError
 from npllm.families import family_of
+from npllm.inspect import attribution as module
 from npllm.inspect.attribution import attribution, ranked_parts
 from npllm.inspect.edits import Edit, Patch, edit_tap, other_values, patch_tap
 from npllm.inspect.trace import trace
@@ -142,8 +143,21 @@ def test_the_cap_of_gemma_2_is_left_out_and_said_so():
     assert found.capped
     cap = lm.config.final_logit_softcapping
     assert cap * math.tanh(found.logit / cap) == pytest.approx(own, rel=1e-5)
-    assert not attribution(random_lm("gemma3"), IDS, 6).capped
-    assert not attribution(random_lm("llama"), IDS, 6).capped
+    near_zero = lm.weights.lm_head.copy()
+    near_zero[6] *= 1e-4  # the cap changes its logit by less than float32 shows
+    assert attribution(lm._replace(weights=lm.weights._replace(lm_head=near_zero)), IDS, 6).capped
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "llama"])
+def test_a_model_without_a_cap_has_none_however_its_logits_are_rounded(name, monkeypatch):
+    original = module.head_of
+    monkeypatch.setattr(module, "head_of", lambda *args: lambda vectors: original(*args)(vectors) * 1.0001)
+    lm = random_lm(name, **{"final_logit_softcapping": None} if name == "gemma3_text" else {})
+    for against in (None, 7):
+        found = attribution(lm, IDS, 6, against=against)
+        assert not found.capped
+        logits = npllm.forward(IDS, lm)[0][-1].astype(np.float64)
+        assert found.logit == logits[6] - (0 if against is None else logits[against])
 
 
 def test_a_token_whose_logit_the_model_sets_itself_is_refused():

@@ -33,6 +33,7 @@ from npllm.inspect.record import record
 from npllm.inspect.trace import trace
 from npllm.lm import LM
 from npllm.tap import untapped
+from npllm.text.arguments import shown
 
 IDS, OTHER = [3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1]
 
@@ -149,14 +150,22 @@ def test_the_inner_tap_sees_the_edited_values_and_no_edits_are_no_tap():
         (Edit(1, "head"), "edit of layer 1: head: expected a whole number, got None"),
         (Edit(1, "neuron", 12), "edit of layer 1: neuron: expected 0 to 11 (there are 12 neurons), got 12"),
         (Edit(1, "attention", 2), "edit of attention: expected no index, got 2; a head has one"),
-        (Edit(1, "mlp"), "edit: expected a part of head, attention, feedforward, neuron, got 'mlp'"),
-        (Edit(1, "head", 0, float("nan")), "head:1.0=nan: scale: expected a finite number, got nan"),
+        (Edit(1, "mlp"), "edit: expected one of head, attention, feedforward, neuron, got 'mlp'"),
+        (Edit(1, "head", 0, float("nan")), "head:1.0: scale: expected a finite number, got nan"),
     ],
 )
 def test_an_edit_that_the_model_cannot_have_is_refused_in_one_line(edit, message):
     with pytest.raises(UsageError) as error:
         edit_tap(random_lm("llama"), [edit])
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("scale", ["half", [1], None, 10**400, float("nan")], ids=lambda scale: repr(scale)[:6])
+def test_a_scale_that_is_no_finite_number_is_refused_in_one_line(scale, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "off", True)
+    with pytest.raises(UsageError) as error:
+        check_edits(random_lm("llama"), [Edit(1, "head", 0, scale)])
+    assert str(error.value) == f"head:1.0: scale: expected a finite number, got {shown(scale)}"
 
 
 def test_something_else_than_edits_is_refused(monkeypatch):
@@ -225,7 +234,7 @@ def replace_arrays(cache):
     [
         (Patch(1, 7), "patch of layer 1: position: expected 0 to 6 (there are 7 tokens in the shorter text), got 7"),
         (Patch(9, 0), "patch of residual: layer: expected 0 to 3 (there are 4 layers), got 9"),
-        (Patch(1, 0, "neuron", 1), "patch: expected a part of residual, attention, feedforward, head, got 'neuron'"),
+        (Patch(1, 0, "neuron", 1), "patch: expected one of residual, attention, feedforward, head, got 'neuron'"),
         (Patch(1, 0, "head"), "patch of layer 1: head: expected a whole number, got None"),
     ],
 )

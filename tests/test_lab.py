@@ -8,11 +8,12 @@ from families import KEYS, random_lm
 from served import numbers, tiny_lm
 
 import npllm
+from npllm import loop
 from npllm.errors import UsageError
 from npllm.inspect.attribution import attribution
 from npllm.inspect.contents import lens_data
 from npllm.inspect.edits import Edit, Patch, edit_tap, other_values, patch_tap
-from npllm.inspect.heads import head_scores, without_first_token
+from npllm.inspect.heads import head_scores, induction_scores, without_first_token
 from npllm.inspect.look import look
 from npllm.inspect.patching import patching_grid
 from npllm.lab import memory
@@ -110,8 +111,10 @@ def test_clicks_need_no_new_pass(lab, counted):
     assert equal(answer["base"], logits_of(tiny_lm(), PROMPT)[4])
     assert ask(lab, "lens", run=this, positions=[0, 7]) == [{"lens": lens_data(seen, [0, 7])}]
     (answer,) = ask(lab, "heads", run=this)
-    scores = head_scores(lab.lm, seen, lab.induction)
-    assert equal(answer["scores"]["previous_token"], scores.previous_token)
+    scores = head_scores(tiny_lm(), seen, induction_scores(tiny_lm(), tap=edit_tap(tiny_lm(), EDITED)))
+    for kind, values in answer["scores"].items():
+        assert equal(values, getattr(scores, kind))
+    assert not equal(answer["scores"]["induction"], induction_scores(tiny_lm()))
     assert np.shape(answer["labels"]) == (3, 4)
     ask(lab, "run", run=text())
     assert len(counted) == passes
@@ -209,6 +212,28 @@ def test_a_cancelled_answer_leaves_a_cache_that_is_right(lab, most):
     with pytest.raises(Cancelled):
         ask(lab, "generate", cancelled, run=text(edits=EDITS))
     assert ask(lab, "generate", run=text(edits=EDITS), max_new_tokens=5) == expected
+
+
+def test_an_answer_that_is_cancelled_in_its_second_chunk_leaves_no_values_under_the_old_text(lab, monkeypatch):
+    monkeypatch.setattr(loop, "PREFILL_CHUNK", 4)
+    expected = ask(Lab(lab.lm, "another"), "generate", run=text(), max_new_tokens=5)
+    ask(lab, "generate", run=text(), max_new_tokens=5)
+    chunks = []
+
+    def cancelled(name, value):
+        chunks.extend([name] if name == "embedding" else [])
+        if len(chunks) == 2:
+            raise Cancelled
+        return value
+
+    other = {"ids": [expected[0]["prompt_ids"][0], *range(40, 52)]}
+    with pytest.raises(Cancelled):
+        ask(lab, "generate", cancelled, run=other)
+    again = ask(lab, "generate", run=text(), max_new_tokens=5)
+    assert [step["id"] for step in again[1:]] == [step["id"] for step in expected[1:]]
+    assert [step["logprob"] for step in again[1:]] == pytest.approx(
+        [step["logprob"] for step in expected[1:]], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["run", "heads", "generate", "attribution", "patching"])

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 
+import jaxtyping
 import pytest
 from served import TOKEN, Client, served, tiny_lm
 
@@ -171,6 +172,14 @@ def test_bad_input_gets_one_line(client: Client, name, body, error):
     assert answer.status == 400
     assert answer.json["error"].startswith(error)
     assert "\n" not in answer.json["error"]
+
+
+@pytest.mark.parametrize("scale", ["x", None, [1], 10**400], ids=lambda scale: repr(scale)[:6])
+def test_a_scale_that_is_no_finite_number_is_the_users_error(client: Client, scale, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "off", True)  # else the tests' own check of types refuses it first
+    answer = client.ask("run", run=RUN | {"edits": [{"layer": 0, "part": "attention", "scale": scale}]})
+    assert answer.status == 400
+    assert answer.json["error"].startswith("attention:0: scale: expected a finite number, got ")
 
 
 def test_hostile_text_is_data(client: Client):

@@ -1,5 +1,7 @@
 """The grid of activation patching is that of whole runs, one for each layer and position."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from default_model import default_lm, needs_default_model
@@ -81,8 +83,18 @@ def test_rows_come_one_by_one_with_what_both_runs_measure(monkeypatch):
 def test_many_positions_are_computed_in_several_passes(monkeypatch):
     lm = random_lm("gpt2")
     expected = patching_grid(lm, IDS, OTHER, 6)
-    monkeypatch.setattr(patching, "MOST_TOKENS", 12)  # two positions of five tokens
+    monkeypatch.setattr(patching, "MOST_TOKENS", 14)  # two positions of seven tokens, of which two are cached
     np.testing.assert_allclose(patching_grid(lm, IDS, OTHER, 6), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_copies_of_the_cached_tokens_count(monkeypatch):
+    """A long common beginning is copied once for each patched position, so fewer fit in one pass."""
+    copied, original = [], patching.batch_of
+    monkeypatch.setattr(patching, "MOST_TOKENS", 16)
+    monkeypatch.setattr(patching, "batch_of", lambda cache, count: copied.append(count) or original(cache, count))
+    patching_grid(random_lm("gpt2"), IDS, OTHER, 6, layers=[1])
+    assert copied == [2, 2, 1]
+    assert max(copied) * len(IDS) <= 16
 
 
 def test_only_the_blocks_from_the_patched_one_are_computed(monkeypatch):
@@ -139,6 +151,15 @@ def test_two_texts_with_the_same_answer_are_refused():
         patching_grid(random_lm("llama"), IDS, IDS, 6)
     with pytest.raises(UsageError, match=r"got the same difference of logits in both, 0; choose another token"):
         patching_grid(random_lm("llama"), IDS, OTHER, 6, against=6)
+
+
+@pytest.mark.parametrize(("difference", "refused"), [(2e-6, True), (1e-3, False)])
+def test_a_difference_as_small_as_the_noise_of_float32_is_refused(monkeypatch, difference, refused):
+    measured = iter([1.0, 1.0 + difference])
+    whole = patching.whole_run
+    monkeypatch.setattr(patching, "whole_run", lambda *args: (next(measured), whole(*args)[1]))
+    with pytest.raises(UsageError, match="with different answers") if refused else nullcontext():
+        patching_rows(random_lm("llama"), IDS, OTHER, 6)
 
 
 @needs_default_model

@@ -2,15 +2,15 @@
 
 The last vector of the residual stream is a sum: the embedding, and what every layer adds to it. The final norm divides
 this sum by one number, and the LM head multiplies by the token's row, so the logit is a sum of the same parts, exactly,
-if the norm keeps the scale of this run. What one layer changes in a later one counts for the later one: these are
-direct effects only.
+if the final norm, and the norms after layers in families that have them, keep the scale of this run. LayerNorm's mean
+is subtracted from each part. What a layer changes in a later one is counted for the later one: these are direct effects
+only.
 
 Source: "The Transformer Block" (Figures 3-29, 3-30), "The Components of the Forward Pass" (Figure 3-6); Elhage et al.
 2021, "A mathematical framework for transformer circuits"; Wang et al. 2022, "Interpretability in the wild" (the
 difference of two logits).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class Attribution(NamedTuple):
     against: int | None  # the token whose logit is subtracted
     position: int
     logit: float  # what the pass itself computed, before a cap
-    capped: bool  # whether the model caps its logits afterwards (Gemma 2): its own logit is then smaller
+    capped: bool  # whether the model caps its logits afterwards (Gemma 2): its own logit is then closer to 0
     heads: Float[np.ndarray, "L N"]
     attention_bias: Float[np.ndarray, " L"]  # of the output projection, which belongs to no head
     feedforward: Float[np.ndarray, " L"]
@@ -73,7 +73,8 @@ def attribution(
     against : a second token; the parts are then of the difference of the two logits, in which everything that raises
         all logits alike cancels
     edits : parts of the model that are scaled, see edits.py
-    tap : changes other values, such as `patch_tap`; their effect is the part "patches"
+    tap : changes other values, such as `patch_tap`; their effect is the part "patches", except that of a patched
+        head, which is that head's part
 
     Raises
     ------
@@ -102,10 +103,8 @@ def attribution(
     found = dict(zip(parts, np.split(np.asarray(values), bounds[:-1]), strict=True))
     others = {name: float(value.sum()) for name, value in found.items() if name not in ("heads", "bias", "feedforward")}
     layers = lm.config.num_hidden_layers
-    logit = own = difference(to_host(run.logits)[rows])
-    if family_of(lm.config).uncapped_head is not None:
-        logit = difference(head_of(lm, rows)(run.norm[None, ...])[0])
-    capped = not math.isclose(logit, own, rel_tol=1e-5)
+    capped = getattr(lm.config, "final_logit_softcapping", None) is not None
+    logit = difference(head_of(lm, rows)(run.norm[None, ...])[0] if capped else to_host(run.logits)[rows])
     result = Attribution(
         rows[0],
         against,

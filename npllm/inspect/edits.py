@@ -117,7 +117,8 @@ def check_edit(lm: LM, edit: Edit) -> Edit:
     """The edit, if this model can have it."""
     parts = ("head", "attention", "feedforward", "neuron")
     check_part(lm, edit, parts)
-    scale = checked(f"{edit_text(edit)}: scale", edit.scale, Real, math.isfinite, "a finite number")
+    name = edit_text(replace(edit, scale=0.0))
+    scale = checked(f"{name}: scale", edit.scale, Real, math.isfinite, "a finite number")
     return replace(edit, scale=scale)
 
 
@@ -125,7 +126,7 @@ def check_part(lm: LM, chosen: Edit | Patch, parts: Sequence[str]) -> None:
     """Raise UsageError unless the model has this part, layer and index."""
     config, what = lm.config, "edit" if isinstance(chosen, Edit) else "patch"
     if chosen.part not in parts:
-        raise UsageError(f"{what}: expected a part of {', '.join(parts)}, got {shown(chosen.part)}")
+        raise UsageError(f"{what}: expected one of {', '.join(parts)}, got {shown(chosen.part)}")
     layers = config.num_hidden_layers
     check_number(f"{what} of {chosen.part}: layer", chosen.layer, layers, "layers")
     if chosen.part == "neuron" and NEURON not in family_of(config).parts:
@@ -201,7 +202,9 @@ def with_values(value: Array, patches: Sequence[Patch], other: np.ndarray, first
 
 
 WRITTEN = re.compile(r"(head|attention|feedforward|neuron):(\d{1,9})(?:\.(\d{1,9}))?(?:=(.+))?", re.ASCII)
-SYNTAX = "head:LAYER.HEAD, attention:LAYER, feedforward:LAYER or neuron:LAYER.NEURON, and =SCALE for other than 0"
+SYNTAX = (
+    "head:LAYER.HEAD, attention:LAYER, feedforward:LAYER or neuron:LAYER.NEURON, each optionally followed by =SCALE"
+)
 
 
 def parse_edits(text: str, where: str = "--without") -> list[Edit]:

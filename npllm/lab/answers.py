@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..families import family_of
 from ..inspect.attribution import attribution
 from ..inspect.contents import SECTIONS, contents, labels, lens_data, packed
-from ..inspect.edits import NEURON, check_number, edit_tap, other_values, patch_tap
+from ..inspect.edits import NEURON, Edit, check_number, edit_tap, other_values, patch_tap
 from ..inspect.heads import KINDS, head_scores, induction_scores, without_first_token
 from ..inspect.heads import labels as kinds_of
 from ..inspect.look import Look, look
@@ -43,7 +43,7 @@ class Lab:
         check_writes(lm)
         self.lm, self.name = lm, name
         self.looks, self.caches = Looks(), Caches()
-        self.induction: Float[np.ndarray, "L N"] | None = None
+        self.induction: dict[tuple[Edit, ...], Float[np.ndarray, "L N"]] = {}  # by the edits
 
     def page(self) -> tuple[str, str]:
         """The page, and its Content-Security-Policy."""
@@ -113,13 +113,13 @@ def run(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
 
 
 def second(lab: Lab, seen: Look) -> Item:
-    """What the page needs of the second text."""
+    """What the page needs from the second text."""
     found = contents(seen, len(seen.ids), lab.name, ("funnel",))
     return {name: found[name] for name in ("text", "ids", "bytes", "logits")}
 
 
 def logits(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
-    """The scores for the token after a position, from the pass that was made."""
+    """The logits for the token after a position, from the pass already made."""
     this, _ = asked_run(lab, asked, "position")
     position = whole_number("position", asked.get("position"), 0, len(this.ids) - 1)
     base = lab.seen(this.untouched, tap).look if this.is_changed else None
@@ -139,7 +139,7 @@ def lens(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
 
 
 def thumbs(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
-    """A small map of every head, perhaps as if the first token were hidden."""
+    """A small map of every head, optionally as if the first token were hidden."""
     this, _ = asked_run(lab, asked, "without_first_token")
     change = without_first_token if boolean("without_first_token", asked.get("without_first_token", False)) else None
     seen = lab.seen(this, tap).look
@@ -171,12 +171,12 @@ def attention(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
 
 
 def heads(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
-    """What each head looks at. Induction is measured once, on the untouched model."""
+    """What each head looks at. Induction is measured once for the same edits."""
     this, _ = asked_run(lab, asked)
     seen = lab.seen(this, tap).look
-    if lab.induction is None:
-        lab.induction = induction_scores(lab.lm, tap=tap)
-    scores = head_scores(lab.lm, seen, lab.induction)
+    if this.edits not in lab.induction:
+        lab.induction[this.edits] = induction_scores(lab.lm, tap=edit_tap(lab.lm, this.edits, tap))
+    scores = head_scores(lab.lm, seen, lab.induction[this.edits])
     yield {
         "scores": {name: packed(array, "<f4") for name, array in scores._asdict().items()},
         "labels": kinds_of(scores),
@@ -219,7 +219,7 @@ def patching(lab: Lab, asked: Mapping[str, Any], tap: Tap) -> Iterator[Item]:
     if this.is_changed:
         raise UsageError("patching: expected two texts without edits and patches; switch them off")
     if not this.other:
-        raise UsageError("patching: expected a second text, got none; give one as other")
+        raise UsageError('patching: expected a second text, got none; give one under "other"')
     check_length(lab.lm.config, this.ids)
     how = {name: asked[name] for name in ("part", "position", "against") if asked.get(name) is not None}
     found = patching_rows(watched(lab.lm, tap), this.ids, this.other, token_of(asked), **how)

@@ -1,7 +1,7 @@
-"""The answer to a prompt, token by token, with the parts of the run switched off.
+"""The answer to a prompt, token by token, with the run's edits and patches.
 
-Without edits the new tokens are computed by the fastest pass there is. The prompt always goes through a tap, in which a
-long pass stops once nobody waits for it.
+Without edits the new tokens are computed by the fastest pass there is. The prompt always goes through a tap, so that a
+long pass can stop once nobody waits for it.
 """
 
 import secrets
@@ -47,9 +47,9 @@ def generated(lm: LM, run: Run, cache: Cache, asked: Mapping[str, Any], changes:
     through = changes if run.is_changed else untapped
 
     yield {"prompt_ids": ids, "seed": seed}
+    cache["ids"] = list(ids)  # first: a pass that is cancelled leaves keys and values of these ids only
     if cache["length"] < len(ids) - 1:
         next_logits(watched(lm, changes if run.is_changed else watch), ids[:-1], cache)
-    cache["ids"] = list(ids)
     how = sampling | {"max_new_tokens": most, "seed": seed, "cache": cache, "top_logprobs": top}
     for count, step in enumerate(steps(lm, ids, tap=through, **how), 1):
         yield {
