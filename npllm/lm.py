@@ -120,7 +120,9 @@ def tapped(lm: LM, tap: Tap) -> LM:
     def lm_head(*arguments: Any) -> Array:
         logits = tap("logits", lm.lm_head(*arguments))
         if not math.isfinite(largest := float(array_namespace(logits).max(logits))):
-            raise UsageError(f"tap: expected values with finite logits, got {largest}; see whether it is so without it")
+            raise UsageError(
+                f"tap: expected values with finite logits, got {largest}; check whether they are finite without the tap"
+            )
         return logits
 
     return lm._replace(transform=transform, lm_head=lm_head)

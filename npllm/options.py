@@ -45,7 +45,7 @@ def check_prompt(
         raise UsageError(f"the {what} is empty: expected at least one token")
     if len(ids) + new > context:
         raise UsageError(
-            f"the {what} is too long: {len(ids)} tokens, where the model's context of {context} has room for"
+            f"the {what} is too long: {len(ids)} tokens, but the model's context of {context} has room for"
             f" {context - new}; {remedy}"
         )
     return check_ids(ids, config.vocab_size)

@@ -208,7 +208,7 @@ def test_a_language_model_does_not_classify(tmp_path):
     [
         ([], "the text is empty"),
         ("", "the text is empty"),
-        ([1] * 257, "the text is too long: 257 tokens, where the model's context of 256 has room for 256"),
+        ([1] * 257, "the text is too long: 257 tokens, but the model's context of 256 has room for 256"),
         ([1, 288], "token 1: expected an id from 0 to 287, got 288"),
         ([-1], "token 0: expected an id"),
     ],

@@ -33,7 +33,7 @@ def test_a_taken_port_is_replaced_by_the_next_free_one(taken):
 
 def test_without_a_free_port_it_says_so(taken, monkeypatch):
     monkeypatch.setattr(server, "TRIES", 1)
-    with pytest.raises(UsageError, match=f"--port: expected a free port from {taken}, got none in 1; --port 0 takes"):
+    with pytest.raises(UsageError, match=f"--port: {taken} and the next ports are all taken; --port 0 takes"):
         free_port(taken)
 
 
@@ -78,7 +78,7 @@ def test_a_missing_browser_is_a_line(monkeypatch, capsys):
 def test_it_prints_the_address_once_it_listens_and_ctrl_c_ends_it_at_once(start, folder, taken, usual_signals, busy):
     process = start("lab", "--port", str(taken), folder=folder, text=True)
     line = process.stderr.readline()
-    assert re.fullmatch(rf"npllm: port {taken} is taken, so it is \d+\n", line)
+    assert re.fullmatch(rf"npllm: port {taken} is taken; using \d+\n", line)
     found = re.fullmatch(
         r"npllm: the lab is at http://127\.0\.0\.1:(\d+)/\?token=([\w-]{32})\n", process.stderr.readline()
     )

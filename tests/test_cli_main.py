@@ -39,7 +39,7 @@ def talkative(tmp_path_factory):
         (["generate"], "prompt is empty"),
         (["generate", "a", "-n", "5", "b", "c"], 'expected one PROMPT, got 3; quote them: "a b c"; see npllm generate'),
         (["tokenize", "a", "$b"], r"expected one TEXT, got 2; quote them: 'a \$b'"),
-        (["generate", "x" * 300], "too long: 300 tokens, where the model's context of 256 has room for 255"),
+        (["generate", "x" * 300], "too long: 300 tokens, but the model's context of 256 has room for 255"),
         (["generate", "a\udcffb"], "PROMPT: expected UTF-8 text, got the byte 0xff at offset 1"),
         (["generate", "a", "--stop", "\udcff"], "--stop: expected UTF-8"),
         (["generate", "a", "--chat", "--system", "\udcff"], "--system: expected UTF-8"),

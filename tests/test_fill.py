@@ -75,7 +75,7 @@ def test_padding_is_left_out_of_the_sequence(lm):
         ("", {}, r"the text has no \[MASK\]"),
         ("a [MASK]", {"top_k": 0}, "top_k: expected 1 to 74, got 0"),
         ("a [MASK]", {"top_k": 100}, "top_k: expected 1 to 74, got 100"),
-        ("[MASK] " * 40, {}, "the text is too long: 42 tokens, where the model's context of 32 has room for 32"),
+        ("[MASK] " * 40, {}, "the text is too long: 42 tokens, but the model's context of 32 has room for 32"),
         ([2, 4, 3], {"pair": "a"}, "pair: expected None with token ids"),
         ([4, 900], {}, "expected an id from 0 to 73, got 900"),
     ],

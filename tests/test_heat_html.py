@@ -60,6 +60,11 @@ def test_colours_go_with_the_sign_and_the_size():
     assert backgrounds([0.0, 0.01, 1.0, np.nan], share=True)[::2] == ["f3f0ea", "0b2f52"]
 
 
+def test_a_share_that_is_not_there_has_no_percent_sign():
+    text = html([np.nan, 0.0, 0.25], {"token": list("abc")}, share=True)
+    assert re.findall(r"<td>([^<]*)</td><td style", text) == ["-", "", "25.0 %"]
+
+
 def test_a_large_array_shows_its_first_and_last_rows():
     labels = [f" t{i}" for i in range(300)]
     text = html(np.full((300, 300), 0.5), {"query": labels, "key": labels}, share=True)

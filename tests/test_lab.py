@@ -318,7 +318,7 @@ def test_the_passes_that_are_kept_are_bounded(lab, monkeypatch):
     ask(lab, "thumbs", run={"ids": [4] * most})
     assert [run.ids[0] for run in lab.looks.kept] == [2, 4]
     for asked in ("run", "thumbs"):
-        with pytest.raises(UsageError, match=f"the text is too long: {most + 1} tokens, where the lab looks at up to"):
+        with pytest.raises(UsageError, match=f"the text is too long: {most + 1} tokens, but the lab takes at most"):
             ask(lab, asked, run={"ids": [1] * (most + 1)})
 
 

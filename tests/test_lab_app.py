@@ -145,6 +145,8 @@ def test_other_paths_and_methods_are_refused(client: Client, method, path, statu
         ("run", {"run": {"prompt": ""}}, "the prompt is empty: expected at least one token"),
         ("run", {"run": {"prompt": 5}}, "prompt: expected a text, got 5"),
         ("run", {"run": {"ids": [1, 10**6]}}, "token 1: expected an id from 0 to"),
+        ("run", {"run": RUN | {"other": {"prompt": ""}}}, "the second prompt is empty"),
+        ("run", {"run": RUN | {"other": {"ids": [1] * 129}}}, "the second prompt is too long: 129 tokens"),
         ("run", {"run": {"prompt": "a", "chat": 1}}, "chat: expected True or False, got 1"),
         ("run", {"run": {"ids": [1] * 129}}, "the prompt is too long: 129 tokens"),
         ("generate", {"run": {"ids": [1] * 128}}, "the prompt is too long: 128 tokens"),

@@ -335,8 +335,8 @@ def test_the_repetition_penalty_counts_the_prompt_and_the_new_tokens():
     ("ids", "message"),
     [
         ([], "the prompt is empty"),
-        ([1] * 64, "too long: 64 tokens, where the model's context of 64 has room for 63"),
-        ([1] * 70, "too long: 70 tokens, where the model's context of 64 has room for 63"),
+        ([1] * 64, "too long: 64 tokens, but the model's context of 64 has room for 63"),
+        ([1] * 70, "too long: 70 tokens, but the model's context of 64 has room for 63"),
         ([1, 11], "token 1: expected an id from 0 to 10, got 11"),
         ([-1], "token 0: expected an id from 0 to 10, got -1"),
     ],

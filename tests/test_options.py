@@ -36,7 +36,7 @@ def test_an_option_out_of_range_is_named(name, wrong, right):
 def test_a_prompt_that_is_too_long_names_its_length_and_the_room_there_is():
     check_prompt([1] * 63, CONFIG)
     check_prompt([1] * 64, CONFIG, new=0)
-    message = "^the text is too long: 64 tokens, where the model's context of 64 has room for 63; split it$"
+    message = "^the text is too long: 64 tokens, but the model's context of 64 has room for 63; split it$"
     with pytest.raises(UsageError, match=message):
         check_prompt([1] * 64, CONFIG, what="text", remedy="split it")
 

@@ -117,6 +117,15 @@ def test_the_grid_on_every_library(writable_lib: Library):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_row_warns_of_no_overflow():
+    """It is computed after the call, so it needs the setting of its own."""
+    lm = random_lm("llama")
+    found = patching_rows(lm, IDS, OTHER, 6, layers=[3])
+    lm.weights.lm_head[6] = 3e38
+    with np.errstate(all="raise"):
+        next(found.rows)
+
+
 def test_the_first_difference():
     assert first_difference([1, 2, 3], [1, 5, 3]) == 1
     assert first_difference([1, 2], [1, 2]) == 1
@@ -136,6 +145,7 @@ def test_the_first_difference():
         (([1, 2], [1, 3], 6), {"layers": [0, 4]}, "layers: expected 0 to 3, got 4"),
         (([1, 2], [1, 3], 6), {"position": 2}, "position: expected -2 to 1, got 2"),
         (([], [1, 3], 6), {}, "the prompt is empty: expected at least one token"),
+        (([1, 3], [], 6), {}, "the second prompt is empty: expected at least one token"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(arguments, options, message):

@@ -79,7 +79,7 @@ def test_a_tap_comes_before_what_is_kept_and_sees_each_value_once():
     ("ids", "more", "message"),
     [
         ([], {}, "the prompt is empty"),
-        ([0] * 17, {}, "too long: 17 tokens, where the model's context of 16 has room for 16"),
+        ([0] * 17, {}, "too long: 17 tokens, but the model's context of 16 has room for 16"),
         ([0, 11], {}, "token 1: expected an id from 0 to 10, got 11"),
         ([0, 1], {"chunks": [1]}, r"chunks: expected parts of 2 tokens, got \[1\]"),
         ([0, 1], {"chunks": [2, 0]}, r"chunks: expected parts of 2 tokens, got \[2, 0\]"),

@@ -123,6 +123,9 @@ def test_values_of_another_text_are_patched_in():
     assert expected[-1, -1] == pytest.approx(1)
     of_token = patching_grid(lm, other, IDS, own, "attention")
     np.testing.assert_array_equal(r.patched_from(other, own, part="attention"), of_token)
+    assert r.patched_from(source).title == f"how much of '#{answer}' over '#{own}' the other text's residual restores"
+    with pytest.raises(UsageError, match="patched_from: expected a view of the same model"):
+        r.patched_from(npllm.look(families.random_lm("llama", seed=1), other))
     with pytest.raises(UsageError, match="expected views without edits"):
         r.without(head=(0, 0)).patched_from(source)
     with pytest.raises(UsageError, match="same number of tokens, got 5 and 6"):
@@ -214,7 +217,10 @@ def test_a_view_shows_itself_as_text_and_in_a_frame(r):
     changed = r.without(head=(1, 2))
     assert repr(changed).splitlines()[1] == "probability without head:1.2: next token x run, in %"
     assert changed._repr_html_().startswith("<figure ")
-    assert "with head:1.2=0.5" in repr(r.without(head=(1, 2), scale=0.5))
+    half = r.without(head=(1, 2), scale=0.5)
+    assert "with head:1.2=0.5" in repr(half)
+    assert "with head:1.2=0.5, attention:0=0:" in repr(half.without(attention=0))
+    assert "without head:1.2, attention:0:" in repr(changed.without(attention=0))
     long = npllm.look(r.lm, "a" * 60)
     assert max(map(len, repr(long).splitlines())) < 240
     assert copy.copy(r).ids == r.ids

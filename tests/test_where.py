@@ -51,6 +51,10 @@ def test_heads_as_lines_show_the_best_of_each_kind_and_a_letter_for_each():
 def test_a_text_of_one_token_has_no_scores():
     text = plain(head_lines(head_data(head_scores(LM, look(LM, IDS[:1]))), 80, ".:+#@"))
     assert text.count("none: the text is too short") == 3
+    bert = random_lm("bert")
+    text = plain(head_lines(head_data(head_scores(bert, look(bert, IDS))), 80, ".:+#@"))
+    assert text.count("none: it cannot be measured here") == 1
+    assert "too short" not in text
 
 
 @pytest.mark.parametrize("against", [None, 7])

@@ -19,9 +19,9 @@ DESCRIPTION = """\
 Talk with a model. The conversation stays in the KV cache: each turn computes
 only its new tokens.
 
-/help lists the commands: /reset, /retry, /undo, /system, /save, /load, /exit. A
-text of several lines stands between two \"\"\", or is pasted. Ctrl-C stops a reply;
-at the prompt it quits, as Ctrl-D does.
+/help lists the commands: /reset, /retry, /undo, /system, /save, /load, /exit.
+Enclose a text of several lines in \"\"\", or paste it. Ctrl-C stops a reply; at
+the prompt it quits, as Ctrl-D does.
 
 From a pipe or a file, each line is a turn. A terminal shows control characters in
 a reply as \\u001b; a file or a pipe gets them.

@@ -24,11 +24,11 @@ HELP = {
     '"""': 'begin a text of several lines, which ends with """',
     "//TEXT": "send a text that begins with a slash",
 }
-NAMES = [text.partition(" ")[0] for text in HELP if text[0] == "/" and text[1] != "/"]
+NAMES = [text.partition(" ")[0] for text in HELP if text[0] == "/" and text[1] != "/"] + ["/quit"]
 
 
 class Session:
-    """A conversation, and what its commands need besides.
+    """A conversation, and what else its commands need.
 
     chat : the conversation
     model : the model's name, written into files
@@ -88,7 +88,7 @@ def obey(session: Session, name: str, rest: str) -> Generator[Step, None, None] 
         case "/save":
             path = user_path(rest, rest).resolve()
             if path.is_file() and path != session.ours:
-                raise UsageError(f"{rest}: there is a file of this name; choose another, or delete it first")
+                raise UsageError(f"{rest} already exists; choose another name, or delete it first")
             write_chat(rest, chat.messages, session.model)
             session.ours = path
             report.note(f"npllm: wrote {counted(chat)} to {rest}")
@@ -97,7 +97,7 @@ def obey(session: Session, name: str, rest: str) -> Generator[Step, None, None] 
             chat.resume(messages)
             session.ours = user_path(rest, rest).resolve()
             other = "" if model == session.model else f", written with {model}"
-            last = f"; the last is {shortened(chat.messages[-2]['content'])}" if len(chat.messages) > 1 else ""
+            last = f"; the last turn is {shortened(chat.messages[-2]['content'])}" if len(chat.messages) > 1 else ""
             report.note(f"npllm: read {counted(chat)} from {rest}{other}{last}")
     return None
 

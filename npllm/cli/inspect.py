@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the pass, print the result or write the page, and return the exit code."""
     if args.ids is not None and (args.text is not None or args.chat):
-        raise UsageError(f"--ids: expected without {'--chat' if args.chat else 'PROMPT'}: they are the whole text")
+        what = "--chat" if args.chat else "PROMPT"
+        raise UsageError(f"--ids: cannot be combined with {what}: the ids are the whole text")
     if args.max_new_tokens < 0:
         raise UsageError(f"-n: expected 0 or more, got {args.max_new_tokens}")
     sections, heads = sections_of(args.only), heads_of(args.head, args.layer)
@@ -114,25 +115,27 @@ def run(args: argparse.Namespace) -> int:
     page_sections = None if args.only is None or args.html is None else sections_of_page(sections)
     prompt = options.read_prompt(args.text) if args.ids is None else parse_ids(args.ids, "--ids")
     if (args.answer or args.against) is not None and not {"attribution", "patching"} & {*sections}:
-        raise UsageError("--answer, --against: expected with --only attribution or patching")
+        raise UsageError("--answer, --against: need --only attribution or patching")
     if (args.other is None) is ("patching" in sections):
-        raise UsageError("--other: expected a second prompt together with --only patching")
+        raise UsageError("--other: a second prompt and --only patching need each other")
     if args.other is not None and edits:
-        raise UsageError("--without: expected without --other")
+        raise UsageError("--without: cannot be combined with --other")
     path = None if args.html is None else output_file(args.html, f"--html {args.html}", ".html", ".htm")
     lm = options.load_model(args)
     if path is not None:
-        check_direction(lm)
+        with_prefix("--html", lambda: check_direction(lm), "; leave it out, or take --json")
     ids = Chat(lm).ids_with(str(prompt)) if args.chat else as_ids(lm, prompt)
     prompt_length = len(ids)
+    tap = with_prefix("--without", lambda: edit_tap(lm, edits))
     if args.max_new_tokens:
-        ids = [*ids, *(step.id for step in steps(lm, ids, max_new_tokens=args.max_new_tokens))]
+        ids = [*ids, *(step.id for step in steps(lm, ids, max_new_tokens=args.max_new_tokens, tap=tap))]
     token = place_of_answer(lm, ids) if args.token is None else args.token
     check_choice(lm, ids, heads, token, args.top_k)
-    tap = edit_tap(lm, edits)
     if path is not None:
         check_page(lm, ids)
-        write_page(path, page(look(lm, ids, tap=tap), prompt_length, options.model_name(args.model), page_sections))
+        edited = f", edited: {', '.join(map(edit_text, edits))}" if edits else ""
+        name = options.model_name(args.model) + edited
+        write_page(path, page(look(lm, ids, tap=tap), prompt_length, name, page_sections))
         output.note(f"npllm: wrote {args.html} for {len(ids)} tokens")
         return 0
     layers = {str(layer) for layer, _ in heads}
@@ -155,6 +158,14 @@ def run(args: argparse.Namespace) -> int:
     lines = report(found, lm, width, sections, colour=colour, ascii_only=not output.writes_all())
     output.write(coloured(lines) if colour else plain(lines), styled=colour)
     return 0
+
+
+def with_prefix(option: str, call: Callable[[], Any], advice: str = "") -> Any:
+    """What a call returns; its UsageError then names the option that it is about."""
+    try:
+        return call()
+    except UsageError as error:
+        raise UsageError(f"{option}: {str(error).removeprefix('token: ')}{advice}") from None
 
 
 def add_edits(found: dict[str, Any], lm: LM, ids: Sequence[int], edits: Sequence[Edit]) -> None:
@@ -188,10 +199,9 @@ def patched(args: argparse.Namespace, lm: LM, ids: Sequence[int]) -> dict[str, A
 
 def option_token(lm: LM, text: str, option: str) -> int:
     """The token that an option names: its text, or #ID."""
-    try:
-        return named_token(lm, int(text[1:]) if re.fullmatch(r"#\d{1,18}", text, re.ASCII) else text)
-    except UsageError as error:
-        raise UsageError(f"{option}: {str(error).removeprefix('token: ')}") from None
+    token = int(text[1:]) if re.fullmatch(r"#\d{1,18}", text, re.ASCII) else text
+    found: int = with_prefix(option, lambda: named_token(lm, token))
+    return found
 
 
 def sections_of_page(sections: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ MARK = '"""'
 def read_turn(interactive: bool, remember: Callable[[str], None]) -> tuple[str, str] | None:
     """The next turn as a command and what follows it, ("/load", "FILE"), or as ("", TEXT); None at the end of stdin.
 
-    A line that begins with \"\"\" begins a text that ends with a line that ends with it. Ctrl-C within such a text
+    A line that starts with \"\"\" starts a text that ends at a line ending with \"\"\". Ctrl-C within such a text
     discards it. A terminal that supports it (bracketed paste) marks what is pasted, and `input` returns its lines as
     one.
 
@@ -48,8 +48,8 @@ def read_turn(interactive: bool, remember: Callable[[str], None]) -> tuple[str, 
 def split_command(text: str) -> tuple[str, str]:
     """A typed text as a command and what follows it; ("", TEXT) if it is none.
 
-    A line that begins with two slashes is a text that begins with one. More than one line are never changed, and two
-    slashes with a space are a comment.
+    A line that begins with two slashes is a text that begins with one. A text of several lines is never changed, and
+    two slashes with a space are a comment.
 
     >>> split_command("/load my talk.json "), split_command("Hello"), split_command("//etc"), split_command("// TODO")
     (('/load', 'my talk.json'), ('', 'Hello'), ('', '/etc'), ('', '// TODO'))

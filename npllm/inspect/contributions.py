@@ -7,7 +7,7 @@ from .labelled import Labelled, labelled
 
 
 class Contributions(Labelled):
-    """The contributions to a logit, one for each part, such as ["head 23.4"] or ["feedforward 29"]. Their sum is it."""
+    """The contributions to a logit, one for each part, such as ["head 23.4"] or ["feedforward 29"]. They sum to it."""
 
     heads: Labelled  # [L, N]
     feedforward: Labelled  # [L]

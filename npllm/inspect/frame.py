@@ -14,7 +14,7 @@ from .look import Look
 from .page import page
 
 USUAL = ("tokens", "attention", "lens")
-# In pixels, before the frame says it: of a short text, 760 pixels wide.
+# Initial heights in pixels, until the frame reports its own: for a short text, 760 pixels wide.
 HEIGHTS = {
     "tokens": 460, "attention": 610, "lens": 1310, "norms": 550, "funnel": 1070, "cache": 700, "cost": 880, "flow": 1420
 }  # fmt: skip
@@ -64,7 +64,7 @@ def frame(seen: Look, only: Sequence[str] = (), head: tuple[int, int] | None = N
     if "attention" in only and maps > LARGEST:
         raise UsageError(
             f"attention: expected at most {LARGEST:,} weights in a notebook, got {maps:,}, for {count} tokens; choose"
-            " one with head=(layer, head)"
+            " one head with head=(layer, head)"
         )
     fits = {"attention": maps <= LARGEST, "lens": count <= LONGEST}
     usual = [name for name in USUAL if fits.get(name, True)]

@@ -1,7 +1,7 @@
 """What each head looks at, in numbers: the first token, the one before, the same token, or what followed it earlier.
 
-A score is the mean share of attention that goes to such tokens, from 0 to 1. Three are of the text that is looked at;
-the fourth, induction, needs a text with repetitions, so it is measured on one of random tokens, repeated once.
+A score is the mean share of attention that goes to such tokens, from 0 to 1. Three are measured on the given text; the
+fourth, induction, needs a text with repetitions, so it is measured on one of random tokens, repeated once.
 
 Source: Elhage et al. 2021, "A mathematical framework for transformer circuits" (previous-token and induction heads);
 Olsson et al. 2022, "In-context learning and induction heads" (the repeated random text); Wang et al. 2022,

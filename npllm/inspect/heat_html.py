@@ -129,7 +129,7 @@ def bars(x: Any) -> str:
     for i in order:
         wide = round(100 * float(np.nan_to_num(size[i])))
         word = "" if x.words is None else isolated(x.words[i].replace(" ", "␣"))
-        text = number(x, float(values[i])) + (" %" if x.share and values[i] else "")
+        text = number(x, float(values[i])) + (" %" if x.share and values[i] > 0 else "")
         lines.append(
             f"<tr><th>{tick(x, 0, i)}</th><td>{word}</td><td>{text}</td><td style='width:240px;text-align:left'>"
             f"<div style='height:9px;width:{wide}%;{colour(0.6 if dark[i] >= 0 else -0.6)}'></div></td></tr>"

@@ -1,8 +1,8 @@
 """Arrays that know what their axes and indices are, and show themselves as a table, or a heat map in a notebook.
 
 `Labelled` is an ndarray, not a class around one: plt.imshow(x), x.max(), x @ y and every other function of arrays do
-what they always do. Only an array of its own elements keeps labels: x[3], x[:, 2:5], x["induction"]. Whatever else is
-made of it, even x.T, is a plain array: labels that no longer fit would be wrong without being noticed.
+what they always do. Only a selection of its elements keeps its labels: x[3], x[:, 2:5], x["induction"]. Anything else,
+even x.T, has none: labels that no longer fit would be wrong without being noticed.
 """
 
 from collections.abc import Mapping, Sequence

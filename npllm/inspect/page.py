@@ -29,7 +29,7 @@ VIEWS = ("tokens", "shapes", "attention", "lens", "norms", "funnel", "cache", "c
 def check_direction(lm: LM) -> None:
     """Refuse a model whose tokens see later ones, for which there is no page."""
     if lm.config.bidirectional:
-        raise UsageError("--html: expected a model whose tokens see only earlier ones; leave it out, or take --json")
+        raise UsageError(f"a page needs a model whose tokens see only earlier ones, got {lm.config.family}")
 
 
 def check_page(lm: LM, ids: Sequence[int]) -> None:
@@ -62,8 +62,9 @@ def page(
 
     Raises
     ------
-    UsageError : there is no such section, layer or head, or no attention was recorded there
+    UsageError : there is no such section, layer or head, or no attention was recorded there; tokens see later ones
     """
+    check_direction(seen.lm)
     check_sections(seen, only, heads)
     data = contents(seen, prompt_length, name, SECTIONS if only is None else only, heads)
     whole = range(seen.lm.config.vocab_size)

@@ -1,8 +1,8 @@
 """Activation patching: where, and in which layer, a text holds what decides its answer.
 
-Two texts of equally many tokens have two answers: "The capital of France is", "The capital of Italy is". The model runs
-on the second, and one value of the first is put in its place: that of one layer at one position. How much of the first
-answer this restores shows what that value knows.
+Two texts with the same number of tokens have different answers: "The capital of France is", "The capital of Italy is".
+The model runs on the second, with one value replaced by the first text's value at the same layer and position. How much
+of the first answer this restores shows what that value carries.
 
 Source: Meng et al. 2022, "Locating and editing factual associations in GPT" (causal tracing); Wang et al. 2022,
 "Interpretability in the wild"; Zhang and Nanda 2023, "Towards best practices of activation patching in language models"
@@ -97,7 +97,10 @@ def patching_rows(
 ) -> Patching:
     """The same as an iterator, a row for each layer. Parameters and errors as in `patching_grid`."""
     check_model(lm)
-    ids, other_ids = check_prompt(ids, lm.config, new=0), check_prompt(other_ids, lm.config, new=0)
+    ids, other_ids = (
+        check_prompt(ids, lm.config, new=0),
+        check_prompt(other_ids, lm.config, new=0, what="second prompt"),
+    )
     if len(ids) != len(other_ids):
         raise UsageError(
             f"patching: expected two texts with the same number of tokens, got {len(ids)} and {len(other_ids)}; add"
@@ -129,11 +132,10 @@ def patching_rows(
             chosen = list(range(same, last))
             step = max(1, MOST_TOKENS // len(ids))
             for some in (chosen[i : i + step] for i in range(0, len(chosen), step)):
-                before = None if layer == 0 else stream[layer - 1]
-                hidden = patched_run(
-                    lm, other_ids, held, same, layer, before, value_name(lm, part, layer), values[layer], some
-                )
-                row[some] = (measured(lm, hidden, position - same, tokens) - other) / (clean - other)
+                before, name = None if layer == 0 else stream[layer - 1], value_name(lm, part, layer)
+                with np.errstate(all="ignore"):
+                    hidden = patched_run(lm, other_ids, held, same, layer, before, name, values[layer], some)
+                    row[some] = (measured(lm, hidden, position - same, tokens) - other) / (clean - other)
             yield row
 
     return Patching(clean, other, rows())

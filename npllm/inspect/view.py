@@ -179,7 +179,7 @@ class View:
         neuron: tuple[int, int] | Sequence[tuple[int, int]] = (),
         scale: float = 0.0,
     ) -> "View":
-        """The same text through the model without these parts, besides those that this view is without.
+        """The same text through the model without these parts, in addition to those that are already off.
 
         Parameters
         ----------
@@ -203,17 +203,18 @@ class View:
         ids = np.array([*dict.fromkeys(i for logits in both for i in likeliest(logits, SHOWN // 2).tolist())])
         runs = ["original", "changed" if self.edits else "same"]
         axes = {"next token": token_labels(self.lm, ids.tolist()), "run": runs}
-        what = ", ".join(edit_text(edit) for edit in self.edits)
-        how = "with" if any(edit.scale for edit in self.edits) else "without"
-        title = f"probability {how} {what or 'changes'}"
+        scaled = any(edit.scale for edit in self.edits)
+        what = ", ".join(edit_text(edit) + ("=0" if scaled and not edit.scale else "") for edit in self.edits)
+        title = f"probability {'with' if scaled else 'without'} {what or 'changes'}"
         return labelled(np.stack([shares(logits, ids) for logits in both], axis=-1), title, axes, share=True)
 
     def patched_from(
         self, other: "View | Prompt", token: str | int | None = None, *, part: str = "residual"
     ) -> Labelled:
-        """[L, T]: how much of the other text's answer each of its values brings into this run: 0 nothing, 1 all of it.
+        """[L, T]: how much of the other text's answer each of its values restores in this run: 0 nothing, 1 all of it.
 
-        The measure is the logit of that answer minus that of this text's; see patching.py.
+        The measure is the logit of that answer minus that of this text's; if the two answers are the same token, its
+        probability. See patching.py.
 
         Parameters
         ----------
@@ -221,9 +222,12 @@ class View:
         token : the answer, by default the other text's likeliest
         part : the value that is put in: "residual", after the block, or what "attention" or "feedforward" adds
 
-        Raises UsageError if the texts are not equally long or have the same answer, and for views with edits.
+        Raises UsageError if the texts are not equally long, if the measure is the same in both, and for views with
+        edits or of another model.
         """
         source = other if isinstance(other, View) else look(self.lm, other)
+        if source.lm is not self.lm:
+            raise UsageError("patched_from: expected a view of the same model")
         if self.edits or source.edits:
             raise UsageError("patched_from: expected views without edits; take their .original")
         own = int(self.logits[self.place].argmax())
@@ -232,7 +236,7 @@ class View:
         position = self.place - len(self.ids)
         grid = patching_grid(self.lm, source.ids, self.ids, answer, part, against=against, position=position)
         names = [f"'{name}'" for name in token_labels(self.lm, [answer, *([] if against is None else [against])])]
-        title = f"share of {' over '.join(names)} that the other text's {part} brings"
+        title = f"how much of {' over '.join(names)} the other text's {part} restores"
         return labelled(grid, title, {"layer": self.layers, "token": self.tokens})
 
     def show(self, *only: str, head: tuple[int, int] | None = None) -> Frame:

@@ -43,7 +43,8 @@ def head_lines(data: dict[str, Any], width: int, shades: str) -> list[Line]:
             f"{kind.label} ({count} head{'s' * (count != 1)}, from {percent(kind.threshold)}): {kind.definition}", width
         )
         lines += wrapped(
-            "  ".join(one.replace(" ", NO_BREAK) for one in best) or "none: the text is too short",
+            "  ".join(one.replace(" ", NO_BREAK) for one in best)
+            or ("none: it cannot be measured here" if name == "induction" else "none: the text is too short"),
             width,
             FAINT,
             indent=4,
@@ -79,8 +80,8 @@ def attribution_lines(data: dict[str, Any], width: int, shades: str) -> list[Lin
     largest = max(abs(parts[0][1]), 1e-30)
     what = f"'{data['token_text']}'" + (f" minus '{data['against_text']}'" if data["against"] is not None else "")
     lines = wrapped(
-        f"{what}: {data['logit']:.2f}{', before the cap on the logits' * data['capped']}. The parts sum to it; what a"
-        " part does through later layers counts for those.",
+        f"{what}: {data['logit']:.2f}{', before the cap on the logits' * data['capped']}. The parts sum to it. What a"
+        " part changes in later layers is counted there.",
         width,
     )
     room = min(30, max(0, width - 40))

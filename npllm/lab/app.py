@@ -37,7 +37,7 @@ HEADERS = [
 
 
 class Refused(Exception):
-    """A request that gets no answer but a status and a line."""
+    """A request that gets only a status and a one-line error."""
 
     def __init__(self, status: int, line: str) -> None:
         super().__init__(line)
@@ -50,7 +50,7 @@ def lab_app(lab: Lab, token: str, port: int) -> ASGIApp:
     Parameters
     ----------
     lab : the model and what was computed so far
-    token : what every request must know
+    token : the secret that every request must carry
     port : of the server, which is part of Host and Origin
     """
     worker = Worker()
@@ -123,7 +123,7 @@ class Guard:
 
 
 async def body(request: Request) -> Mapping[str, Any]:
-    """The object that a request brings. Raises Refused for anything else, and for more than LARGEST bytes."""
+    """The JSON object in the body. Raises Refused for anything else, and for more than LARGEST bytes."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refused(415, "Content-Type: expected application/json")
     data = b""

@@ -43,7 +43,7 @@ class Looks:
         self.kept: OrderedDict[Run, Seen] = OrderedDict()
 
     def get(self, run: Run, make: Callable[[], Seen]) -> Seen:
-        """The pass of this run: the one that is kept, or a new one. Raises UsageError if the text is too long."""
+        """The pass of this run: the one that is kept, or a new one."""
         if run not in self.kept:
             self.kept[run] = make()
         self.kept.move_to_end(run)
@@ -54,10 +54,10 @@ class Looks:
 
 
 def check_length(config: Config, ids: tuple[int, ...]) -> None:
-    """Raise UsageError for a text of which no pass can be kept."""
+    """Raise UsageError for a text so long that its pass cannot be kept."""
     most = most_tokens(config)
     if len(ids) > most:
-        raise UsageError(f"the text is too long: {len(ids)} tokens, where the lab looks at up to {most}; shorten it")
+        raise UsageError(f"the text is too long: {len(ids)} tokens, but the lab takes at most {most}; shorten it")
 
 
 class Caches:

@@ -57,7 +57,9 @@ def read_run(lm: LM, value: Any) -> tuple[Run, int]:
     patches = [read_part("patches", one, Patch) for one in list_of("patches", keys.get("patches"))]
     other = [] if keys.get("other") is None else read_text(lm, "other", keys["other"])
     if patches and not other:
-        raise UsageError("patches: expected a second text, from which the values come, got none; give one as other")
+        raise UsageError(
+            'patches: expected a second text, from which the values come, got none; give one under "other"'
+        )
     check_patches(lm, patches, min(len(ids), len(other) or len(ids)))
     return Run(tuple(ids), tuple(check_edits(lm, edits)), tuple(patches), tuple(other)), length
 
@@ -70,7 +72,7 @@ def read_text(lm: LM, what: str, value: Any) -> list[int]:
         prompt = checked("prompt", keys.get("prompt", ""), str, lambda _: True, "a text")
         chat = boolean("chat", keys.get("chat", False))
         ids = Chat(lm).ids_with(prompt) if chat else as_ids(lm, prompt)
-    return check_prompt(ids, lm.config, new=0)
+    return check_prompt(ids, lm.config, new=0, what="second prompt" if what == "other" else "prompt")
 
 
 def list_of(what: str, value: Any) -> list[Any]:

@@ -40,11 +40,11 @@ def free_port(port: int) -> socket.socket:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise UsageError(f"--port: {HOST}:{number} cannot be opened: {error.strerror}") from error
-    raise UsageError(f"--port: expected a free port from {port}, got none in {TRIES}; --port 0 takes any")
+    raise UsageError(f"--port: {port} and the next ports are all taken; --port 0 takes any free port")
 
 
 class Server(uvicorn.Server):
-    """A server that says when it listens, and leaves Ctrl-C to `serve`."""
+    """A server that prints its address once it listens, and leaves Ctrl-C to `serve`."""
 
     def __init__(self, app: ASGIApp, address: str, browser: bool) -> None:
         quiet: Any = {"log_config": None, "log_level": "error", "access_log": False, "server_header": False}
@@ -91,7 +91,7 @@ def serve(lab: Lab, port: int, browser: bool) -> None:
     with free_port(port) as listening:
         taken = listening.getsockname()[1]
         if port not in (0, taken):
-            note(f"npllm: port {port} is taken, so it is {taken}")
+            note(f"npllm: port {port} is taken; using {taken}")
         token = secrets.token_urlsafe(24)
         app = lab_app(lab, token, taken)
         logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of a page closed in the middle of an answer

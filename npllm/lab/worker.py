@@ -1,9 +1,9 @@
 """The one thread that computes, and how requests take turns.
 
 A request's work is a generator: it yields what is to be sent. The worker takes one item of each request in turn, so a
-click is answered between two tokens of a running answer, also one of another tab. A newer request of the same tab for
-the same thing cancels the older one; so does a closed page. Each pass calls `Job.tap` with its values, and the tap
-raises once nobody waits for the answer: a long pass stops within a layer.
+click, even in another tab, is answered between two tokens of a running answer. A newer request of the same tab for the
+same thing cancels the older one; so does a closed page. Each pass calls `Job.tap` with its values, and the tap raises
+once nobody waits for the answer: a long pass stops within a layer.
 """
 
 from collections.abc import Callable, Iterator
