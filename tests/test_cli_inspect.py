@@ -10,7 +10,7 @@ from checkpoints import write_folder
 from default_model import needs_default_model
 from safetensors.numpy import load_file, save_file
 
-from npllm import forward, generate, load
+from npllm import forward, generate, load, steps
 from npllm.apps.chat import Chat
 from npllm.cli.main import main
 from npllm.inspect.attribution import attribution
@@ -103,6 +103,17 @@ def test_parts_are_switched_off_and_the_untouched_probability_stands_beside(insp
     text = inspect("Hello", "--only", "next", "--without", "head:1.2")[1]
     assert "\nedited: head:1.2\n" in text
     assert "unedited" in text
+
+
+def test_the_continuation_and_the_page_are_those_of_the_edited_model(inspect, lm, tmp_path):
+    ids, edits = lm.tokenizer.encode("Hello"), [Edit(1, "head", 2), Edit(0, "feedforward", scale=-2.0)]
+    expected = [step.id for step in steps(lm, ids, max_new_tokens=6, tap=edit_tap(lm, edits))]
+    assert expected != [step.id for step in steps(lm, ids, max_new_tokens=6)]
+    how = ("Hello", "-n", "6", "--without", "head:1.2,feedforward:0=-2")
+    found = json.loads(inspect(*how, "--only", "tokens", "--json")[1])
+    assert [one["id"] for one in found["tokens"]] == [*ids, *expected]
+    inspect(*how, "--html", tmp_path / "page.html", "--only", "tokens")
+    assert '"name":"tiny, edited: head:1.2, feedforward:0=-2"' in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_heads_and_attribution_are_those_of_the_library(inspect, lm):
@@ -209,7 +220,10 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(inspect, tmp_path, mon
             "--only: expected sections of .* with --html, got heads; npllm lab",
         ),
         (["Hello", "--without", "head:5"], "--without: expected head:LAYER.HEAD, .*, got 'head:5'"),
-        (["Hello", "--without", "head:2.0"], "--without: edit of head: layer: expected 0 to 1 \\(there are 2 layers\\), got 2"),
+        (
+            ["Hello", "--without", "head:2.0"],
+            "--without: edit of head: layer: expected 0 to 1 \\(there are 2 layers\\), got 2",
+        ),
         (["Hello", "--answer", "e"], "--answer, --against: need --only attribution"),
         (["Hello", "--only", "patching"], "--other: a second prompt and --only patching need each other"),
         (["Hello", "--other", "x"], "--other: a second prompt and --only patching need each other"),

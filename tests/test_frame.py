@@ -52,6 +52,8 @@ def test_maps_that_are_too_large_for_a_notebook_are_refused(monkeypatch):
 def test_a_model_that_sees_later_tokens_has_no_page():
     with pytest.raises(UsageError, match="expected a model whose tokens see only earlier ones"):
         frame(look(families.random_lm("bert"), [1, 2, 3]))
+    with pytest.raises(UsageError, match=r"^a page needs a model whose tokens see only earlier ones, got bert$"):
+        page(look(families.random_lm("bert"), [1, 2, 3]), 3, "bert")
 
 
 @in_chromium[0]
