@@ -241,7 +241,7 @@ def test_each_command_that_writes_says_what_it_is(capsys, monkeypatch, command):
         (["evaluate", __file__, "--against", str(GOLDEN / "bert")], "--against: expected a model that predicts the"),
         (["generate", "a", "--draft-model", str(GOLDEN / "bert")], "--draft-model: expected a model that predicts the"),
         (["compare", "a", "--b-chunk", "2", "-m", str(GOLDEN / "bert")], "--b-chunk: expected none with BERT, where"),
-        (["inspect", "a " * 999, "--html", "new.html", "-m", str(GOLDEN / "bert")], "--html: expected a model whose"),
+        (["inspect", "a " * 999, "--html", "new.html", "-m", str(GOLDEN / "bert")], "--html: a page needs a model whose"),
     ],
 )
 def test_the_flag_that_names_it_is_said(capsys, command, message):
@@ -281,7 +281,7 @@ def test_a_look_shows_the_prediction_at_the_same_position(capsys):
     assert all(token["probability"] > 0 for token in found["tokens"])
     assert found["cost"]["next_token"] is None
     assert main(["inspect", "Paris", "--html", "page.html", "-m", str(GOLDEN / "bert")]) == 2
-    assert "--html: expected a model whose tokens see only earlier ones" in capsys.readouterr().err
+    assert "--html: a page needs a model whose tokens see only earlier ones, got bert" in capsys.readouterr().err
 
 
 def test_traces_are_compared_in_one_pass_without_a_mask(capsys, tmp_path):

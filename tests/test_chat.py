@@ -145,7 +145,7 @@ def test_reset_forgets_everything_but_the_system_message(lm):
 
 def test_a_turn_that_does_not_fit_is_refused_and_forgotten(lm):
     chat = Chat(lm)
-    with pytest.raises(UsageError, match=r"too long: \d+ tokens, where .* context of 512 has room for 511"):
+    with pytest.raises(UsageError, match=r"too long: \d+ tokens, but .* context of 512 has room for 511"):
         talk(chat, "x" * 512)
     assert chat.messages == []
     assert len(talk(chat, "x", max_new_tokens=3)) == 1

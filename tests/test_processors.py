@@ -209,5 +209,5 @@ def test_a_tap_that_returns_something_else_is_refused_with_the_name_of_the_value
 def test_a_tap_with_which_the_logits_are_not_finite_is_named():
     for factor in (math.nan, math.inf):
         tap = patch({"layers.1.attention.output": lambda value, factor=factor: factor * value})
-        with pytest.raises(UsageError, match=r"^tap: expected values with finite logits, got nan; see whether"):
+        with pytest.raises(UsageError, match=r"^tap: expected values with finite logits, got nan; check whether"):
             npllm.generate(LM, IDS, max_new_tokens=2, tap=tap)
