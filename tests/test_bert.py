@@ -241,7 +241,10 @@ def test_each_command_that_writes_says_what_it_is(capsys, monkeypatch, command):
         (["evaluate", __file__, "--against", str(GOLDEN / "bert")], "--against: expected a model that predicts the"),
         (["generate", "a", "--draft-model", str(GOLDEN / "bert")], "--draft-model: expected a model that predicts the"),
         (["compare", "a", "--b-chunk", "2", "-m", str(GOLDEN / "bert")], "--b-chunk: expected none with BERT, where"),
-        (["inspect", "a " * 999, "--html", "new.html", "-m", str(GOLDEN / "bert")], "--html: a page needs a model whose"),
+        (
+            ["inspect", "a " * 999, "--html", "new.html", "-m", str(GOLDEN / "bert")],
+            "--html: a page needs a model whose",
+        ),
     ],
 )
 def test_the_flag_that_names_it_is_said(capsys, command, message):
