@@ -109,6 +109,7 @@ def test_a_job_is_cancelled_though_an_older_one_of_its_name_has_ended():
 
     def work(which):
         def items(tap):
+            yield from [{}] * which  # the newer one's first turn, after which the older one ends
             begun[which].set()
             gates[which].wait(10)
             yield {}

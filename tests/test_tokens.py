@@ -97,3 +97,8 @@ def test_bytes_that_form_no_character_are_escaped():
         ("\\xe2\\x82", 2, 3),
         ("\\xe2\\x82", 3, 3),
     ]
+
+
+def test_a_token_that_ends_within_a_character_has_the_text_of_both():
+    parts = token_texts([b" \xf0\x9f", b"\x99\x82!"])
+    assert [tuple(part) for part in parts] == [(" 🙂!", 1, 2), (" 🙂!", 2, 2)]
