@@ -81,5 +81,6 @@ def test_at_any_moment_it_is_quiet_and_130(folder, argv):
         time.sleep(moments.uniform(0, 0.6))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(b"Hello\n", timeout=60)
-        assert process.returncode in (130, 0), err  # on a fast machine it may have ended
+        # It may have ended, or Python is ending, and the signal ends it: for a shell that is 130, too.
+        assert process.returncode in (130, 0, -signal.SIGINT), err
         assert re.sub(rb"npllm: the reply was cut off .*\n", b"", err).strip() == b""

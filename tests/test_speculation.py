@@ -163,8 +163,9 @@ def test_a_text_with_a_draft_model_has_the_probabilities_of_one_without(monkeypa
     runs, counts, result = 600, np.zeros((3, 3, 3)), {}
     for seed in range(runs):
         ids, cache = [0], empty_cache(lm.config, 8, like=lm.weights.norm)
-        made = draft_model(small, 2, result)(lm, ids, cache, np.random.default_rng(seed), sampling)
-        counts[next(made), next(made), next(made)] += 1
+        how = {**sampling, "process": None, "top_logprobs": 0}
+        made = draft_model(small, 2, result)(lm, ids, cache, np.random.default_rng(seed), how)
+        counts[next(made).id, next(made).id, next(made).id] += 1
     for a, b, c in product(range(3), repeat=3):
         expected = probabilities([0])[a] * probabilities([0, a])[b] * probabilities([0, a, b])[c]
         assert abs(counts[a, b, c] / runs - expected) <= 4 * math.sqrt(expected / runs)  # standard deviations
