@@ -341,8 +341,8 @@ def test_the_parts_that_said_it_sum_to_the_logit_and_can_be_switched_off(lab, lm
     tab.wait_for_selector("#attribution-list li", state="attached")
     logits, _ = npllm.forward(np.asarray(lm.tokenizer.encode(PROMPT)), lm)
     (paris,) = lm.tokenizer.encode(" Paris")
-    told = re.search(r"Its logit is ([\d.]+)", tab.locator("#attribution-sum").inner_text())[1]
-    assert float(told) == pytest.approx(float(logits[-1, paris]), abs=0.006)
+    shown = re.search(r"Its logit is ([\d.]+)", tab.locator("#attribution-sum").inner_text())[1]
+    assert float(shown) == pytest.approx(float(logits[-1, paris]), abs=0.006)
     assert tab.evaluate("partsOf(data.attributed).reduce((sum, { value }) => sum + value, 0)") == pytest.approx(
         float(logits[-1, paris]), abs=1e-3
     )

@@ -177,7 +177,7 @@ def parts_of_stream(lm: LM, run: Run, edits: Sequence[Edit], patched: bool) -> d
         of_heads, of_bias = parts_of_attention(run.after[f"layers.{layer}.{HEAD}"], weights)
         output = run.before[f"layers.{layer}.attention.output"]
         added = run.before[f"layers.{layer}.{attention}"]
-        # Some families multiply the output, by a number or as a norm does: element by element, so the ratio tells.
+        # Some families multiply the output, by a number or as a norm does: by element, so the ratio is the factor.
         ratio = scale(layer, "attention") * xp.where(output == 0, 0.0, added / xp.where(output == 0, 1.0, output))
         heads.append(of_heads * ratio)
         bias.append(of_bias * ratio)
