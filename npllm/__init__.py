@@ -29,8 +29,9 @@ is the chapter, in reading order. Each has one concept and, of these modules, us
 
 The wings, which are subpackages: text (where text enters and leaves), families (one file per family of models), storage
 (weights in few bits, and files), checkpoint (files to weights), devices (CPU or GPU), compiled (CPU kernels), cuda (GPU
-kernels), inspect (looking inside), lab (the server of the lab), apps (built on the loop), cli (the commands). shapes,
-errors, config, tokenizer, options and lm use text; loop uses text and devices.
+kernels), inspect (looking inside), lab (the server of the lab), apps (built on the loop), corpus (many prompts),
+harness (an adapter for lm-evaluation-harness), cli (the commands). shapes, errors, config, tokenizer, options and lm
+use text; loop uses text and devices.
 """
 
 import os
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from .apps.generation import Generation
     from .apps.pipeline import pipeline
     from .checkpoint.load import load
+    from .corpus.run import batch
     from .inspect.patch import patch
     from .inspect.record import record
     from .inspect.view import look
@@ -70,6 +72,7 @@ __all__ = [
     "Generation",
     "Step",
     "__version__",
+    "batch",
     "fill",
     "forward",
     "generate",
@@ -91,6 +94,7 @@ HOMES = {
     "apps.generation": ("Generation",),
     "apps.pipeline": ("pipeline",),
     "checkpoint.load": ("load",),
+    "corpus.run": ("batch",),
     "inspect.patch": ("patch",),
     "inspect.record": ("record",),
     "inspect.view": ("look",),

@@ -86,7 +86,7 @@ def test_every_session_is_found():
 
 
 # More than a second each.
-SLOW_PAGES = ("library", "loop", "feedforward", "cache", "looking", "notebook", "performance")
+SLOW_PAGES = ("library", "loop", "feedforward", "cache", "corpus", "looking", "notebook", "performance")
 WITH_SESSIONS = [name for name, text in PAGES.items() if ">>> " in sessions(text)]
 
 

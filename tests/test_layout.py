@@ -34,6 +34,12 @@ ELSEWHERE = {
     "compiled/exp": "compiled_layers",
     "compiled/fit": "compiled_step",
     "compiled/cpu": "compiled_step",
+    "corpus/memory": "corpus_run",
+    "corpus/model_hash": "corpus_run",
+    "corpus/records": "corpus_run",
+    "corpus/source": "cli_batch",
+    "corpus/vectors": "corpus_journal",
+    "corpus/work": "corpus_run",
     "cuda/twins": "cuda_kernels",  # each twin beside its kernel
     "devices/dtypes": "cache_dtype",
     "inspect/contents": "page",

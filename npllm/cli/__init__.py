@@ -12,6 +12,7 @@ logprobs       the log-probabilities of new tokens, as a table or as records
 chat_commands  /help, /reset, /retry, /undo, /system, /save and /load
 chat           talk with a model
 fill           the tokens in the place of [MASK]
+batch          all prompts of a file, many at once
 tokenize       the tokens of a text
 show           the model's structure
 trace          every value of one forward pass, written to a file

@@ -21,7 +21,10 @@ examples:
   npllm completion fish > ~/.config/fish/completions/npllm.fish
   npllm completion zsh > ~/.zfunc/_npllm      (in ~/.zshrc: fpath+=~/.zfunc; autoload -U compinit; compinit)
 """
-FILES, FOLDERS = ("FILE", "TEXTFILE", "SRC", "DST", "A B PROMPT"), ("DIR",)  # what an argument is, by its metavar
+FILES, FOLDERS = (
+    ("FILE", "TEXTFILE", "SRC", "DST", "A B PROMPT", "IN", "OUT.jsonl"),
+    ("DIR",),
+)  # what an argument is, by its metavar
 VALUES = {"device": ("cpu", "cuda", "auto"), "dtype": ("auto", *DTYPES), "cache_dtype": tuple(CACHE_DTYPES)}
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk with a model",
     "fill": "fill [MASK] in a text, with a masked language model such as BERT",
+    "batch": "run all prompts of a file, and go on after any interruption",
     "tokenize": "show the tokens of a text",
     "show": "show the model's structure",
     "trace": "write every value of one forward pass to a file",
@@ -61,6 +62,7 @@ exit codes:
   3    model or device not available
   4    model files rejected
   5    not enough memory
+  6    done, but some records failed (batch)
   70   a bug of npllm
   130  interrupted (Ctrl-C)
   141  the reader of the output is gone, as in npllm ... | head -1

@@ -77,7 +77,7 @@ def add_model_flags(parser: argparse.ArgumentParser, weights: bool = True) -> No
         )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+def add_sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int, seed_is: str = "random") -> None:
     """Add the flags for choosing the next token, and for when to stop."""
     group = parser.add_argument_group("choosing tokens")
     group.add_argument(
@@ -105,7 +105,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int) -> 
     group.add_argument(
         "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: avoid repetition (default 1: off)"
     )
-    group.add_argument("--seed", type=seed, metavar="S", help="the same seed gives the same text (default: random)")
+    group.add_argument("--seed", type=seed, metavar="S", help=f"the same seed gives the same text (default: {seed_is})")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before TEXT; may be repeated")
 
 
@@ -245,16 +245,14 @@ def read_prompt(text: str | None) -> str:
 
 def load_model(args: argparse.Namespace, name: str | None = None) -> LM:
     """The model that the flags name, or another model with the same flags."""
-    return load(
-        name or args.model,
-        device=args.device,
-        dtype=args.dtype,
-        revision=args.revision,
-        cache_dir=args.cache_dir,
-        offline=args.offline,
-        progress=sys.stderr is not None and sys.stderr.isatty(),
-        kernels=not args.no_kernels,
-    )
+    progress = sys.stderr is not None and sys.stderr.isatty()
+    return load(name or args.model, **load_options(args), progress=progress)
+
+
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `load` that the flags name."""
+    names = ("device", "dtype", "revision", "cache_dir", "offline")
+    return {name: getattr(args, name) for name in names} | {"kernels": not args.no_kernels}
 
 
 def model_name(name: str | None) -> str:

@@ -1,0 +1,34 @@
+"""A fingerprint of a model, by which a run knows that it goes on with the same one, on every machine."""
+
+import hashlib
+import json
+
+import numpy as np
+from array_api_compat import device
+
+from ..arrays import array_namespace
+from ..devices.device import to_host
+from ..families.work import arrays_in
+from ..lm import LM
+
+ROWS = 8  # of each weight
+
+
+def model_hash(lm: LM) -> str:
+    """The SHA-256 of a model's configuration, generation config, tokenizer, and some rows of every weight as stored.
+
+    Eight rows of each weight, evenly spread, tell apart models that were trained differently, and dtypes. Models that
+    differ in a few other rows alone, edited by hand, have the same hash.
+    """
+    keys = [vars(lm.config), dict(lm.generation_config)]
+    digest = hashlib.sha256(json.dumps(keys, default=str).encode())
+    if lm.tokenizer is not None:
+        digest.update(lm.tokenizer.backend.to_str().encode())
+    like = lm.weights.norm
+    for weight in arrays_in(lm.weights):
+        ids = np.linspace(0, weight.shape[0] - 1, min(ROWS, weight.shape[0])).astype(np.int64)
+        ids = array_namespace(like).asarray(ids, device=device(like))
+        rows = weight.rows(ids) if hasattr(weight, "rows") else weight[ids, ...]
+        digest.update(str((weight.dtype, weight.shape)).encode())
+        digest.update(np.ascontiguousarray(to_host(rows), dtype=np.float32).tobytes())
+    return digest.hexdigest()

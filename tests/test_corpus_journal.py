@@ -1,0 +1,163 @@
+"""The output of a corpus: continued after any interruption, refused for anything else."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from command_line import ROOT, unix
+from safetensors.numpy import load_file
+
+from npllm.corpus import journal as module
+from npllm.corpus import vectors
+from npllm.corpus.journal import Journal
+from npllm.corpus.vectors import indexed
+from npllm.corpus.work import Result
+from npllm.errors import UsageError
+
+MADE_FROM = {"input": "abc", "options": {"top_k": 3}}
+
+
+def opened(path, **changes):
+    return Journal(path, MADE_FROM | changes)
+
+
+def wrote(path, *results):
+    journal = opened(path)
+    journal.write([*results])
+    journal.close()
+
+
+def test_what_is_written_is_known_again(tmp_path):
+    out = tmp_path / "out.jsonl"
+    wrote(out, {"id": "a", "text": "ö\n\u2028"}, {"id": 7}, {"id": None, "error": "no", "line": 3})
+    journal = opened(out)
+    assert (journal.done, journal.failed, journal.cut) == ({"a", 7}, {3}, 0)
+    journal.close()
+    assert json.loads(out.read_text(encoding="utf-8").split("\n")[0]) == {"id": "a", "text": "ö\n\u2028"}
+
+
+@pytest.mark.parametrize("tail", [b'{"id": "b", "te', b'{"id": "b"}', b"\0\0\0\0\n", b'{"id": "b"}\n\0\n{"id": "c"}\n'])
+def test_lines_that_are_not_whole_are_cut_off_with_all_that_follows(tmp_path, tail):
+    out = tmp_path / "out.jsonl"
+    wrote(out, {"id": "a"})
+    with out.open("ab") as file:
+        file.write(tail)
+    journal = opened(out)
+    whole = {"a", "b"} if tail.startswith(b'{"id": "b"}\n') else {"a"}
+    assert journal.done == whole
+    assert journal.cut == len(tail) - 12 * (len(whole) - 1)
+    journal.write([{"id": "d"}])
+    journal.close()
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [*sorted(whole), "d"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"input": "other"}, "input"), ({"options": {}}, "options"), ({"x": 1}, "x")]
+)
+def test_another_input_or_other_options_are_refused(tmp_path, changes, named):
+    wrote(tmp_path / "out.jsonl", {"id": "a"})
+    with pytest.raises(UsageError, match=f"it was begun with {named} "):
+        opened(tmp_path / "out.jsonl", **changes)
+
+
+def test_a_file_of_the_user_s_is_refused(tmp_path):
+    (tmp_path / "out.jsonl").write_text("my own notes\n")
+    with pytest.raises(UsageError, match="expected a new file, or one that npllm batch has begun"):
+        opened(tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == "my own notes\n"
+
+
+def test_a_broken_side_file_is_named(tmp_path):
+    wrote(tmp_path / "out.jsonl", {"id": "a"})
+    (tmp_path / "out.jsonl.run").write_text("{")
+    with pytest.raises(UsageError, match=r"out\.jsonl\.run"):
+        opened(tmp_path / "out.jsonl")
+
+
+@unix
+def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path):
+    code = f"from npllm.corpus.journal import Journal; j = Journal({str(tmp_path / 'out.jsonl')!r}, {MADE_FROM!r})"
+    code += "; print('open', flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(UsageError, match="another npllm batch is writing it"):
+            opened(tmp_path / "out.jsonl")
+        other.kill()
+    opened(tmp_path / "out.jsonl").close()
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    journal = opened(tmp_path / "out.jsonl")
+    journal.write([{"id": "a"}])
+    file, journal.file = journal.file, None
+
+    class Full:
+        def write(self, data):
+            if len(data) < 9:
+                raise OSError(28, "No space left on device")
+            return file.write(data[:8])
+
+        def truncate(self, size):
+            return file.truncate(size)
+
+    journal.file = Full()
+    with pytest.raises(UsageError, match="No space left on device"):
+        journal.write([{"id": "b"}])
+    journal.file = file
+    journal.close()
+    assert (tmp_path / "out.jsonl").read_text() == '{"id": "a"}\n'
+
+
+def test_lines_reach_the_disk_within_a_second(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(module, "SYNC", -1)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    journal = opened(tmp_path / "out.jsonl")
+    synced.clear()
+    journal.write([{"id": "a"}])
+    assert len(synced) == 1
+    journal.close()
+
+
+@unix
+def test_an_output_that_cannot_be_continued_is_refused():
+    with pytest.raises(UsageError, match="expected a file, which can be continued"):
+        Journal("/dev/null", MADE_FROM)
+
+
+# Vectors
+
+
+def results(*rows):
+    value = iter(range(100))
+    return [
+        Result(i, {"id": i}, np.array([[next(value)] * 2 for _ in range(n)], np.float32)) if n else Result(i, {"id": i})
+        for i, n in enumerate(rows)
+    ]
+
+
+def test_the_index_names_the_file_and_the_row_of_each_vector(tmp_path, monkeypatch):
+    monkeypatch.setattr(vectors, "ROWS", 3)
+    groups = list(indexed(results(1, 2, 0, 4, 1, 0), tmp_path / "out.jsonl", 5))
+    answers = [result.answer for group in groups for result in group]
+    places = [(one.get("file"), one.get("row")) for one in answers]
+    files = [f"out-0000{number}.safetensors" for number in (5, 6, 7)]
+    assert places == [(files[0], 0), (files[0], 1), (None, None), (files[1], 0), (files[2], 0), (None, None)]
+    tensors = [load_file(tmp_path / name)["vectors"] for name in files]
+    assert [[int(row[0]) for row in tensor] for tensor in tensors] == [[0, 1, 2], [3, 4, 5, 6], [7]]
+
+
+def test_a_file_without_a_line_in_the_index_is_written_again(tmp_path):
+    journal = opened(tmp_path / "out.jsonl")
+    assert journal.files == 0
+    [group] = indexed(results(2, 1), journal.path, journal.files)
+    [group] = indexed(results(2, 1), journal.path, journal.files)  # the process was killed before the lines
+    journal.write([result.answer for result in group])
+    journal.close()
+    journal = opened(tmp_path / "out.jsonl")
+    assert journal.files == 1
+    journal.close()
