@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 from npllm.corpus import journal as module
 from npllm.corpus import vectors
 from npllm.corpus.journal import Journal
-from npllm.corpus.vectors import indexed
+from npllm.corpus.vectors import check_format, indexed
 from npllm.corpus.work import Result
-from npllm.errors import UsageError
+from npllm.errors import UnavailableError, UsageError
 
 MADE_FROM = {"input": "abc", "options": {"top_k": 3}}
 
@@ -161,3 +161,23 @@ def test_a_file_without_a_line_in_the_index_is_written_again(tmp_path):
     journal = opened(tmp_path / "out.jsonl")
     assert journal.files == 1
     journal.close()
+
+
+@pytest.mark.parametrize("width", [(3,), (2, 3)])
+def test_vectors_in_parquet_files_have_their_ids(tmp_path, width):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
+    draw = np.random.default_rng(0)
+    some = [Result(i, {"id": name}, draw.random((i + 1, *width), np.float32)) for i, name in enumerate(["a", 7])]
+    [group] = indexed(some, tmp_path / "out.jsonl", 0, "parquet")
+    assert [one.answer for one in group] == [
+        {"id": name, "file": "out-00000.parquet", "row": row} for name, row in (("a", 0), (7, 1))
+    ]
+    table = parquet.read_table(tmp_path / "out-00000.parquet").to_pydict()
+    assert table["id"] == ["a", "7", "7"]
+    np.testing.assert_array_equal(table["vector"], np.concatenate([one.vectors for one in some]))
+
+
+def test_parquet_needs_pyarrow(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UnavailableError, match="pip install pyarrow"):
+        check_format("parquet")

@@ -19,6 +19,7 @@ from ..corpus.records import LOGPROBS, OPTIONS, PLACES, TASKS, Task, check_task
 from ..corpus.run import WINDOW, Limits, Numbered, check_limits, computed
 from ..corpus.run import run as run_all
 from ..corpus.source import Source, opened
+from ..corpus.vectors import check_format
 from ..corpus.work import Result
 from ..devices.device import free_bytes
 from ..devices.memory import available_bytes, peak_bytes
@@ -32,7 +33,7 @@ from . import options, report
 
 SOME_FAILED = 6
 FEW = 64  # records: fewer are computed in this process, because others would take longer to start
-ENGINES = ("local", "ray")
+ENGINES, FORMATS = ("local", "ray"), ("safetensors", "parquet")
 DESCRIPTION = """\
 Run all prompts of a file, many at once, and write a line for each result as it
 is finished. After an interruption of any kind, the same command goes on where
@@ -52,7 +53,7 @@ tasks:
   generate   continue each prompt: text, ids, finish_reason
   score      the log-probability of each token of the prompt, or of "completion"
              after it, in nats; their sum; bits per byte; whether it is greedy
-  embed      the value named by --tap, in .safetensors files beside OUT
+  embed      the value named by --tap, in .safetensors or .parquet files beside OUT
 """
 EXAMPLES = """\
 examples:
@@ -70,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="generate", metavar="TASK", help=f"{', '.join(TASKS)} (default: generate)")
     parser.add_argument("--tap", default="", metavar="NAME", help="embed: the value, see docs/taps.md")
     parser.add_argument("--at", default="last", metavar="WHERE", help=f"embed: {', '.join(PLACES)} (default: last)")
+    parser.add_argument(
+        "--format",
+        default=FORMATS[0],
+        metavar="NAME",
+        help=f"embed: {' or '.join(FORMATS)} files (default: {FORMATS[0]})",
+    )
     parser.add_argument("--ordered", action="store_true", help="write the results in the order of the input")
     parser.add_argument("--strict", action="store_true", help="stop at the first record that fails")
     parser.add_argument("--logprobs", type=int, metavar="K", help="generate: with the K likeliest tokens of each step")
@@ -109,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
             "computed by": path_of(lm) or "a GPU",
             "task": chosen.name,
             **{name: value for name, value in chosen._asdict().items() if name != "name"},
+            "format": args.format,
         }
         with closing(Journal(args.output, made_from)) as journal, ExitStack() as stack:
             total = sum(1 for _ in source.lines())
@@ -124,6 +132,11 @@ def check(args: argparse.Namespace) -> None:
     """Raise UsageError for arguments that contradict each other, before a model is loaded."""
     if args.engine not in ENGINES:
         raise UsageError(f"--engine: expected {' or '.join(ENGINES)}, got {args.engine}")
+    if args.format not in FORMATS:
+        raise UsageError(f"--format: expected {' or '.join(FORMATS)}, got {args.format}")
+    if args.format != FORMATS[0] and args.task != "embed":
+        raise UsageError("--format: expected together with --task embed")
+    check_format(args.format)
     if args.address is not None and args.engine != "ray":
         raise UsageError("--address: expected together with --engine ray")
     if args.memory is not None and not 0 < args.memory < 1e9:
@@ -204,7 +217,7 @@ def run_source(args: argparse.Namespace, source: Source, engine: Any, journal: J
     """Run the records that have no result yet, with a progress bar and a summary."""
     before, failed, tokens, start = len(journal.done) + len(journal.failed), len(journal.failed), 0, time.monotonic()
     with tqdm(total=total, initial=before, unit=" records", disable=None, leave=False) as bar:
-        for result in run_all(source.lines(), engine, journal, args.ordered, args.strict):
+        for result in run_all(source.lines(), engine, journal, args.ordered, args.strict, args.format):
             failed += "error" in result.answer
             tokens += result.tokens
             bar.set_postfix_str(f"{tokens / (time.monotonic() - start):.0f} tokens/s", refresh=False)

@@ -78,6 +78,8 @@ class Processes:
         records : how many there are
         """
         self.limits, self.left = limits, records
+        rounds = -(-records // (count * LARGEST))
+        self.texts = -(-records // (count * max(1, rounds))) or 1  # of a batch: the same for all, which so end together
         context = multiprocessing.get_context("spawn")
         self.pipes: dict[Any, Any] = {}
         try:
@@ -108,8 +110,9 @@ class Processes:
         return message
 
     def fed(self, pipe: Any, records: Iterator[Numbered]) -> bool:
-        """Send the process its next records: fewer towards the end, so that all processes end together."""
-        size = max(2 * LARGEST, min(self.limits.window, self.left // (2 * len(self.pipes))))
+        """Send the process its next records: as many full batches as a window holds, fewer towards the end."""
+        batches = min(self.limits.window, self.left // (2 * len(self.pipes))) // self.texts
+        size = self.texts * max(1, batches)
         part = list(islice(records, size))
         self.left -= len(part)
         if part:

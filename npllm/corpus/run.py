@@ -145,12 +145,18 @@ def pending(lines: Iterable[Line], journal: Journal) -> Iterator[Numbered | Bad]
 
 
 def run(
-    lines: Iterable[Line], engine: Engine, journal: Journal, ordered: bool = False, strict: bool = False
+    lines: Iterable[Line],
+    engine: Engine,
+    journal: Journal,
+    ordered: bool = False,
+    strict: bool = False,
+    kind: str = "safetensors",
 ) -> Iterator[Result]:
     """Compute all records without a result, and write the results; yields each when it is in the output.
 
     ordered : write them in the order of the input; a result then waits for those before it
     strict : raise UsageError for the first record that fails
+    kind : of the files of vectors, "safetensors" or "parquet"
     """
     order: list[int] = []  # the lines that are being computed
     bad: list[Result] = []
@@ -172,7 +178,7 @@ def run(
         yield from bad
 
     found = all_results()
-    for group in indexed(in_order(found, order) if ordered else found, journal.path, journal.files):
+    for group in indexed(in_order(found, order) if ordered else found, journal.path, journal.files, kind):
         for result in group:
             if strict and "error" in result.answer:
                 raise UsageError(f"line {result.line}: {result.answer['error']}")
