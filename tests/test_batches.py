@@ -1,8 +1,11 @@
 """Several texts at once: each is the one that its prompt gives alone, whatever runs beside it."""
 
+import gc
 import importlib
 import inspect
+import weakref
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -254,6 +257,29 @@ def test_a_progress_bar_counts_the_prompts(capfd, monkeypatch):
     npllm.generate(LM, PROMPTS, max_new_tokens=2, progress=True)
     assert sum(counted) == 6
     assert "0/6" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("all_steps", [True, False])
+def test_the_cache_is_released_at_once(monkeypatch, all_steps):
+    storages, empty_cache = [], batches.empty_cache
+
+    def kept(*arguments, **options):
+        cache = empty_cache(*arguments, **options)
+        storages.append(weakref.ref(cache["keys"][0]))
+        return cache
+
+    monkeypatch.setattr(batches, "empty_cache", kept)
+    lm = random_lm("llama")
+    requests = [Request([1] * length, {"max_new_tokens": 3}) for length in (4, 2, 3, 1)]
+    gc.disable()
+    try:
+        made = batches.steps_of_all(lm, requests, 3)
+        for _ in made if all_steps else islice(made, 4):
+            pass
+        del made, _
+        assert [reference() is None for reference in storages] == [True]
+    finally:
+        gc.enable()
 
 
 def test_after_ctrl_c_the_model_works_as_before():

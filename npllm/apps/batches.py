@@ -191,6 +191,11 @@ class Text:
         self.finished = made.finish_reason is not None
         return self.index, made
 
+    def release(self) -> None:
+        """Let go of the cache at once. `steps` and the text refer to each other, so it would stay until Python collects
+        garbage."""
+        self.steps, self.cache = iter(()), {}
+
 
 class Batch:
     """The texts that are computed together, each in a row of one KV cache.
@@ -227,6 +232,7 @@ class Batch:
 
     def leave(self, row: int) -> None:
         """Remove a text; the last one takes its row."""
+        self.live[row].release()
         last = self.live.pop()
         if row < len(self.live):
             self.live[row] = last
@@ -271,16 +277,20 @@ class Batch:
 
 def together(batch: Batch, waiting: deque[Text]) -> Iterator[tuple[int, Step]]:
     """The loop of `steps_of_all` after its checks. The first token of a text comes from its prefill."""
-    while waiting or batch.live:
-        if waiting and batch.has_room_for(waiting[0]):
-            text = waiting.popleft()
-            with naming(text.name):
-                batch.join(text)
-            yield text.step()
-        else:
-            batch.compute()
-            for text in [*batch.live]:
+    try:
+        while waiting or batch.live:
+            if waiting and batch.has_room_for(waiting[0]):
+                text = waiting.popleft()
+                with naming(text.name):
+                    batch.join(text)
                 yield text.step()
-        for row in reversed(range(len(batch.live))):
-            if batch.live[row].finished:
-                batch.leave(row)
+            else:
+                batch.compute()
+                for text in [*batch.live]:
+                    yield text.step()
+            for row in reversed(range(len(batch.live))):
+                if batch.live[row].finished:
+                    batch.leave(row)
+    finally:
+        for text in (*batch.live, *waiting):
+            text.release()
