@@ -1,9 +1,9 @@
-"""How much faster npllm batch is than a loop of single calls, on ragged records: tokens/s of both, in turns.
+"""How much faster npllm batch is than a loop of single calls, on ragged records: tokens/s of both, alternating.
 
     python tools/bench/corpus.py --records 200 --longest 600 --new 100 --runs 3
 
-Tokens are those of the prompts and the new ones. The loop is `npllm.generate` in one process with all threads. The
-command is timed from its first record on, without loading the model, as the loop is.
+Tokens are prompt plus generated tokens. The loop is `npllm.generate` in one process with all threads. Neither time
+includes loading the model (with `--engine ray` the command's does).
 """
 
 import argparse
@@ -23,7 +23,7 @@ import npllm
 
 
 def corpus(lm: npllm.LM, count: int, longest: int, new: int) -> list[dict[str, Any]]:
-    """Records of 1 to `longest` tokens, as many short ones as long ones on a scale of ratios."""
+    """Records of 1 to `longest` tokens; the lengths are log-uniformly distributed."""
     draw, records = random.Random(0), []
     for number in range(count):
         length = int(math.exp(draw.uniform(0, math.log(longest + 0.99))))
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=600)
     parser.add_argument("--new", type=int, default=100)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--flags", default="", help="of npllm batch, in one word: --flags='--workers 1'")
+    parser.add_argument("--flags", default="", help="extra flags of npllm batch, as one argument: --flags='--workers 1'")
     args = parser.parse_args()
     lm = npllm.load(None if args.model == "default" else args.model)
     records = corpus(lm, args.records, args.longest, args.new)

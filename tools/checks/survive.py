@@ -1,4 +1,4 @@
-"""Whether npllm batch loses nothing and does nothing twice.
+"""Checks that npllm batch loses no record and computes none twice.
 
 Every record is there once, equal to what it gives alone: after kill -9 at random moments, on a disk that is full for a
 while, shuffled, in one process or two, and on Ray with a worker killed.
@@ -68,7 +68,7 @@ def check(out: Path, expected: dict[str, Record], lines: list[str]) -> None:
     """Raise AssertionError unless the output has every record once, with the expected result or as an error."""
     text = out.read_text()
     assert text.endswith("\n")
-    results = [json.loads(line) for line in text.splitlines()]
+    results = [json.loads(line) for line in text.removesuffix("\n").split("\n")]
     good = [one for one in results if "error" not in one]
     assert len(good) == len({one["id"] for one in good}) == len(expected), (len(good), len(expected))
     different = [one["id"] for one in good if one != expected[one["id"]]]
@@ -78,7 +78,7 @@ def check(out: Path, expected: dict[str, Record], lines: list[str]) -> None:
 
 
 def is_bad(line: str) -> bool:
-    """Whether it is one of `BAD`; of two records with one id the later one is."""
+    """Whether it is a bad line; of two records with the same id, the later one is."""
     return '"source"' not in line
 
 
@@ -104,7 +104,7 @@ class Command:
 
 
 def processes_of(parent: int) -> list[int]:
-    """The processes that a process has started, and those that they have."""
+    """The descendants of a process."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -127,7 +127,8 @@ def killed(start: Callable[[], Command], total: int, kills: int, draw: random.Ra
         time.sleep(draw.random() * 0.2)
         others = processes_of(command.process.pid)
         command.process.kill()
-        command.process.communicate()
+        command.process.wait()  # not communicate(), which would wait for the others: they have its stderr
+        command.process.stderr.close()
         at.append(command.lines())
         ended_by = time.monotonic() + 60
         while any(Path(f"/proc/{one}").exists() for one in others):
@@ -194,7 +195,7 @@ def main() -> None:
     parser.add_argument("-m", "--model", default="default")
     parser.add_argument("--records", type=int, default=2000)
     parser.add_argument("--longest", type=int, default=600)
-    parser.add_argument("--new", type=int, default=8, help="at most so many new tokens")
+    parser.add_argument("--new", type=int, default=8, help="maximum new tokens of a record")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--cases", default="one,two,killed,full,shuffled,ray")
     args = parser.parse_args()
