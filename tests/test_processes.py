@@ -4,8 +4,10 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -56,11 +58,32 @@ def test_results_are_those_of_this_process_and_errors_come_through(model):
     made = sorted(engine(records), key=lambda result: result.line)
     assert made == sorted(computed(lm, records, task, limits), key=lambda result: result.line)
     engine.pipes[pipes[0]].kill()
-    with pytest.raises(UnavailableError, match="ended with exit code -9; the same command goes on"):
+    with pytest.raises(UnavailableError, match="a worker ended with exit code -9; run the same command again"):
         list(engine(records))
     engine.close()
-    with pytest.raises(ModelFileError, match="expected the model that the command has loaded"):
+    with pytest.raises(ModelFileError, match="expected the model that the main process has loaded"):
         Processes(model._replace(hash="other"), task, limits, 1, 1, 9)
+
+
+@pytest.mark.slow
+@unix
+@pytest.mark.parametrize("seconds", [0.8, 1.2, 1.6])
+def test_ctrl_c_while_the_workers_start_ends_all_of_them_quietly(folder, tmp_path, seconds):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"ids": [1] * 100}) + "\n")
+    command = ["batch", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "-m", folder, "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "npllm", *command],
+        env=COMPILED,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of processes, all of which get the signal of a terminal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1]
+    assert "Traceback" not in said, said
+    assert process.returncode in (0, 130), said  # 0: it had ended
 
 
 @pytest.mark.slow

@@ -1,18 +1,21 @@
-"""Several processes on this machine, each with the model and one part of the threads.
+"""Several worker processes on this machine, each with the model and a share of the threads.
 
-Threads that share a step wait for each other after each product, and while one of them chooses the tokens, the others
-have nothing to do. Processes share no step. No result depends on how many there are.
+The threads of one step wait for each other after every product, and are idle while one of them chooses the tokens;
+separate processes are not. No result depends on how many there are.
 
-Each gets a part of the records and sends back every result as it is finished. If this process ends, however it ends,
-the others do, too: their pipe has no other end any more.
+Each worker gets some of the records and sends back every result as it is finished. However the main process ends, the
+workers see their pipe close, and end as well.
 """
 
 import multiprocessing
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -38,18 +41,18 @@ class Model(NamedTuple):
     hash: str  # its `model_hash`
 
     def load(self) -> Any:
-        """The model. Raises ModelFileError if it is another one than this process has loaded."""
+        """The model. Raises ModelFileError if it is not the one that the main process has loaded."""
         lm = load(self.name, **self.how)
         if model_hash(lm) != self.hash:
-            raise ModelFileError(f"{self.name}: expected the model that the command has loaded, got another one here")
+            raise ModelFileError(f"{self.name}: expected the model that the main process has loaded, got another one")
         return lm
 
 
 def serve(pipe: Connection, model: Model, task: Task, limits: Limits, threads: int) -> None:
-    """What each process runs: sends its memory, then a result for each record, and None after each list of them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends the processes
-    warnings.simplefilter("ignore")  # the command has shown them
-    tqdm.set_lock(threading.RLock())  # its own would be a semaphore of the system, which stays if the process is killed
+    """What a worker runs: sends its memory, then a result for each record, and None after each list of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `uninterrupted` does nothing
+    warnings.simplefilter("ignore")  # the main process has shown them
+    tqdm.set_lock(threading.RLock())  # its default is a semaphore of the system, which a killed process leaves there
     try:
         try:
             set_threads(threads)
@@ -61,56 +64,73 @@ def serve(pipe: Connection, model: Model, task: Task, limits: Limits, threads: i
                 pipe.send(None)
         except (NpllmError, MemoryError) as error:
             pipe.send(error)
-    except (EOFError, ConnectionError):  # the command has ended
+    except (EOFError, ConnectionError):  # the main process has ended
         return
 
 
-class Processes:
-    """An engine for `run`: the results of the records, as the processes finish them.
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A context in which Ctrl-C waits. Processes started in it never get it; the main process ends them."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # its start, at the latest with the first process, would end the wait
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    bytes : what all of them take at most
+
+class Processes:
+    """An engine for `run`: the results of the records, as the workers finish them.
+
+    bytes : an upper bound for the memory of all workers
+    texts : of a batch: all have the same size, so that the workers finish at about the same time
     """
 
     def __init__(self, model: Model, task: Task, limits: Limits, count: int, threads: int, records: int) -> None:
-        """Start the processes, and wait until each has loaded the model.
+        """Start the workers, and wait until each has loaded the model.
 
         threads : of each
         records : how many there are
         """
         self.limits, self.left = limits, records
         rounds = -(-records // (count * LARGEST))
-        self.texts = -(-records // (count * max(1, rounds))) or 1  # of a batch: the same for all, which so end together
+        self.texts = -(-records // (count * max(1, rounds))) or 1
         context = multiprocessing.get_context("spawn")
         self.pipes: dict[Any, Any] = {}
         try:
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=serve, args=(theirs, model, task, limits, threads), daemon=True)
-                process.start()
-                theirs.close()  # the process has its own, and when it ends, the pipe does
+                with uninterrupted():
+                    process.start()
+                theirs.close()  # the worker has its own, and when it ends, the pipe does
                 self.pipes[ours] = process
-            self.bytes = sum(self.received(pipe) for pipe in self.pipes)
+            self.bytes = sum(self.receive(pipe) for pipe in self.pipes)
         except BaseException:
             self.close()
             raise
 
-    def received(self, pipe: Any) -> Any:
-        """The next message. Raises the error that it is, or UnavailableError if the process has died."""
+    def receive(self, pipe: Any) -> Any:
+        """The next message; raises it if it is an error. Raises UnavailableError if the worker has died."""
         try:
             message = pipe.recv()
         except (EOFError, ConnectionError) as error:
             self.pipes[pipe].join(1)
             code = self.pipes[pipe].exitcode
             raise UnavailableError(
-                f"a process of the batch ended with exit code {code}; the same command goes on where it stopped,"
-                " with --workers 1 it takes less memory"
+                f"a worker ended with exit code {code}; run the same command again to go on where it stopped, with"
+                " --workers 1 if memory was short"
             ) from error
         if isinstance(message, BaseException):
             raise message
         return message
 
-    def fed(self, pipe: Any, records: Iterator[Numbered]) -> bool:
-        """Send the process its next records: as many full batches as a window holds, fewer towards the end."""
+    def feed(self, pipe: Any, records: Iterator[Numbered]) -> bool:
+        """Send the worker its next records: as many full batches as a window holds, fewer towards the end. Returns
+        whether there were any."""
         batches = min(self.limits.window, self.left // (2 * len(self.pipes))) // self.texts
         size = self.texts * max(1, batches)
         part = list(islice(records, size))
@@ -122,17 +142,17 @@ class Processes:
     def __call__(self, records: Iterable[Numbered]) -> Iterator[Result]:
         """The results, as they come."""
         rest = iter(records)
-        working = [pipe for pipe in self.pipes if self.fed(pipe, rest)]
+        working = [pipe for pipe in self.pipes if self.feed(pipe, rest)]
         while working:
             for pipe in wait(working):
-                message = self.received(pipe)
+                message = self.receive(pipe)
                 if message is not None:
                     yield message
-                elif not self.fed(pipe, rest):
+                elif not self.feed(pipe, rest):
                     working.remove(pipe)
 
     def close(self) -> None:
-        """End the processes."""
+        """End the workers."""
         for pipe, process in self.pipes.items():
             pipe.close()
             process.terminate()

@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=600)
     parser.add_argument("--new", type=int, default=100)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--flags", default="", help="extra flags of npllm batch, as one argument: --flags='--workers 1'")
+    parser.add_argument("--flags", default="", help="of npllm batch, as one argument: --flags='--workers 1'")
     args = parser.parse_args()
     lm = npllm.load(None if args.model == "default" else args.model)
     records = corpus(lm, args.records, args.longest, args.new)
