@@ -244,6 +244,8 @@ USER, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content":
         ([USER, REPLY, {"role": "system", "content": "late"}], "expected user as the role of number 2, got 'system'"),
         ([USER], "expected a reply to each turn, got none to the last"),
         ([USER, {"role": "assistant", "content": 3}], "expected strings under role and content"),
+        ([USER, None], "expected strings under role and content, got None"),
+        ("Hello", "messages: expected a list of them"),
         ([{"role": "user", "content": "x" * 512}, REPLY], "the conversation is too long"),
     ],
 )

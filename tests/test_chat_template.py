@@ -86,7 +86,7 @@ def test_the_limit_that_is_exceeded_is_named_and_the_next_rendering_succeeds(
     setting, value, template, reason, monkeypatch
 ):
     monkeypatch.setattr(chat_template, setting, value)
-    with pytest.raises(ModelFileError, match=f"(takes|has) more than {reason}; use generate without --chat"):
+    with pytest.raises(ModelFileError, match=f"(takes|has) more than {reason}; give it a prompt, not messages"):
         rendered(template)
     assert rendered("{{ messages[0].content }}", user("Hello")) == "Hello"
     chat_template.CHILD.close()

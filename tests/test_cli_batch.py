@@ -134,7 +134,7 @@ def test_inputs_that_are_none(npllm, tmp_path):
     out = tmp_path / "out.jsonl"
     fails(npllm("batch", tmp_path / "none.jsonl", "-o", out), 2, "none.jsonl")
     (tmp_path / "a.csv").write_text("a")
-    fails(npllm("batch", tmp_path / "a.csv", "-o", out), 2, "expected a file .jsonl")
+    fails(npllm("batch", tmp_path / "a.csv", "-o", out), 2, "expected a .jsonl")
     fails(npllm("batch", "-", "-o", out, terminal=True), 2, "expected records on stdin")
     (tmp_path / "empty.jsonl").write_text("")
     assert npllm("batch", tmp_path / "empty.jsonl", "-o", out).code == 0

@@ -90,8 +90,8 @@ def test_log_probabilities_are_those_of_generate():
         ({"ids": [1] * CONTEXT}, "the prompt is too long"),
         ({"ids": [1], "temperature": "warm"}, "temperature: expected"),
         ({"ids": [1], "logprobs": -1}, "logprobs: expected 0 to 100"),
-        ({"ids": [1], "text": "mine"}, "text: expected another name"),
-        ({"ids": [1], "error": "mine"}, "error: expected another name"),
+        ({"ids": [1], "text": "mine"}, "text: reserved for results; rename this key"),
+        ({"ids": [1], "error": "mine"}, "error: reserved for results"),
         ({"ids": [1], "id": 1.5}, "id: expected"),
     ],
 )

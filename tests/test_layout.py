@@ -36,8 +36,7 @@ ELSEWHERE = {
     "compiled/cpu": "compiled_step",
     "corpus/memory": "corpus_run",
     "corpus/model_hash": "corpus_run",
-    "corpus/records": "corpus_run",
-    "corpus/source": "cli_batch",
+    "corpus/names": "corpus_records",
     "corpus/vectors": "corpus_journal",
     "corpus/work": "corpus_run",
     "cuda/twins": "cuda_kernels",  # each twin beside its kernel

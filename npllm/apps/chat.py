@@ -17,6 +17,7 @@ from ..lm import LM
 from ..loop import Step, steps
 from ..options import check_options, check_prompt
 from ..text.arguments import check_writes, checked, shown
+from ..text.chat_ids import check_messages
 
 
 class Chat:
@@ -65,6 +66,7 @@ class Chat:
         ------
         UsageError : they are not of this form, the chat template refuses them, or they leave no room for another turn
         """
+        check_messages(messages)
         system = [dict(message) for message in messages[:1] if message.get("role") == "system"]
         turns = [dict(message) for message in messages[len(system) :]]
         for number, message in enumerate(turns):

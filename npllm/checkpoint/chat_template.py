@@ -49,6 +49,6 @@ class ChatRenderer(NamedTuple):
         if "failed" in made:
             raise ModelFileError(
                 f"the model's chat template: expected the conversation as text, got none: {made['failed']};"
-                " use generate without --chat, or another copy of the model"
+                " give it a prompt, not messages (generate without --chat), or take another copy of the model"
             )
         return [Part(*part) for part in made["parts"]]

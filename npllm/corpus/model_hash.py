@@ -1,4 +1,4 @@
-"""A fingerprint of a model, by which a run knows that it goes on with the same one, on every machine."""
+"""A fingerprint of a model, used to check that a resumed run and every worker use the same model."""
 
 import hashlib
 import json
@@ -15,15 +15,18 @@ ROWS = 8  # of each weight
 
 
 def model_hash(lm: LM) -> str:
-    """The SHA-256 of a model's configuration, generation config, tokenizer, and some rows of every weight as stored.
+    """The SHA-256 of a model's config, generation config, tokenizer, chat template, and some rows of every weight as
+    stored.
 
-    Eight rows of each weight, evenly spread, tell apart models that were trained differently, and dtypes. Models that
-    differ in a few other rows alone, edited by hand, have the same hash.
+    Eight rows of each weight, evenly spaced, are enough to distinguish differently trained models and other dtypes.
+    Models that differ only in other rows, edited by hand, have the same hash.
     """
     keys = [vars(lm.config), dict(lm.generation_config)]
     digest = hashlib.sha256(json.dumps(keys, default=str).encode())
     if lm.tokenizer is not None:
-        digest.update(lm.tokenizer.backend.to_str().encode())
+        special = getattr(lm.tokenizer.render, "special_tokens", {})  # variables of the template
+        others = [sorted(lm.tokenizer.end_ids), lm.tokenizer.chat_template, dict(special)]
+        digest.update((lm.tokenizer.backend.to_str() + json.dumps(others)).encode())
     like = lm.weights.norm
     for weight in arrays_in(lm.weights):
         ids = np.linspace(0, weight.shape[0] - 1, min(ROWS, weight.shape[0])).astype(np.int64)

@@ -1,8 +1,9 @@
 """The input of a corpus: records from a .jsonl file, a .txt file with a prompt in each line, a .parquet file, or stdin.
 
-A record is known by the number of its line. Empty lines are no records.
+Records are identified by line number; blank lines are skipped.
 """
 
+import codecs
 import hashlib
 import importlib
 import json
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import UsageError
 from ..storage.json_file import LARGEST_JSON
@@ -40,16 +41,24 @@ class Source:
             return
         with self.path.open("rb") as file:
             for number, data in enumerate(read_lines(file), 1):
-                if not data.strip():
-                    continue
-                if self.kind in TEXT:
-                    text = data.removesuffix(b"\n").removesuffix(b"\r").decode(errors="surrogateescape")
-                    data = json.dumps({"prompt": text}).encode()
-                yield Line(number, data)
+                if len(data) > LARGEST_JSON:
+                    yield Line(number, b"", f"expected at most {LARGEST_JSON} bytes in a line, got more")
+                elif data.strip():
+                    yield text_line(number, data) if self.kind in TEXT else Line(number, data)
+
+
+def text_line(number: int, data: bytes) -> Line:
+    """The record of a line of a .txt file: its prompt."""
+    data = data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
+    try:
+        text = data.removesuffix(b"\n").removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        return Line(number, b"{}", f"expected UTF-8, got the byte 0x{data[error.start]:02x} at byte {error.start}")
+    return Line(number, json.dumps({"prompt": text}).encode())
 
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file; of one that is longer than any record may be, only so much that it will be refused."""
+    """The lines of a file; of one longer than LARGEST_JSON, the first LARGEST_JSON + 1 bytes."""
     while data := file.readline(LARGEST_JSON + 1):
         rest = data
         while not rest.endswith(b"\n") and (rest := file.readline(LARGEST_JSON)):
@@ -68,15 +77,22 @@ def parquet_rows(path: Path) -> Iterator[Line]:
         for group in parquet.ParquetFile(path).iter_batches():
             for row in group.to_pylist():
                 number += 1
-                given = {name: value for name, value in row.items() if value is not None}
-                yield Line(number, json.dumps(given, default=str).encode())
+                try:
+                    yield Line(number, json.dumps(row, default=as_text).encode())
+                except UnicodeDecodeError:
+                    yield Line(number, b"", "expected UTF-8 in the row's columns of bytes, got other bytes")
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise UsageError(f"{path}: expected a parquet file, got: {str(error).splitlines()[0]:.200}") from error
 
 
+def as_text(value: Any) -> str:
+    """A value of parquet that JSON lacks, as text: bytes as UTF-8; a date, say, as Python prints it."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 @contextmanager
 def opened(name: str) -> Iterator[Source]:
-    """The source of that name. "-" is stdin, as .jsonl: it is copied to a temporary file, to be known by its content.
+    """The source of that name. "-" is stdin, as .jsonl: copied to a file, so that it can be fingerprinted and reread.
 
     Raises
     ------
@@ -94,7 +110,7 @@ def opened(name: str) -> Iterator[Source]:
     path = input_path(name, name)
     kinds = (*JSON_LINES, *TEXT, *PARQUET)
     if path.suffix.lower() not in kinds:
-        raise UsageError(f"{name}: expected a file {', '.join(kinds)}, or - for stdin")
+        raise UsageError(f"{name}: expected a {', '.join(kinds[:-1])} or {kinds[-1]} file, or - for stdin")
     try:
         source = Source(path, path.suffix.lower())
     except OSError as error:

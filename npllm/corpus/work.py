@@ -1,8 +1,7 @@
 """The results of some records: continuations, scores of tokens, or vectors.
 
-Texts are continued together, as in apps/batches.py, and each result is the one that its record gives alone. If one
-fails, for instance because its logits are not finite, each half of those that are left is computed by itself, and so
-on, until the error is that record's own.
+Texts are continued together, as in apps/batches.py, and each result is what its record would give alone. If one fails,
+for instance because its logits are not finite, the rest are split in half, recursively, until it is isolated.
 
 Source: "Choosing a single token from the probability distribution" (Figure 3-7) for scores; "The Components of the
 Forward Pass" (Figures 3-4 to 3-6) for the values; Gao et al. 2021, "A framework for few-shot language model evaluation"
@@ -33,7 +32,7 @@ ROWS = 32  # tokens scored at once: each takes several buffers of V float64 elem
 
 
 class Result(NamedTuple):
-    """What a record became."""
+    """The result of a record."""
 
     line: int
     answer: dict[str, Any]  # the line of the output
@@ -60,27 +59,27 @@ def results(lm: LM, jobs: Sequence[Job], task: Task, batch_size: int | None = No
 
 def generated(lm: LM, jobs: Sequence[Job], task: Task, batch_size: int | None) -> Iterator[Result]:
     """The continuations: "text", "ids", "finish_reason", and where asked "logprobs"."""
-    made: list[list[Step]] = [[] for _ in jobs]
+    steps: list[list[Step]] = [[] for _ in jobs]
     for index, step in steps_of_all(lm, [Request(job.ids, job.options) for job in jobs], batch_size):
-        made[index].append(step)
+        steps[index].append(step)
         if step.finish_reason:
-            job, steps = jobs[index], made[index]
-            found = generation(job.ids, steps, top := job.options.get("top_logprobs"))
-            answer: dict[str, Any] = {"id": job.id, **job.kept, "text": found.text, "ids": found.ids}
+            job, top = jobs[index], jobs[index].options.get("top_logprobs")
+            found = generation(job.ids, steps[index], top)
+            answer: dict[str, Any] = {"id": job.id, **job.extra, "text": found.text, "ids": found.ids}
             answer["finish_reason"] = found.finish_reason
             if top is not None:
                 answer |= {"logprobs": found.logprobs, "top_logprobs": found.top_logprobs}
-            made[index] = []
+            steps[index] = []  # to free them
             yield Result(job.line, answer, tokens=len(job.ids) + len(found.ids))
 
 
 def scored(lm: LM, jobs: Sequence[Job], task: Task, batch_size: int | None) -> Iterator[Result]:
-    """The log-probability of each scored token, in nats: "logprobs"; their "sum"; "bits_per_byte"; "greedy", whether
-    each is the likeliest in its place."""
+    """The log-probability of each scored token, in nats: "logprobs"; their "sum"; "bits_per_byte", None if they are
+    unknown; "greedy", whether every token was the most likely one."""
     for job in jobs:
         logprobs, greedy = token_scores(lm, job.ids, job.first)
         total = math.fsum(logprobs)
-        answer = {"id": job.id, **job.kept, "ids": job.ids[job.first :], "logprobs": logprobs, "sum": total}
+        answer = {"id": job.id, **job.extra, "ids": job.ids[job.first :], "logprobs": logprobs, "sum": total}
         answer["bits_per_byte"] = -total / math.log(2) / job.size if job.size else None
         answer["greedy"] = greedy
         yield Result(job.line, answer, tokens=len(job.ids))
@@ -88,15 +87,16 @@ def scored(lm: LM, jobs: Sequence[Job], task: Task, batch_size: int | None) -> I
 
 @np.errstate(all="ignore")
 def token_scores(lm: LM, ids: Sequence[int], first: int) -> tuple[list[float], bool]:
-    """The log-probability of each token from `first` on, given those before it; and whether each was the likeliest."""
+    """The log-probability of each token from `first` on, given those before it; and whether every token was the most
+    likely one."""
     logprobs: list[float] = []
     greedy, read = True, len(ids) - 1  # the last token is predicted, and predicts nothing here
     cache = empty_cache(lm.config, read, like=lm.weights.norm)
     for begin in range(0, read, PREFILL_CHUNK):
         end = min(begin + PREFILL_CHUNK, read)
-        how = flash_attention if end - begin > 1 else attention
+        kind = flash_attention if end - begin > 1 else attention
         chunk = on_device(list(ids[begin:end]), lm)
-        hidden, _ = lm.transform(chunk, lm.weights, lm.config, cache, total_length=read, attention=how)
+        hidden, _ = lm.transform(chunk, lm.weights, lm.config, cache, total_length=read, attention=kind)
         for start in range(max(first, begin + 1), end + 1, ROWS):  # the hidden state at i - 1 predicts token i
             stop = min(start + ROWS, end + 1)
             rows = log_probabilities(hidden[start - 1 - begin : stop - 1 - begin, :], lm, start)
@@ -113,7 +113,7 @@ def embedded(lm: LM, jobs: Sequence[Job], task: Task, batch_size: int | None) ->
         transform(job.ids, lm, tap=record(seen, task.tap))
         value = np.moveaxis(to_host(seen[task.tap]).astype(np.float32, copy=False), -2, 0)  # [T, ...]
         rows = {"last": value[-1:], "mean": value.mean(axis=0, keepdims=True), "all": value}[task.at]
-        answer = {"id": job.id, **job.kept, "tokens": len(job.ids)}
+        answer = {"id": job.id, **job.extra, "tokens": len(job.ids)}
         yield Result(job.line, answer, np.ascontiguousarray(rows), len(job.ids))
 
 

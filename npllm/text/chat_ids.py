@@ -9,7 +9,7 @@ import re
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from ..errors import ModelFileError, UsageError
 from .utf8 import checked_text
@@ -70,13 +70,8 @@ def chat_ids(
     UnavailableError : the process for templates does not start
     """
     if render is None:
-        raise UsageError("the model has no chat template: use generate without --chat")
-    for message in messages:
-        if set(message) != {"role", "content"} or not all(isinstance(text, str) for text in message.values()):
-            raise UsageError(f"messages: expected strings under role and content, got {dict(message)!r:.80}")
-        if not re.fullmatch(r"\w+", message["role"]):
-            raise UsageError(f"messages: expected a word as role, got {message['role']!r:.80}")
-        checked_text(message["content"])
+        raise UsageError("the model has no chat template: give it a prompt, not messages (generate without --chat)")
+    check_messages(messages)
 
     parts = render.parts(messages, add_generation_prompt)
     text = "".join(part.text for part in parts)
@@ -100,12 +95,25 @@ def chat_ids(
     return encode_with(backend, text, written)
 
 
+def check_messages(messages: Any) -> None:
+    """Raise UsageError for anything but a list of messages, [{"role": "user", "content": "Hello"}, ...]."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise UsageError(f"messages: expected a list of them, got {messages!r:.80}")
+    for message in messages:
+        fields = message if isinstance(message, Mapping) else {}
+        if set(fields) != {"role", "content"} or not all(isinstance(text, str) for text in fields.values()):
+            raise UsageError(f"messages: expected strings under role and content, got {message!r:.80}")
+        if not re.fullmatch(r"\w+", message["role"]):
+            raise UsageError(f"messages: expected a word as role, got {message['role']!r:.80}")
+        checked_text(message["content"])
+
+
 def warn_of_missing(messages: Messages, parts: list[Part], text: str) -> None:
     """Warn about each message that the template leaves out. Raises ModelFileError if it leaves out all text."""
     if not text and any(message["content"].strip() for message in messages):
         raise ModelFileError(
             "the model's chat template: expected the conversation as text, got no text;"
-            " use generate without --chat, or another copy of the model"
+            " give it a prompt, not messages (generate without --chat), or take another copy of the model"
         )
     shown = {part.origin for part in parts if part.text.strip()}
     for i, message in enumerate(messages):
