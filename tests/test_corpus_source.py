@@ -79,6 +79,12 @@ def rows_of(path, rows):
     return [parsed(line) for line in Source(path, ".parquet").lines()]
 
 
+def test_values_that_json_lacks_are_text():
+    assert [module.as_text(value) for value in ("ö".encode(), datetime.date(2026, 11, 30))] == ["ö", "2026-11-30"]
+    with pytest.raises(UnicodeDecodeError):
+        module.as_text(b"\xff")
+
+
 def test_a_column_of_bytes_is_text_in_utf8_and_else_an_error(tmp_path):
     first, second = rows_of(tmp_path / "a.parquet", [{"prompt": "ö".encode()}, {"prompt": b"\xff"}])
     assert first == {"prompt": "ö", "id": 1}
