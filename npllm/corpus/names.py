@@ -20,19 +20,19 @@ NEAR = 0.85  # difflib's ratio: from here on, two names count as similar
 
 def check_foreign(names: Iterable[object]) -> None:
     """Raise UsageError for another library's option: without it, the text would be another one."""
-    for name in FOREIGN.keys() & set(names):
+    for name in sorted(FOREIGN.keys() & {*names}):
         advice = "npllm has none like it" if FOREIGN[name] is None else f"npllm's is {FOREIGN[name]}"
         raise UsageError(f"{name}: no such option, {advice}; rename this key if it is your own")
 
 
 def warn_of_names(names: Iterable[object], known: frozenset[str]) -> None:
     """Warn of names that look like misspelt known ones, once in a process for each."""
-    for name in {*names} - known - FOREIGN.keys():
-        if isinstance(name, str):
+    for name in names:
+        if isinstance(name, str) and name not in known and name not in FOREIGN:
             warn_of_name(name, known)
 
 
-@lru_cache
+@lru_cache(10_000)
 def warn_of_name(name: str, known: frozenset[str]) -> None:
     """Warn if the name is similar to a known one."""
     for near in difflib.get_close_matches(name.lower().replace("-", "_"), known, 1, NEAR):
