@@ -10,7 +10,6 @@ from families import random_lm
 
 import npllm
 from npllm.cache import kv_cache_bytes
-from npllm.checkpoint.chat_template import ChatRenderer
 from npllm.corpus import memory, records, work
 from npllm.corpus.journal import Journal
 from npllm.corpus.memory import HELD, budget, most_bytes, needed, texts_within
@@ -18,7 +17,6 @@ from npllm.corpus.model_hash import model_hash
 from npllm.corpus.records import Bad, Line, Task, job_of, parsed, seed_of
 from npllm.corpus.run import Limits, computed, run
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
-from npllm.tokenizer import Tokenizer
 
 LM = random_lm("llama")
 CONTEXT = LM.config.max_position_embeddings
@@ -282,24 +280,6 @@ def test_a_hash_is_that_of_the_weights_the_config_and_the_dtype(folder, tmp_path
     write_folder(tmp_path / "theta", model_type="llama", rope_theta=500.0)
     others = [npllm.load(tmp_path / "other"), npllm.load(tmp_path / "theta"), npllm.load(folder, dtype="int8")]
     assert len({model_hash(one) for one in [lm, *others]}) == 4
-
-
-def test_a_hash_is_that_of_the_tokenizer_the_chat_template_and_the_end_tokens(talker):
-    tokenizer = talker.tokenizer
-    render = tokenizer.render or ChatRenderer("", {})
-    others = [
-        Tokenizer(tokenizer.backend, tokenizer.end_ids, "other", render),
-        Tokenizer(
-            tokenizer.backend, tokenizer.end_ids, tokenizer.chat_template, render._replace(special_tokens={"a": "b"})
-        ),
-        Tokenizer(tokenizer.backend, {5, *tokenizer.end_ids}, tokenizer.chat_template, render),
-        Tokenizer(tokenizer.backend, tokenizer.end_ids, tokenizer.chat_template, None),
-        None,
-    ]
-    hashes = {model_hash(talker._replace(tokenizer=other)) for other in others}
-    assert len(hashes | {model_hash(talker)}) == 6
-    same = Tokenizer(tokenizer.backend, tokenizer.end_ids, tokenizer.chat_template, tokenizer.render)
-    assert model_hash(talker._replace(tokenizer=same)) == model_hash(talker)
 
 
 def test_as_many_run_at_once_as_fit():

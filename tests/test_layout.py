@@ -35,7 +35,6 @@ ELSEWHERE = {
     "compiled/fit": "compiled_step",
     "compiled/cpu": "compiled_step",
     "corpus/memory": "corpus_run",
-    "corpus/model_hash": "corpus_run",
     "corpus/names": "corpus_records",
     "corpus/vectors": "corpus_journal",
     "corpus/work": "corpus_run",
