@@ -1,4 +1,4 @@
-"""Which model it is: what changes a result changes the hash. test_corpus_run.py has the weights and the configuration."""
+"""Which model it is. test_corpus_run.py has the weights and the configuration."""
 
 from checkpoints import write_folder
 
@@ -9,8 +9,8 @@ from npllm.tokenizer import Tokenizer
 
 
 def test_a_hash_is_that_of_the_tokenizer_the_chat_template_and_the_end_tokens(tmp_path):
-    write_folder(tmp_path, model_type="llama")
-    talker = npllm.load(tmp_path, kernels=False)
+    write_folder(tmp_path / "tiny", model_type="llama")
+    talker = npllm.load(tmp_path / "tiny", kernels=False)
     tokenizer = talker.tokenizer
     render = tokenizer.render or ChatRenderer("", {})
     others = [
