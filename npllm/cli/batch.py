@@ -13,7 +13,7 @@ from ..compiled.cpu import path_of
 from ..corpus.journal import Journal
 from ..corpus.memory import HELD, budget, most_bytes
 from ..corpus.model_hash import model_hash
-from ..corpus.on_ray import OnRay
+from ..corpus.on_ray import OnRay, Setup
 from ..corpus.processes import Model, Processes
 from ..corpus.records import LOGPROBS, OPTIONS, PLACES, TASKS, Task, check_task
 from ..corpus.run import WINDOW, Limits, Numbered, check_limits, computed
@@ -180,8 +180,10 @@ def engine_for(args: argparse.Namespace, lm: LM, model: Model, task: Task, left:
     total, own = total_bytes(args), peak_bytes() or 0
     if args.engine == "ray":
         limits = Limits(args.batch_size, args.window, None if args.memory is None else total)
-        report.note(f"npllm: {left} records in {args.workers or 1} of Ray's workers")
-        return OnRay(model, task, limits, args.workers or 1, args.address)
+        workers = args.workers or 1
+        cores = args.threads or 1 if args.address else max(1, threads() // workers)
+        report.note(f"npllm: {left} records in {workers} Ray workers")
+        return OnRay(Setup(model, task, limits, workers, cores, path_of(lm)), args.address)
     gpu = free_bytes(lm.weights.norm) if is_cupy_array(lm.weights.norm) else None
     count = args.workers or workers_for(left, total, own, gpu is not None)
     if count == 1:
