@@ -1,7 +1,10 @@
 """npllm's models in lm-evaluation-harness: likelihoods and accuracies are those of transformers' through the same."""
 
+import dataclasses
 import importlib
 import json
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,8 +12,11 @@ from checkpoints import write_folder
 from families import random_lm
 
 import npllm
+from npllm.corpus.model_hash import model_hash
 from npllm.errors import UnavailableError, UsageError
-from npllm.harness import NpllmLM, generation_options
+from npllm.harness import NpllmLM
+from npllm.harness.options import generation_options
+from npllm.tokenizer import Tokenizer
 
 LINES = [
     {
@@ -66,8 +72,14 @@ def test_a_task_of_a_local_file_has_the_numbers_of_transformers(tmp_path, monkey
     theirs = importlib.import_module("lm_eval.models.huggingface").HFLM(
         pretrained=str(tmp_path / "tiny"), device="cpu", dtype="float32", batch_size=1, max_length=64
     )
+    chat = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "in the hat"}]
+    ours = NpllmLM(npllm.load(tmp_path / "tiny"), prefix_token_id=theirs.prefix_token_id)
+    for length, opened in ((1, True), (2, False)):
+        text = ours.apply_chat_template(chat[:length], add_generation_prompt=opened)
+        assert text == theirs.apply_chat_template(chat[:length], add_generation_prompt=opened)
+        assert ours.tok_encode(text) == theirs.tok_encode(text)
     found = []
-    for model in (NpllmLM(npllm.load(tmp_path / "tiny"), prefix_token_id=theirs.prefix_token_id), theirs):
+    for model in (ours, theirs):
         made = lm_eval.simple_evaluate(model=model, tasks=tasks, log_samples=True, bootstrap_iters=0, verbosity="ERROR")
         numbers = {
             task: [v for k, v in sorted(made["results"][task].items()) if isinstance(v, float)]
@@ -95,12 +107,109 @@ def test_without_the_harness_there_is_one_line(monkeypatch):
 
 
 def test_the_harness_s_options_become_npllm_s():
-    assert generation_options({"do_sample": True, "temperature": 0.7, "until": "\n", "top_p": 0.9}) == {
+    options = generation_options({"do_sample": True, "temperature": "0.7", "until": "\n", "top_p": 0.9, "num_beams": 1})
+    assert {name: options[name] for name in ("max_new_tokens", "stop", "temperature", "top_p")} == {
         "max_new_tokens": 256,
         "stop": ["\n"],
         "temperature": 0.7,
         "top_p": 0.9,
     }
-    assert generation_options({"temperature": 0.7, "do_sample": False})["temperature"] == 0.0
-    with pytest.raises(UsageError, match="generation_kwargs: num_beams: expected one of"):
-        generation_options({"num_beams": 4})
+    assert generation_options({"max_tokens": "9", "top_k": "5", "until": None})["max_new_tokens"] == 9
+    for given, temperature in [({"temperature": 0.7, "do_sample": False}, 0), ({"temperature": 0.7}, 0.7)]:
+        assert generation_options(given)["temperature"] == temperature
+    assert [generation_options(given)["temperature"] for given in ({}, {"do_sample": True})] == [0.0, 1.0]
+    for given, message in [
+        ({"num_beams": 4}, "generation_kwargs: expected one of .*, got num_beams: 4"),
+        ({"temperature": "warm"}, "generation_kwargs: temperature: expected a number, got 'warm'"),
+        ({"top_p": 2.0}, "top_p: expected"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            generation_options(given)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_folder(path, model_type="llama", max_position_embeddings=64)
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapter(folder):
+    pytest.importorskip("lm_eval", reason="pip install -e '.[eval]'")
+    return NpllmLM(npllm.load(folder))
+
+
+class Asked(NamedTuple):
+    """A request of the harness."""
+
+    args: tuple
+
+
+def test_requests_without_a_number_are_refused_and_without_a_context_computed(adapter):
+    prefix = adapter.prefix_token_id
+    [(alone, _)] = adapter._loglikelihood_tokens([(None, [], [7, 9])], disable_tqdm=True)
+    [(after, _)] = adapter._loglikelihood_tokens([(None, [prefix], [7, 9])], disable_tqdm=True)
+    assert alone == after != 0
+    for continuation in ([], [7] * 65):
+        with pytest.raises(
+            UsageError, match=f"request 0: expected a continuation of 1 to 64 .* got {len(continuation)}"
+        ):
+            adapter._loglikelihood_tokens([(None, [7], continuation)])
+    with pytest.raises(UsageError, match="request 0: expected a continuation, got an empty text"):
+        adapter.loglikelihood([Asked(("", ""))], disable_tqdm=True)
+    [text] = adapter.generate_until([Asked(("", {"max_gen_toks": 3}))], disable_tqdm=True)
+    assert text == npllm.generate(adapter.model, [prefix], max_new_tokens=3).text
+    with pytest.raises(UsageError, match="max_gen_toks: expected less than the context of 64, got 64"):
+        adapter.generate_until([Asked(("the", {"max_gen_toks": 64}))])
+
+
+def test_each_result_goes_into_the_harness_s_cache(adapter, monkeypatch):
+    kept = {}
+    hook = SimpleNamespace(add_partial=lambda kind, key, value: kept.update({(kind, str(key)): value}))
+    monkeypatch.setattr(adapter, "cache_hook", hook)
+    asked, text, how = ("the cat", " in"), ("the end",), ("the", {"max_gen_toks": 2})
+    expected = {
+        ("loglikelihood", str(asked)): adapter.loglikelihood([Asked(asked)], disable_tqdm=True)[0],
+        ("loglikelihood_rolling", str(text)): adapter.loglikelihood_rolling([Asked(text)], disable_tqdm=True)[0],
+        ("generate_until", str(how)): adapter.generate_until([Asked(how)], disable_tqdm=True)[0],
+    }
+    assert kept == expected
+    assert adapter.tokenizer_name == f"npllm-{model_hash(adapter.model)}"
+
+
+def test_a_chat_becomes_the_ids_that_a_chat_has(adapter):
+    messages = [{"role": "user", "content": "the cat"}]
+    text = adapter.apply_chat_template(messages)
+    assert adapter.tok_encode(text) == adapter.tokens.chat_ids(messages)
+    begun = [*messages, {"role": "assistant", "content": "in the hat"}]
+    assert adapter.apply_chat_template(begun, add_generation_prompt=False) == text + "in the hat"
+    assert adapter.chat_template(True) == adapter.tokens.chat_template
+    assert adapter.chat_template() is None
+    with pytest.raises(UsageError, match="apply_chat_template: expected no name"):
+        adapter.chat_template("rag")
+    without = NpllmLM(random_lm("llama")._replace(tokenizer=Tokenizer(adapter.tokens.backend)))
+    with pytest.raises(UsageError, match="apply_chat_template: expected a model with a chat template"):
+        without.apply_chat_template(messages)
+
+
+def test_the_end_of_a_text_is_the_configuration_s_first_or_must_be_given(adapter):
+    def token(*ids):
+        config = dataclasses.replace(adapter.model.config, eos_token_id=ids)
+        lm = adapter.model._replace(config=config, generation_config={}, tokenizer=Tokenizer(adapter.tokens.backend))
+        return NpllmLM(lm).eot_token_id
+
+    assert token(9, 3) == 9
+    with pytest.raises(UsageError, match=r"expected one token that ends a text, got .*: give prefix_token_id"):
+        token()
+
+
+def test_the_harness_makes_a_model_by_name(folder):
+    pytest.importorskip("lm_eval", reason="pip install -e '.[eval]'")
+    registered = importlib.import_module("lm_eval.api.registry").get_model("npllm")
+    flags = {"batch_size": "auto", "max_batch_size": None, "device": None}
+    made = registered.create_from_arg_string(f"pretrained={folder},dtype=float32,prefix_token_id=5", flags)
+    assert (made.batch_size, made.prefix_token_id) == (32, 5)
+    assert registered.create_from_arg_obj({"pretrained": str(folder)}, {"batch_size": "4"}).batch_size == 4
+    with pytest.raises(UsageError, match=r"model_args: expected pretrained, .*, got trust_remote_code"):
+        registered.create_from_arg_string(f"pretrained={folder},trust_remote_code=True")
