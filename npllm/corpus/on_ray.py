@@ -35,7 +35,7 @@ from .records import Task
 from .run import Limits, Numbered, computed
 from .work import Result
 
-PART = 100_000  # records given to Ray at a time; its object store holds them
+PART, PER_WORKER = 100_000, 1024  # records given to Ray at a time, at least: its object store holds them
 
 
 class Setup(NamedTuple):
@@ -120,7 +120,7 @@ class OnRay:
     def __call__(self, records: Iterable[Numbered]) -> Iterator[Result]:
         """The results, as they come."""
         rest, workers, window = iter(records), self.setup.workers, self.setup.limits.window
-        while part := list(islice(rest, max(PART, 4 * window * workers))):
+        while part := list(islice(rest, max(PART, PER_WORKER * workers))):
             if not self.ray.is_initialized():
                 self.start()
             rows = [{"record": pickle.dumps(record)} for record in part]
