@@ -193,6 +193,21 @@ def test_a_chat_becomes_the_ids_that_a_chat_has(adapter):
         without.apply_chat_template(messages)
 
 
+def test_the_token_before_every_text_is_there_once(adapter):
+    tokenizers = importlib.import_module("tokenizers")
+    backend = tokenizers.Tokenizer.from_str(adapter.tokens.backend.to_str())
+    start = adapter.eot_token_id
+    piece = backend.id_to_token(start)
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{piece} $A", special_tokens=[(piece, start)]
+    )
+    lm = NpllmLM(adapter.model._replace(tokenizer=Tokenizer(backend)))
+    ids = adapter.tok_encode("the cat")
+    assert lm.tok_encode("the cat") == lm.tok_encode(f"{piece}the cat") == [start, *ids]
+    assert lm.tok_encode("the cat", add_special_tokens=False) == ids
+    assert lm.prefix_token_id == start
+
+
 def test_the_end_of_a_text_is_the_configuration_s_first_or_must_be_given(adapter):
     def token(*ids):
         config = dataclasses.replace(adapter.model.config, eos_token_id=ids)
