@@ -1,4 +1,4 @@
-"""The command batch: its inputs, its outputs, and what it says when it goes on."""
+"""The command batch: its inputs, its outputs, and what it says when it resumes."""
 
 import json
 import re
@@ -9,6 +9,9 @@ from command_line import fails
 from safetensors.numpy import load_file
 
 from npllm.cli import batch as module
+from npllm.cli import engines
+from npllm.corpus import run
+from npllm.errors import NotEnoughMemoryError
 
 RECORDS = [{"id": f"r{i}", "prompt": text, "mine": i} for i, text in enumerate(["the cat", "and", "in the end", "12"])]
 
@@ -34,13 +37,13 @@ def test_every_record_has_a_line_and_the_same_command_has_nothing_more_to_do(npl
     first = results(out)
     assert [(one["id"], one["mine"]) for one in first] == [(f"r{i}", i) for i in range(4)]
     done = npllm(*command)
-    assert "4 of 4 records are done; going on" in done.err
+    assert "4 of 4 records done; resuming" in done.err
     assert "0 in this run" in done.err
     assert results(out) == first
     with out.open("ab") as file:
         file.truncate(out.stat().st_size - 5)
     done = npllm(*command)
-    assert "bytes of lines that are not whole" in done.err
+    assert "bytes of incomplete lines" in done.err
     assert results(out) == first
 
 
@@ -54,13 +57,18 @@ def test_records_that_fail_are_counted_by_the_exit_code(npllm, source, tmp_path)
     assert [(one["id"], one["line"]) for one in errors] == [(None, 5), (None, 7)]
     assert "'r0', as in line 1" in errors[0]["error"]
     done = npllm("batch", source, "-o", tmp_path / "strict.jsonl", "--strict")
-    assert done.code == 2
+    assert done.code == 6
     assert done.err.splitlines()[-1].startswith("npllm: error: line 5: id: expected one that no other record has")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [(["-n", 2], "begun with options"), (["--seed", 1], "begun with seed"), (["--no-kernels"], "")],
+    [
+        (["-n", 2], "started with options="),
+        (["--seed", 1], "started with seed=0, now seed=1"),
+        (["--ordered"], "started with ordered=False, now ordered=True"),
+        (["--no-kernels"], ""),
+    ],
 )
 def test_other_options_are_refused(npllm, source, tmp_path, changes, message):
     npllm("batch", source, "-o", tmp_path / "out.jsonl", "-n", 1)
@@ -74,7 +82,7 @@ def test_other_options_are_refused(npllm, source, tmp_path, changes, message):
 def test_another_input_is_refused(npllm, source, tmp_path):
     npllm("batch", source, "-o", tmp_path / "out.jsonl", "-n", 1)
     source.write_text(source.read_text() + json.dumps({"prompt": "more"}) + "\n")
-    fails(npllm("batch", source, "-o", tmp_path / "out.jsonl", "-n", 1), 2, "begun with input")
+    fails(npllm("batch", source, "-o", tmp_path / "out.jsonl", "-n", 1), 2, "the input has changed")
 
 
 def test_text_files_and_stdin_are_read(npllm, tmp_path):
@@ -116,18 +124,85 @@ def test_vectors_are_in_files_that_the_lines_name(npllm, source, tmp_path):
     [
         (["--engine", "spark"], "--engine: expected local or ray"),
         (["--address", "a:1"], "--address: expected together with --engine ray"),
-        (["--memory", "-1"], "--memory: expected gigabytes"),
-        (["--memory", "0.001"], "for the model"),
+        (["--memory", "-1"], "--memory: expected gigabytes, more than 0 and at most 1000000, got -1"),
+        (["--memory", "1e7"], r"at most 1000000, got 1e\+07"),
         (["--workers", "0"], "--workers: expected"),
         (["--window", "0"], "--window: expected 1 or more"),
-        (["--task", "embed", "--tap", "nothing"], "--tap: "),
+        (["--task", "translate"], "--task: expected generate or score or embed, got translate"),
+        (["--task", "embed"], "--tap: required with --task embed"),
+        (["--task", "embed", "--tap", "norm", "--at", "first"], "--at: expected last or mean or all, got first"),
+        (["--at", "last"], "--at: expected together with --task embed"),
+        (["--tap", "norm"], "--tap: expected together with --task embed"),
+        (["--format", "parquet"], "--format: expected together with --task embed"),
+        (["--task", "score", "--seed", "4"], "--seed: --task score has no such option"),
+        (["--stop", "\udcff"], "stop"),
         (["--task", "score", "--top-k", "2"], "--top-k: --task score has no such option"),
         (["--logprobs", "999"], "--logprobs: expected 0 to 100"),
     ],
 )
-def test_wrong_arguments_are_named(npllm, source, tmp_path, words, message):
-    code = 5 if "0.001" in words else 2
-    fails(npllm("batch", source, "-o", tmp_path / "out.jsonl", *words), code, message)
+def test_wrong_arguments_are_named_before_the_model_is_loaded(npllm, source, tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr(module.options, "load_model", None)
+    fails(npllm("batch", source, "-o", tmp_path / "out.jsonl", *words), 2, message)
+    assert [*tmp_path.iterdir()] == [source]
+
+
+def test_wrong_outputs_are_named_before_the_model_is_loaded(npllm, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.options, "load_model", None)
+    fails(npllm("batch", source, "-o", "-"), 2, "must be resumable")
+    fails(npllm("batch", source, "-o", tmp_path / "no" / "out.jsonl"), 2, "expected an existing folder")
+    fails(npllm("batch", source, "-o", tmp_path / "out.csv"), 2, "ends in .jsonl or .ndjson, got .csv")
+
+
+def test_a_value_that_the_model_does_not_have_is_named(npllm, source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    fails(npllm("batch", source, "-o", out, "--task", "embed", "--tap", "nothing"), 2, "--tap: ")
+
+
+@pytest.mark.parametrize("words", [["--memory", "0.001"], ["--memory", "0.001", "--workers", "2"]])
+def test_a_run_in_which_no_record_fits_is_refused_and_leaves_no_file(npllm, source, tmp_path, words):
+    fails(npllm("batch", source, "-o", tmp_path / "out.jsonl", *words), 5, "for the model")
+    assert [*tmp_path.iterdir()] == [source]
+
+
+def test_failed_records_are_computed_again_if_asked_for(npllm, source, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    with monkeypatch.context() as short:
+        short.setattr(run, "check_fits", no_memory)
+        assert npllm("batch", source, "-o", out, "-n", 1).code == 6
+    assert [one["error"] for one in results(out)] == ["1 GB for the record"] * 4
+    done = npllm("batch", source, "-o", out, "-n", 1)
+    assert done.code == 6
+    assert "4 of 4 records done, of which 4 failed (see --retry-failed); resuming" in done.err
+    done = npllm("batch", source, "-o", out, "-n", 1, "--retry-failed")
+    assert done.code == 0
+    assert "4 records that failed will be computed again" in done.err
+    assert sorted(one["id"] for one in results(out) if "error" not in one) == ["r0", "r1", "r2", "r3"]
+
+
+def no_memory(*_):
+    raise NotEnoughMemoryError("1 GB for the record")
+
+
+def test_strict_refuses_errors_of_an_earlier_run(npllm, tmp_path):
+    done = npllm("batch", "-", "-o", tmp_path / "out.jsonl", stdin=b"{}")
+    assert (done.code, "1 record, 1 failed" in done.err) == (6, True)
+    done = npllm("batch", "-", "-o", tmp_path / "out.jsonl", "--strict", stdin=b"{}")
+    fails(done._replace(err=done.err.splitlines()[-1] + "\n"), 6, "1 of its records failed")
+
+
+def test_no_engine_is_started_for_nothing(npllm, source, tmp_path, monkeypatch):
+    command = ["batch", source, "-o", tmp_path / "out.jsonl", "-n", 1]
+    assert npllm(*command).code == 0
+    for name in ("OnRay", "Processes"):
+        monkeypatch.setattr(engines, name, None)
+    for words in (["--engine", "ray"], ["--workers", "2"], ["--memory", "0.001"]):
+        assert npllm(*command, *words).code == 0
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(npllm, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PROGRESS", -1)
+    done = npllm("batch", source, "-o", tmp_path / "out.jsonl", "-n", 1)
+    assert re.findall(r"npllm: (\d) of 4 records, \d+ tokens/s", done.err) == ["1", "2", "3", "4"]
 
 
 def test_inputs_that_are_none(npllm, tmp_path):
@@ -141,10 +216,12 @@ def test_inputs_that_are_none(npllm, tmp_path):
 
 
 def test_processes_are_started_where_there_is_work_and_memory_for_them(monkeypatch):
-    monkeypatch.setattr(module, "threads", lambda: 4)
-    gigabyte = 10**9
-    assert module.workers_for(10, 64 * gigabyte, gigabyte, False) == 1
-    assert module.workers_for(1000, 64 * gigabyte, gigabyte, False) == 4
-    assert module.workers_for(1000, 5 * gigabyte, gigabyte, False) == 2
-    assert module.workers_for(1000, gigabyte, gigabyte, False) == 1
-    assert module.workers_for(1000, 64 * gigabyte, gigabyte, True) == 1
+    monkeypatch.setattr(engines, "threads", lambda: 4)
+    gigabyte, least = 10**9, 10**8
+    assert engines.workers_for(10, 64 * gigabyte, gigabyte, least, False) == 1
+    assert engines.workers_for(1000, 64 * gigabyte, gigabyte, least, False) == 4
+    assert engines.workers_for(1000, 5 * gigabyte, gigabyte, least, False) == 2
+    assert engines.workers_for(1000, gigabyte, gigabyte, least, False) == 1
+    assert engines.workers_for(1000, 5 * gigabyte, gigabyte, gigabyte, False) == 2
+    assert engines.workers_for(1000, 5 * gigabyte, gigabyte, 2 * gigabyte, False) == 1
+    assert engines.workers_for(1000, 64 * gigabyte, gigabyte, least, True) == 1

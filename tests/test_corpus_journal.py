@@ -1,9 +1,12 @@
-"""The output of a corpus: continued after any interruption, refused for anything else."""
+"""The output of a corpus: resumed after any interruption, refused for anything else."""
 
 import json
 import os
 import subprocess
 import sys
+from functools import partial
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,8 +42,8 @@ def test_what_is_written_is_known_again(tmp_path):
     assert json.loads(out.read_text(encoding="utf-8").split("\n")[0]) == {"id": "a", "text": "ö\n\u2028"}
 
 
-@pytest.mark.parametrize("tail", [b'{"id": "b", "te', b'{"id": "b"}', b"\0\0\0\0\n", b'{"id": "b"}\n\0\n{"id": "c"}\n'])
-def test_lines_that_are_not_whole_are_cut_off_with_all_that_follows(tmp_path, tail):
+@pytest.mark.parametrize("tail", [b'{"id": "b", "te', b'{"id": "b"}', b"\0\0\0\0\n", b'{"id": "b"}\n\0\n[]\n{"i'])
+def test_incomplete_lines_at_the_end_are_removed(tmp_path, tail):
     out = tmp_path / "out.jsonl"
     wrote(out, {"id": "a"})
     with out.open("ab") as file:
@@ -54,18 +57,107 @@ def test_lines_that_are_not_whole_are_cut_off_with_all_that_follows(tmp_path, ta
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [*sorted(whole), "d"]
 
 
+@pytest.mark.parametrize("bad", [b"\0\n", b'{"id": "b\n', b'{"text": 1}\n', b"[" * 5000 + b"\n"])
+def test_an_incomplete_line_among_results_is_refused_and_nothing_is_removed(tmp_path, bad):
+    out = tmp_path / "out.jsonl"
+    wrote(out, {"id": "a"})
+    before = out.read_bytes() + bad + b'{"id": "c"}\n'
+    out.write_bytes(before)
+    with pytest.raises(UsageError, match="line 2: expected a result"):
+        opened(out)
+    assert out.read_bytes() == before
+
+
+def test_the_limits_of_a_model_s_file_are_not_those_of_a_result(tmp_path):
+    wrote(tmp_path / "out.jsonl", {"id": "a", "deep": json.loads("[" * 60 + "]" * 60)}, {"id": "b"})
+    journal = opened(tmp_path / "out.jsonl")
+    assert (journal.done, journal.cut) == ({"a", "b"}, 0)
+    journal.close()
+
+
+def test_a_user_s_key_file_is_no_file_of_vectors(tmp_path):
+    wrote(tmp_path / "out.jsonl", {"id": "a", "file": ["x"]}, {"id": "b", "file": "y-00004.safetensors"})
+    journal = opened(tmp_path / "out.jsonl")
+    assert journal.files == 0
+    journal.close()
+
+
+def test_failed_records_are_removed_to_be_computed_again(tmp_path):
+    out = tmp_path / "out.jsonl"
+    wrote(
+        out,
+        {"id": "a"},
+        {"id": "b", "error": "no memory", "line": 2},
+        {"id": None, "error": "no", "line": 3},
+        {"id": "d"},
+    )
+    with Journal(out, MADE_FROM, retry_failed=True) as journal:
+        assert (journal.done, journal.failed, journal.removed) == ({"a", "d"}, set(), 2)
+        if os.name == "posix":
+            with pytest.raises(UsageError, match="another npllm batch is writing to it"):
+                opened(out).close()
+        journal.write([{"id": "b"}])
+    assert out.read_text() == '{"id": "a"}\n{"id": "d"}\n{"id": "b"}\n'
+
+
+def test_a_run_that_fails_before_its_first_result_leaves_no_file(tmp_path):
+    with pytest.raises(KeyError), opened(tmp_path / "out.jsonl"):
+        raise KeyError
+    assert not [*tmp_path.iterdir()]
+    journal = opened(tmp_path / "out.jsonl")
+    with pytest.raises(KeyError), journal:
+        raise KeyError(journal.write([{"id": "a"}]))
+    assert len([*tmp_path.iterdir()]) == 2
+    with opened(tmp_path / "empty.jsonl"):
+        pass
+    assert (tmp_path / "empty.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.run", "out-00003.safetensors", "out-00000.parquet"])
+@pytest.mark.parametrize("text", ["my own notes", "[]", "{}"])
+def test_files_of_the_user_s_are_not_replaced(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=name):
+        opened(tmp_path / "out.jsonl", task="embed")
+    assert (tmp_path / name).read_text() == text
+
+
+def test_an_interrupted_run_replaces_its_own_vectors(tmp_path):
+    opened(tmp_path / "out.jsonl", task="embed").close()
+    (tmp_path / "out-00000.safetensors").write_text("written, but not yet named in the output")
+    opened(tmp_path / "out.jsonl", task="embed").close()
+    with pytest.raises(UsageError, match="out-00000"):
+        opened(tmp_path / "out.jsonl", task="embed", tap="other")
+
+
 @pytest.mark.parametrize(
-    ("changes", "named"), [({"input": "other"}, "input"), ({"options": {}}, "options"), ({"x": 1}, "x")]
+    ("name", "message"), [("-", "must be resumable"), ("out.parquet", "ends in .jsonl or .ndjson")]
+)
+def test_names_that_say_something_else_are_refused(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        Journal(name, MADE_FROM)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"input": "other"}, "the input has changed; choose another output name"),
+        ({"model": "other"}, "the model differs"),
+        ({"options": {}}, "started with options={'top_k': 3}, now options={}; choose"),
+        ({"x": 1}, "started with x=None, now x=1; choose"),
+    ],
 )
 def test_another_input_or_other_options_are_refused(tmp_path, changes, named):
     wrote(tmp_path / "out.jsonl", {"id": "a"})
-    with pytest.raises(UsageError, match=f"it was begun with {named} "):
+    with pytest.raises(UsageError, match=named):
         opened(tmp_path / "out.jsonl", **changes)
 
 
 def test_a_file_of_the_user_s_is_refused(tmp_path):
     (tmp_path / "out.jsonl").write_text("my own notes\n")
-    with pytest.raises(UsageError, match="expected a new file, or one that npllm batch has begun"):
+    with pytest.raises(UsageError, match="already exists and was not written by npllm batch"):
         opened(tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_text() == "my own notes\n"
 
@@ -84,7 +176,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path):
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"open\n"
-        with pytest.raises(UsageError, match="another npllm batch is writing it"):
+        with pytest.raises(UsageError, match="another npllm batch is writing to it"):
             opened(tmp_path / "out.jsonl")
         other.kill()
     opened(tmp_path / "out.jsonl").close()
@@ -124,8 +216,8 @@ def test_lines_reach_the_disk_within_a_second(tmp_path, monkeypatch):
 
 
 @unix
-def test_an_output_that_cannot_be_continued_is_refused():
-    with pytest.raises(UsageError, match="expected a file, which can be continued"):
+def test_an_output_that_cannot_be_resumed_is_refused():
+    with pytest.raises(UsageError, match="expected a regular file"):
         Journal("/dev/null", MADE_FROM)
 
 
@@ -152,15 +244,38 @@ def test_the_index_names_the_file_and_the_row_of_each_vector(tmp_path, monkeypat
 
 
 def test_a_file_without_a_line_in_the_index_is_written_again(tmp_path):
-    journal = opened(tmp_path / "out.jsonl")
+    journal = opened(tmp_path / "out.jsonl", task="embed")
     assert journal.files == 0
     [group] = indexed(results(2, 1), journal.path, journal.files)
     [group] = indexed(results(2, 1), journal.path, journal.files)  # the process was killed before the lines
     journal.write([result.answer for result in group])
     journal.close()
-    journal = opened(tmp_path / "out.jsonl")
+    journal = opened(tmp_path / "out.jsonl", task="embed")
     assert journal.files == 1
     journal.close()
+
+
+class Stop(BaseException):
+    """As Ctrl-C or a signal."""
+
+
+@pytest.mark.parametrize("error", [UsageError("the disk"), Stop])
+def test_an_interruption_writes_the_vectors_that_are_finished(tmp_path, error):
+    def interrupted():
+        yield from results(1, 2)
+        raise error
+
+    groups = indexed(interrupted(), tmp_path / "out.jsonl", 0)
+    assert [one.answer["row"] for one in next(groups)] == [0, 1]
+    with pytest.raises(error if isinstance(error, type) else UsageError):
+        next(groups)
+    assert len(load_file(tmp_path / "out-00000.safetensors")["vectors"]) == 3
+
+
+def test_a_file_is_written_after_some_seconds_however_small_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(vectors, "time", SimpleNamespace(monotonic=partial(next, count(0, 20))))
+    groups = list(indexed(results(1, 1, 1, 1), tmp_path / "out.jsonl", 0))
+    assert [[one.answer["row"] for one in group] for group in groups] == [[0, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("width", [(3,), (2, 3)])

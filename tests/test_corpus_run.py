@@ -9,14 +9,12 @@ from checkpoints import write_folder
 from families import random_lm
 
 import npllm
-from npllm.cache import kv_cache_bytes
-from npllm.corpus import memory, records, work
+from npllm.corpus import records, work
 from npllm.corpus.journal import Journal
-from npllm.corpus.memory import HELD, budget, most_bytes, needed, texts_within
 from npllm.corpus.model_hash import model_hash
 from npllm.corpus.records import Bad, Line, Task, job_of, parsed, seed_of
-from npllm.corpus.run import Limits, computed, run
-from npllm.errors import ModelFileError, NotEnoughMemoryError, UsageError
+from npllm.corpus.run import Limits, RecordError, computed, run
+from npllm.errors import ModelFileError, UsageError
 
 LM = random_lm("llama")
 CONTEXT = LM.config.max_position_embeddings
@@ -263,14 +261,56 @@ def test_an_input_of_errors_alone(tmp_path):
 
 
 def test_strict_stops_at_the_first_error(tmp_path):
-    journal = Journal(tmp_path / "out.jsonl", {})
-    with pytest.raises(UsageError, match="line 1: the prompt is empty"):
+    with (
+        Journal(tmp_path / "out.jsonl", {}) as journal,
+        pytest.raises(RecordError, match="line 1: the prompt is empty"),
+    ):
         list(run(lines_of([{"ids": []}, *RECORDS]), here, journal, strict=True))
-    journal.close()
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
-# Which model, how much memory
+def test_strict_refuses_an_output_with_errors(tmp_path):
+    journal = Journal(tmp_path / "out.jsonl", {})
+    list(run(lines_of([{"ids": []}]), here, journal))
+    journal.close()
+    with Journal(tmp_path / "out.jsonl", {}) as journal, pytest.raises(RecordError, match="1 of its records failed"):
+        list(run(lines_of([{"ids": []}]), here, journal, strict=True))
+
+
+def test_strict_writes_the_vectors_before_the_error(tmp_path):
+    def embedding(records):
+        return computed(LM, records, Task("embed", tap="norm"), Limits(window=1))
+
+    with Journal(tmp_path / "out.jsonl", {}) as journal, pytest.raises(RecordError, match="line 2"):
+        list(run(lines_of([{"ids": [1]}, {"ids": []}, {"ids": [2]}]), embedding, journal, strict=True))
+    assert json.loads((tmp_path / "out.jsonl").read_text())["row"] == 0
+
+
+# From Python
+
+
+def test_texts_are_prompts(talker):
+    [text] = npllm.batch(talker, ["the cat"], max_new_tokens=3)
+    [made] = npllm.batch(talker, [{"id": None, "prompt": "the cat"}], max_new_tokens=3)
+    assert text == made
+    assert made["id"] == 1
+    with pytest.raises(UsageError, match="expected dicts or texts, got list as number 1"):
+        list(npllm.batch(LM, [[1, 2]]))
+
+
+def test_ids_from_python_are_those_of_a_file():
+    some = [{"id": name, "ids": [1]} for name in (np.int64(3), "3", 3, None, 4, 1.5, True)]
+    made = list(npllm.batch(LM, some, max_new_tokens=1))
+    assert [one["id"] for one in made if "error" not in one] == [3, "3", 4]
+    errors = {one["line"]: one for one in made if "error" in one}
+    assert {one["id"] for one in errors.values()} == {None}
+    assert "got 3, as in line 1" in errors[3]["error"]
+    assert errors[5]["error"].endswith("got 4, as in line 4, whose number it is")
+    assert errors[6]["error"] == "id: expected a text or a whole number, got 1.5"
+    assert 7 in errors
+
+
+# Which model
 
 
 def test_a_hash_is_that_of_the_weights_the_config_and_the_dtype(folder, tmp_path):
@@ -280,34 +320,6 @@ def test_a_hash_is_that_of_the_weights_the_config_and_the_dtype(folder, tmp_path
     write_folder(tmp_path / "theta", model_type="llama", rope_theta=500.0)
     others = [npllm.load(tmp_path / "other"), npllm.load(tmp_path / "theta"), npllm.load(folder, dtype="int8")]
     assert len({model_hash(one) for one in [lm, *others]}) == 4
-
-
-def test_as_many_run_at_once_as_fit():
-    for task in (Task(), Task("score"), Task("embed", tap="norm")):
-        one, two = (sum(needed(LM, task, n, 64).values()) for n in (1, 2))
-        assert texts_within(LM, task, 64, None) == (32 if task.name == "generate" else 1)
-        assert texts_within(LM, task, 64, one - 1) == 0
-        assert texts_within(LM, task, 64, one) == 1
-        if task.name == "generate":
-            assert texts_within(LM, task, 64, two) == 2
-            assert needed(LM, task, 2, 64)["KV cache"] == 2 * kv_cache_bytes(LM.config, 64)
-        assert most_bytes(LM, task, one) <= one
-
-
-def test_a_record_that_needs_more_memory_than_there_is_fails_alone():
-    room = sum(needed(LM, Task(), 1, 8).values())
-    some = [{"id": 1, "ids": [1], "max_new_tokens": 1}, {"id": 2, "ids": [1] * 40}]
-    made = by_id(npllm.batch(LM, some, memory=room))
-    assert "ids" in made[1]
-    assert "KV cache" in made[2]["error"]
-
-
-def test_the_budget_is_shared_after_the_models():
-    assert budget(None, 2, 5) is None
-    assert budget(10 * HELD, 2, HELD) == 4 * HELD
-    with pytest.raises(NotEnoughMemoryError, match="--memory"):
-        budget(3 * HELD, 2, HELD)
-    assert memory.REMEDY
 
 
 def test_every_task_says_which_keys_mean_something():

@@ -13,6 +13,7 @@ chat_commands  /help, /reset, /retry, /undo, /system, /save and /load
 chat           talk with a model
 fill           the tokens in the place of [MASK]
 batch          all prompts of a file, many at once
+engines        where npllm batch runs, and how much memory it may take
 tokenize       the tokens of a text
 show           the model's structure
 trace          every value of one forward pass, written to a file

@@ -1,4 +1,4 @@
-"""The memory that records take, counted before anything is computed; how many run at once within a budget."""
+"""Estimates memory before computing, and how many records fit at once."""
 
 from ..cache import CACHE_DTYPES, kv_cache_bytes
 from ..compiled.step import LARGEST
@@ -10,23 +10,28 @@ from ..flash import TILE
 from ..lm import LM
 from ..loop import PREFILL_CHUNK
 from .records import Job, Task
+from .vectors import BYTES
 from .work import ROWS
 
-HELD = 150_000_000  # bytes: a window of records, their results, the loops' machine code, and what allocators keep
-REMEDY = "free memory, or take a smaller model, a larger --memory, or fewer --workers"
-FILE = 2**29  # embed: the vectors of a file, and those that are written
+# Bytes of a process beside its model and its arrays, measured: Python objects of a window of records and their results,
+# the loops' machine code, and what allocators keep.
+OVERHEAD = 150_000_000
+VECTOR_BUFFER = 2 * BYTES  # embed: the vectors of a file, and for parquet the file
+REMEDY = "use a smaller model, raise --memory, or lower --workers"
 
 
 def needed(lm: LM, task: Task, texts: int, longest: int) -> dict[str, int]:
-    """What some texts of at most `longest` tokens take at once, beside the weights: bytes by name."""
+    """Bytes, by component, to run `texts` texts of up to `longest` tokens, excluding weights."""
     config = lm.config
     chunk = longest if task.name == "embed" else min(longest, PREFILL_CHUNK)
     whole = task.name == "embed" or family_of(config).full_scores
     attention = attention_bytes(config, chunk, longest, (chunk, longest) if whole else TILE, texts)
-    found = {"attention": attention, "vectors": vectors_bytes(config, max(chunk, texts)), "the rest": HELD}
+    found = {"attention": attention, "activations": activation_bytes(config, max(chunk, texts)), "overhead": OVERHEAD}
     if task.name == "embed":
-        return found | {"a file's vectors": FILE}
-    logits = 6 * 8 * ROWS if task.name == "score" else 4 * texts + 6 * 8
+        return found | {"vectors to write": VECTOR_BUFFER}
+    # generate: logits of each text in float32, and while one of them samples, up to six arrays in float64; score: of
+    # ROWS tokens at a time in float32, and up to five arrays in float64 (log_probabilities)
+    logits = {"generate": texts * 4 + 6 * 8, "score": ROWS * (4 + 5 * 8)}[task.name]
     cached = longest * (1 if task.name == "score" else texts)
     return found | {
         "KV cache": kv_cache_bytes(config, cached, CACHE_DTYPES["float32"]),
@@ -34,43 +39,58 @@ def needed(lm: LM, task: Task, texts: int, longest: int) -> dict[str, int]:
     }
 
 
-def vectors_bytes(config: Config, rows: int) -> int:
-    """What a pass over so many tokens holds at a time, attention aside: the streams, and the vectors within a block."""
+def activation_bytes(config: Config, rows: int) -> int:
+    """What a pass over `rows` tokens holds at a time, apart from attention, in float32.
+
+    At most 8 arrays as wide as the hidden state (the residual stream, norms, sums), 3 as wide as q, k and v together
+    (before and after RoPE), and 5 as wide as the feedforward's hidden layer (gate, up, activation, product).
+    """
     heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     return 4 * rows * (8 * config.hidden_size + 3 * heads + 5 * config.intermediate_size)
 
 
+def most_texts(task: Task) -> int:
+    """How many texts run at once at most: those of a compiled step; scores and vectors are computed text by text."""
+    return LARGEST if task.name == "generate" else 1
+
+
 def texts_within(lm: LM, task: Task, longest: int, budget: int | None) -> int:
-    """How many texts run at once: as many as a compiled step takes, or fewer if memory is short. 0: not even one."""
-    most = LARGEST if task.name == "generate" else 1
-    fitting = (n for n in range(most, 0, -1) if budget is None or sum(needed(lm, task, n, longest).values()) <= budget)
+    """How many texts run at once: as many as a compiled step takes, or fewer if memory is short. 0 if not even one
+    fits."""
+    fitting = (
+        n
+        for n in range(most_texts(task), 0, -1)
+        if budget is None or sum(needed(lm, task, n, longest).values()) <= budget
+    )
     return next(fitting, 0)
 
 
-def most_bytes(lm: LM, task: Task, budget: int | None) -> int:
-    """What the records take at most beside the weights, however long they are."""
-    all_at_once = sum(needed(lm, task, LARGEST, lm.config.max_position_embeddings).values())
-    return all_at_once if budget is None else min(budget, all_at_once)
+def most_bytes(lm: LM, task: Task, budget: int | None, batch_size: int | None = None) -> int:
+    """Upper bound, excluding weights, for any record length."""
+    texts = min(most_texts(task), batch_size or LARGEST)
+    bound = sum(needed(lm, task, texts, lm.config.max_position_embeddings).values())
+    return bound if budget is None else min(budget, bound)
 
 
-def budget(total: int | None, processes: int, own: int) -> int | None:
-    """What each of some processes may take beside what it has already, which is `own` bytes; None: unknown.
+def least_bytes(lm: LM, task: Task) -> int:
+    """What the shortest record takes, excluding weights."""
+    return sum(needed(lm, task, 1, 2).values())
 
-    Raises NotEnoughMemoryError if that is nothing.
+
+def budget(total: int | None, processes: int, own: int, least: int = OVERHEAD) -> int | None:
+    """Bytes each process may use beyond the `own` it already uses; None: no limit is known.
+
+    Raises NotEnoughMemoryError if that is less than `least`, what the shortest record takes.
     """
     if total is None:
         return None
-    left = total // processes - own
-    check_memory(
-        {f"{processes} x {format_bytes(own)} for the model": processes * own, "records": processes * HELD},
-        total,
-        REMEDY,
-    )
-    return left
+    parts = {f"{processes} x {format_bytes(own)} for the model": processes * own, "records": processes * least}
+    check_memory(parts, total, REMEDY)
+    return total // processes - own
 
 
 def length(job: Job) -> int:
-    """The tokens of a text when it has ended."""
+    """Tokens of the text including all new ones."""
     return len(job.ids) + job.options.get("max_new_tokens", 0)
 
 

@@ -1,19 +1,19 @@
 """All records of a corpus: read, computed window by window, and written as they are finished.
 
-A window is some hundred records. They are sorted by length, longest first: texts that are computed together are then of
-about the same length, and if one does not fit into memory, that shows at once.
+A window is a few hundred records. They are sorted by length, longest first: texts that are computed together are then
+of about the same length, and if one does not fit into memory, it fails early.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ..errors import NotEnoughMemoryError, UsageError
+from ..errors import NotEnoughMemoryError, NpllmError, UsageError
 from ..lm import LM
 from ..text.arguments import whole_number
 from .journal import Journal
 from .memory import check_fits, length, texts_within
-from .records import LOGPROBS, OPTIONS, Bad, Job, Line, Task, check_task, job_of, parsed
+from .records import LOGPROBS, OPTIONS, Bad, Job, Line, Task, check_task, id_of, job_of, parsed
 from .vectors import indexed
 from .work import Result, results
 
@@ -23,16 +23,23 @@ Engine = Callable[[Iterable[Numbered]], Iterator[Result]]
 
 
 class Limits(NamedTuple):
-    """How many records are held and computed at once. No result depends on it."""
+    """How many records are held and computed at once. Results do not depend on these; a record that needs more than
+    `memory` fails."""
 
     batch_size: int | None = None  # texts at once; None: as many as a compiled step takes
     window: int = WINDOW
-    memory: int | None = None  # bytes beside the weights; None: any number
+    memory: int | None = None  # bytes, excluding the weights; None: no limit
+
+
+class RecordError(NpllmError, ValueError):
+    """A record failed, and the run is strict."""
+
+    exit_code = 6
 
 
 def batch(
     lm: LM,
-    records: Iterable[Mapping[str, Any]],
+    records: Iterable[Mapping[str, Any] | str],
     task: str = "generate",
     *,
     max_new_tokens: int = 100,
@@ -50,20 +57,20 @@ def batch(
     window: int = WINDOW,
     memory: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The results of many records, in the order in which they are finished: dicts as in the output of `npllm batch`.
+    """The results of many records, in completion order: dicts as in the output of `npllm batch`.
 
     Parameters
     ----------
     records : dicts with a "prompt", "messages" or "ids", and perhaps an "id" (by default the record's number, from 1),
-        options of their own, and keys that are copied to the result
+        options of their own, and keys that are copied to the result; or texts, which are prompts
     task : "generate"; "score", each token of the prompt, or of "completion" after it; "embed", the value named `tap`
     max_new_tokens, ... stop : of records that have no such option, as in `npllm.generate`
-    logprobs : generate: with the log-probability of each new token, and of so many of the likeliest
-    seed : from it and its id follows the seed of each record, so that no result depends on the others
+    logprobs : generate: add the log-probability of each new token, and of the `logprobs` most likely tokens
+    seed : each record's seed is derived from this and its id, so that no result depends on the others
     tap, at : embed: the value's name, and the tokens, "last", "mean" (of all) or "all"; the result has it in "vectors"
     batch_size : texts at once, by default up to 32
-    window : records that are sorted by length
-    memory : bytes that the computation may take beside the weights; a record that needs more fails
+    window : records read and sorted by length at a time
+    memory : bytes that the computation may take, excluding the weights; a record that needs more fails
 
     Raises
     ------
@@ -77,24 +84,32 @@ def batch(
     {'id': 'b', 'error': 'the prompt is empty: expected at least one token', 'line': 2}
     {'id': 'a', 'text': ' Paris', 'ids': [7042], 'finish_reason': 'length'}
     """
-    given = {name: value for name, value in locals().items() if name in OPTIONS and value != OPTIONS[name]}
-    given = {name: value for name, value in given.items() if name != "stop" or value not in ((), None)}
-    given |= {} if logprobs is None else {LOGPROBS: logprobs}
-    chosen = check_task(Task(task, given, seed, tap, at), lm)
+    options = {name: value for name, value in locals().items() if name in OPTIONS and value != OPTIONS[name]}
+    options = {name: value for name, value in options.items() if name != "stop" or value not in ((), None)}
+    options |= {} if logprobs is None else {LOGPROBS: logprobs}
+    chosen = check_task(Task(task, options, seed, tap, at), lm)
     limits = check_limits(Limits(batch_size, window, memory))
-
-    def numbered() -> Iterator[Numbered]:
-        for number, record in enumerate(records, 1):
-            if not isinstance(record, Mapping):
-                raise UsageError(f"records: expected dicts, got {type(record).__name__} as number {number}")
-            yield number, {"id": number, **record}
-
-    found = computed(lm, numbered(), chosen, limits)
+    found = all_results(lambda jobs: computed(lm, jobs, chosen, limits), identified(records), [])
     return (each.answer if each.vectors is None else each.answer | {"vectors": each.vectors} for each in found)
 
 
+def identified(records: Iterable[Mapping[str, Any] | str]) -> Iterator[Numbered | Bad]:
+    """The records of `batch`, each with an id that no other has."""
+    first: dict[str | int, int] = {}
+    for number, given in enumerate(records, 1):
+        if not isinstance(given, Mapping | str):
+            raise UsageError(f"records: expected dicts or texts, got {type(given).__name__} as number {number}")
+        record = {"prompt": given} if isinstance(given, str) else given
+        try:
+            name = id_of(record, number)
+        except UsageError as error:
+            yield Bad(number, None, str(error))
+        else:
+            yield repeated(first, name, number) or (number, {**record, "id": name})
+
+
 def check_limits(limits: Limits) -> Limits:
-    """The limits. Raises UsageError for one that is no whole number above 0."""
+    """The limits. Raises UsageError for one that is not a positive whole number."""
     for name, value in limits._asdict().items():
         if value is not None:
             whole_number(name, value)
@@ -130,18 +145,52 @@ def fitting_job(lm: LM, record: Mapping[str, Any], line: int, task: Task, limits
 
 
 def pending(lines: Iterable[Line], journal: Journal) -> Iterator[Numbered | Bad]:
-    """The records without a result: parsed, each with an id that no other has."""
+    """Records without a result, parsed; those with a duplicate id as Bad."""
     first: dict[str | int, int] = {}
     for line in lines:
         record = parsed(line)
-        if not isinstance(record, Bad) and first.setdefault(record["id"], line.number) != line.number:
-            taken = f"{record['id']!r:.60}, as in line {first[record['id']]}"
-            record = Bad(line.number, None, f"id: expected one that no other record has, got {taken}")
+        if not isinstance(record, Bad):
+            record = repeated(first, record["id"], line.number) or record
         if isinstance(record, Bad):
             if line.number not in journal.failed:
                 yield record
         elif record["id"] not in journal.done and line.number not in journal.failed:
             yield line.number, record
+
+
+def repeated(first: dict[str | int, int], name: str | int, line: int) -> Bad | None:
+    """The error of a record if an earlier one has its id.
+
+    first : the line of each id so far, to which this one is added
+    """
+    earlier = first.setdefault(name, line)
+    if earlier == line:
+        return None
+    number = ", whose number it is" if name == earlier else ""  # the id of a record without one
+    return Bad(line, None, f"id: expected one that no other record has, got {name!r:.60}, as in line {earlier}{number}")
+
+
+def all_results(engine: Engine, records: Iterable[Numbered | Bad], order: list[int]) -> Iterator[Result]:
+    """The results of the engine, and between them the errors of the records that it does not get.
+
+    order : is filled with the lines of all records, before their results come
+    """
+    bad: list[Result] = []
+
+    def good() -> Iterator[Numbered]:  # the engine draws from it
+        for one in records:
+            number = one.line if isinstance(one, Bad) else one[0]
+            order.append(number)
+            if isinstance(one, Bad):
+                bad.append(Result(number, one.result()))
+            else:
+                yield one
+
+    for result in engine(good()):
+        while bad:
+            yield bad.pop(0)
+        yield result
+    yield from bad
 
 
 def run(
@@ -155,43 +204,36 @@ def run(
     """Compute all records without a result, and write the results; yields each when it is in the output.
 
     ordered : write them in the order of the input; a result then waits for those before it
-    strict : raise UsageError for the first record that fails
+    strict : raise RecordError for the first record that fails, or if one has failed before
     kind : of the files of vectors, "safetensors" or "parquet"
     """
-    order: list[int] = []  # the lines that are being computed
-    bad: list[Result] = []
-
-    def good() -> Iterator[Numbered]:
-        for one in pending(lines, journal):
-            number = one.line if isinstance(one, Bad) else one[0]
-            order.append(number)
-            if isinstance(one, Bad):
-                bad.append(Result(number, one.result()))
-            else:
-                yield one
-
-    def all_results() -> Iterator[Result]:
-        for result in engine(good()):
-            while bad:
-                yield bad.pop(0)
-            yield result
-        yield from bad
-
-    found = all_results()
-    for group in indexed(in_order(found, order) if ordered else found, journal.path, journal.files, kind):
-        for result in group:
-            if strict and "error" in result.answer:
-                raise UsageError(f"line {result.line}: {result.answer['error']}")
+    if strict and journal.failed:
+        raise RecordError(
+            f"{journal.path}: {len(journal.failed)} of its records failed; --retry-failed computes them again"
+        )
+    order: list[int] = []
+    found = all_results(engine, pending(lines, journal), order)
+    found = in_order(found, order) if ordered else found
+    found = until_error(found) if strict else found
+    for group in indexed(found, journal.path, journal.files, kind):
         journal.write([result.answer for result in group])
         yield from group
+
+
+def until_error(results: Iterable[Result]) -> Iterator[Result]:
+    """The results. Raises RecordError in place of the first error."""
+    for result in results:
+        if "error" in result.answer:
+            raise RecordError(f"line {result.line}: {result.answer['error']}")
+        yield result
 
 
 def in_order(results: Iterable[Result], order: list[int]) -> Iterator[Result]:
     """The results in the order of their lines, each held until those before it have come."""
     waiting: dict[int, Result] = {}
-    begun = 0
+    position = 0  # in `order`, of the next one
     for result in results:
         waiting[result.line] = result
-        while begun < len(order) and order[begun] in waiting:
-            yield waiting.pop(order[begun])
-            begun += 1
+        while position < len(order) and order[position] in waiting:
+            yield waiting.pop(order[position])
+            position += 1
