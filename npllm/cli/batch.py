@@ -94,7 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--address", metavar="A", help="ray: a cluster's address (default: this machine)")
     group.add_argument(
-        "--memory", type=float, metavar="GB", help="memory limit for all processes (default: half of what is free)"
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="memory limit for all processes, with ray on each machine (default: half of what is free; ray: what Ray"
+        " reports)",
     )
     group.add_argument(
         "--batch-size", type=int, metavar="N", help="texts per batch in each process (default: up to 32)"
