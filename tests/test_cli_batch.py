@@ -127,6 +127,7 @@ def test_vectors_are_in_files_that_the_lines_name(npllm, source, tmp_path):
         (["--memory", "-1"], "--memory: expected gigabytes, more than 0 and at most 1000000, got -1"),
         (["--memory", "1e7"], r"at most 1000000, got 1e\+07"),
         (["--workers", "0"], "--workers: expected"),
+        (["--cache-dtype", "int8"], "--cache-dtype: expected"),
         (["--window", "0"], "--window: expected 1 or more"),
         (["--task", "translate"], "--task: expected generate or score or embed, got translate"),
         (["--task", "embed"], "--tap: required with --task embed"),

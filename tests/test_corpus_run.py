@@ -53,6 +53,26 @@ def test_a_result_is_that_of_its_record_alone_however_it_is_batched(how, tempera
         assert made[record["id"]]["of"] == record["of"]
 
 
+def test_the_cache_may_have_16_bits():
+    made = by_id(npllm.batch(LM, RECORDS, cache_dtype="bfloat16", logprobs=0))
+    scores = {}
+    for kind in ("float32", "bfloat16"):
+        [scored] = npllm.batch(LM, [{"ids": PROMPTS[0]}], "score", cache_dtype=kind)
+        scores[kind] = scored["sum"]
+    for record in RECORDS:
+        alone = npllm.generate(
+            LM, record["ids"], max_new_tokens=record["max_new_tokens"], cache_dtype="bfloat16", top_logprobs=0
+        )
+        assert made[record["id"]]["ids"] == alone.ids
+        np.testing.assert_allclose(made[record["id"]]["logprobs"], alone.logprobs, rtol=1e-4)
+    assert scores["bfloat16"] != scores["float32"]
+    assert scores["bfloat16"] == pytest.approx(scores["float32"], rel=0.05)
+    with pytest.raises(UsageError, match="cache_dtype: --task embed has no such option"):
+        npllm.batch(LM, [], "embed", tap="norm", cache_dtype="float16")
+    [refused] = npllm.batch(LM, [{"ids": [1], "cache_dtype": "float16"}])
+    assert "cache_dtype: not an option of a record" in refused["error"]
+
+
 def test_seeds_depend_on_the_id_and_the_run_s_seed_alone():
     assert seed_of(0, "a") == seed_of(0, "a")
     assert len({seed_of(0, "a"), seed_of(0, "b"), seed_of(1, "a"), seed_of(0, 1), seed_of(0, "1")}) == 5

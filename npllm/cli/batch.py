@@ -17,6 +17,7 @@ from ..corpus.run import run as run_all
 from ..corpus.source import Source, opened
 from ..corpus.vectors import check_format
 from ..errors import UsageError
+from ..options import check_options
 from ..storage.ending import orderly_end
 from ..text.arguments import whole_number
 from ..version import __version__
@@ -110,6 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="records read and sorted by length at a time (default: %(default)s)",
     )
+    options.add_cache_flag(parser)
     options.add_sampling_flags(parser, max_new_tokens=OPTIONS["max_new_tokens"], seed_is="0")
     options.add_model_flags(parser)
 
@@ -120,7 +122,9 @@ def run(args: argparse.Namespace) -> int:
     with opened(args.input) as source:
         total = sum(1 for _ in source.lines())
         lm = options.load_model(args)
-        task = Task(args.task, command_options(args), args.seed or 0, args.tap or "", args.at or PLACES[0])
+        task = Task(
+            args.task, command_options(args), args.seed or 0, args.tap or "", args.at or PLACES[0], args.cache_dtype
+        )
         check_task(task, lm)
         model = Model(args.model, options.load_options(args), model_hash(lm))
         made_from = {
@@ -172,6 +176,9 @@ def check(args: argparse.Namespace) -> None:
     check_format(args.format)
     if args.address is not None and args.engine != "ray":
         raise UsageError("--address: expected together with --engine ray")
+    check_options(cache_dtype=args.cache_dtype)
+    if args.cache_dtype != "float32" and args.task == "embed":
+        raise UsageError("--cache-dtype: --task embed has no such option")
     if args.memory is not None and not 0 < args.memory <= MOST_MEMORY:
         raise UsageError(f"--memory: expected gigabytes, more than 0 and at most {MOST_MEMORY}, got {args.memory:g}")
     if args.workers is not None:

@@ -122,7 +122,12 @@ def add_speed_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--draft-tokens", type=int, metavar="K", help="with --draft-model: draft up to K tokens (default 4)"
     )
-    group.add_argument(
+    add_cache_flag(group)
+
+
+def add_cache_flag(parser: Any) -> None:
+    """Add --cache-dtype to a parser, or to a group of its arguments."""
+    parser.add_argument(
         "--cache-dtype",
         metavar="NAME",
         default="float32",

@@ -34,7 +34,7 @@ def needed(lm: LM, task: Task, texts: int, longest: int) -> dict[str, int]:
     logits = {"generate": texts * 4 + 6 * 8, "score": ROWS * (4 + 5 * 8)}[task.name]
     cached = longest * (1 if task.name == "score" else texts)
     return found | {
-        "KV cache": kv_cache_bytes(config, cached, CACHE_DTYPES["float32"]),
+        "KV cache": kv_cache_bytes(config, cached, CACHE_DTYPES[task.cache_dtype]),
         "logits": logits * config.vocab_size,
     }
 

@@ -15,11 +15,14 @@ FOREIGN = {  # options of other libraries and services, and npllm's for the same
     **dict.fromkeys(("do_sample", "num_beams", "best_of", "typical_p", "no_repeat_ngram_size", "logit_bias")),
     **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_tokens", "min_new_tokens", "stop_token_ids")),
 }
+OF_RUN = {"cache_dtype", "dtype"}
 NEAR = 0.85  # difflib's ratio: from here on, two names count as similar
 
 
 def check_foreign(names: Iterable[object]) -> None:
-    """Raise UsageError for another library's option: without it, the text would be another one."""
+    """Raise UsageError for another library's option, or one of the whole run: without it, the text would differ."""
+    for name in sorted(OF_RUN & {*names}):
+        raise UsageError(f"{name}: not an option of a record; give it to the command, or rename this key")
     for name in sorted(FOREIGN.keys() & {*names}):
         advice = "npllm has none like it" if FOREIGN[name] is None else f"npllm's is {FOREIGN[name]}"
         raise UsageError(f"{name}: no such option, {advice}; rename this key if it is your own")

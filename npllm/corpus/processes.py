@@ -57,7 +57,7 @@ def serve(pipe: Connection, model: Model, task: Task, limits: Limits, threads: i
         try:
             set_threads(threads)
             lm = model.load()
-            pipe.send((peak_bytes() or 0) + most_bytes(lm, task, limits.memory))
+            pipe.send((peak_bytes() or 0) + most_bytes(lm, task, limits.memory, limits.batch_size))
             while True:
                 for result in computed(lm, pipe.recv(), task, limits):
                     pipe.send(result)

@@ -59,6 +59,7 @@ class Task(NamedTuple):
     seed: int = 0  # combined with the id to derive each record's seed
     tap: str = ""  # embed: the name of the value
     at: str = "last"  # embed: the token, "last"; or "mean", "all"
+    cache_dtype: str = "float32"  # generate, score: of the keys and values
 
 
 class Line(NamedTuple):
@@ -99,8 +100,8 @@ def check_task(task: Task, lm: LM) -> Task:
         raise UsageError(f"task: expected one of {', '.join(TASKS)}, got {shown(task.name)}")
     whole_number("seed", task.seed, 0)
     unused = {*task.options} - TASKS[task.name]
-    if task.name != "embed":
-        unused |= {name for name in ("tap", "at") if getattr(task, name) != Task._field_defaults[name]}
+    others = ("cache_dtype",) if task.name == "embed" else ("tap", "at")
+    unused |= {name for name in others if getattr(task, name) != Task._field_defaults[name]}
     if task.name != "generate" and task.seed:
         unused.add("seed")
     if unused:
@@ -111,7 +112,8 @@ def check_task(task: Task, lm: LM) -> Task:
         check_tap(lm, task.tap)
     else:
         check_writes(lm)
-        check_options(**{name: value for name, value in task.options.items() if name in OPTIONS})
+        options = {name: value for name, value in task.options.items() if name in OPTIONS}
+        check_options(**options, cache_dtype=task.cache_dtype)
         if task.options.get(LOGPROBS) is not None:
             whole_number(LOGPROBS, task.options[LOGPROBS], 0, MOST_LOGPROBS)
     return task
@@ -187,7 +189,7 @@ def to_generate(lm: LM, record: Mapping[str, Any], line: int, task: Task) -> Job
     options["max_new_tokens"] = min(options["max_new_tokens"], lm.config.max_position_embeddings - len(ids))
     if logprobs is not None:
         options["top_logprobs"] = whole_number(LOGPROBS, logprobs, 0, MOST_LOGPROBS)
-    return Job(line, record["id"], ids, options, extra(record, task))
+    return Job(line, record["id"], ids, options | {"cache_dtype": task.cache_dtype}, extra(record, task))
 
 
 def to_score(lm: LM, record: Mapping[str, Any], line: int, task: Task) -> Job:

@@ -53,6 +53,7 @@ def batch(
     seed: int = 0,
     tap: str = "",
     at: str = "last",
+    cache_dtype: str = "float32",
     batch_size: int | None = None,
     window: int = WINDOW,
     memory: int | None = None,
@@ -68,6 +69,7 @@ def batch(
     logprobs : generate: add the log-probability of each new token, and of the `logprobs` most likely tokens
     seed : each record's seed is derived from this and its id, so that no result depends on the others
     tap, at : embed: the value's name, and the tokens, "last", "mean" (of all) or "all"; the result has it in "vectors"
+    cache_dtype : generate, score: of the keys and values, as in `npllm.generate`
     batch_size : texts at once, by default up to 32
     window : records read and sorted by length at a time
     memory : bytes that the computation may take, excluding the weights; a record that needs more fails
@@ -87,7 +89,7 @@ def batch(
     options = {name: value for name, value in locals().items() if name in OPTIONS and value != OPTIONS[name]}
     options = {name: value for name, value in options.items() if name != "stop" or value not in ((), None)}
     options |= {} if logprobs is None else {LOGPROBS: logprobs}
-    chosen = check_task(Task(task, options, seed, tap, at), lm)
+    chosen = check_task(Task(task, options, seed, tap, at, cache_dtype), lm)
     limits = check_limits(Limits(batch_size, window, memory))
     found = all_results(lambda jobs: computed(lm, jobs, chosen, limits), identified(records), [])
     return (each.answer if each.vectors is None else each.answer | {"vectors": each.vectors} for each in found)

@@ -21,6 +21,7 @@ from ..arrays import Array
 from ..attention import attention
 from ..cache import empty_cache
 from ..devices.device import to_host
+from ..devices.dtypes import dtype_like
 from ..errors import NpllmError
 from ..flash import flash_attention
 from ..inspect.record import record
@@ -77,7 +78,7 @@ def scored(lm: LM, jobs: Sequence[Job], task: Task, batch_size: int | None) -> I
     """The log-probability of each scored token, in nats: "logprobs"; their "sum"; "bits_per_byte", None if they are
     unknown; "greedy", whether every token was the most likely one."""
     for job in jobs:
-        logprobs, greedy = token_scores(lm, job.ids, job.first)
+        logprobs, greedy = token_scores(lm, job.ids, job.first, task.cache_dtype)
         total = math.fsum(logprobs)
         answer = {"id": job.id, **job.extra, "ids": job.ids[job.first :], "logprobs": logprobs, "sum": total}
         answer["bits_per_byte"] = -total / math.log(2) / job.size if job.size else None
@@ -86,12 +87,13 @@ def scored(lm: LM, jobs: Sequence[Job], task: Task, batch_size: int | None) -> I
 
 
 @np.errstate(all="ignore")
-def token_scores(lm: LM, ids: Sequence[int], first: int) -> tuple[list[float], bool]:
+def token_scores(lm: LM, ids: Sequence[int], first: int, cache_dtype: str) -> tuple[list[float], bool]:
     """The log-probability of each token from `first` on, given those before it; and whether every token was the most
     likely one."""
     logprobs: list[float] = []
     greedy, read = True, len(ids) - 1  # the last token is predicted, and predicts nothing here
-    cache = empty_cache(lm.config, read, like=lm.weights.norm)
+    like = lm.weights.norm
+    cache = empty_cache(lm.config, read, like=like, dtype=dtype_like(cache_dtype, like))
     for begin in range(0, read, PREFILL_CHUNK):
         end = min(begin + PREFILL_CHUNK, read)
         kind = flash_attention if end - begin > 1 else attention
