@@ -225,7 +225,7 @@ def test_the_end_of_a_text_is_the_configuration_s_first_or_must_be_given(adapter
 def test_the_harness_makes_a_model_by_name(folder):
     pytest.importorskip("lm_eval", reason="pip install -e '.[eval]'")
     registered = importlib.import_module("lm_eval.api.registry").get_model("npllm")
-    flags = {"batch_size": "auto", "max_batch_size": None, "device": None}
+    flags = {"batch_size": "auto", "max_batch_size": None, "device": "cuda:0"}
     made = registered.create_from_arg_string(f"pretrained={folder},dtype=float32,prefix_token_id=5", flags)
     assert (made.batch_size, made.prefix_token_id) == (32, 5)
     assert registered.create_from_arg_obj({"pretrained": str(folder)}, {"batch_size": "4"}).batch_size == 4

@@ -64,9 +64,13 @@ class NpllmLM(TemplateLM):
     ) -> "NpllmLM":
         """From the harness's model_args: "pretrained", a model as in `npllm.load`; its options; and this class's.
 
-        additional_config : the harness's own flags: "batch_size", a number or "auto", and "device"
+        additional_config : the harness's own flags: "batch_size", a number or "auto"; and "device", by default
+            "cuda:0", with which the CPU is used where there is no GPU
         """
-        given = {name: value for name, value in {**(additional_config or {}), **arg_dict}.items() if value is not None}
+        flags = dict(additional_config or {})
+        if flags.get("device") == "cuda:0":
+            flags["device"] = "auto"
+        given = {name: value for name, value in {**flags, **arg_dict}.items() if value is not None}
         given.pop("max_batch_size", None)
         name, size, prefix = (given.pop(key, None) for key in ("pretrained", "batch_size", "prefix_token_id"))
         for option in given:
