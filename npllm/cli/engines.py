@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from array_api_compat import is_cupy_array
@@ -59,6 +60,8 @@ def engine_for(args: argparse.Namespace, lm: LM, model: Model, task: Task, left:
         cores = args.threads or 1 if args.address else max(1, threads() // workers)
         report.note(f"npllm: {records(left)} in {workers} Ray worker{'' if workers == 1 else 's'}, with at most {most}")
         limits = limits._replace(memory=None if args.memory is None else total)
+        if args.model and Path(args.model).exists():  # a cluster's workers run in other folders
+            model = model._replace(name=str(Path(args.model).resolve()))
         return OnRay(Setup(model, task, limits, workers, cores, path_of(lm)), args.address)
     gpu = free_bytes(lm.weights.norm) if is_cupy_array(lm.weights.norm) else None
     count = args.workers or workers_for(left, total, own, least, gpu is not None)

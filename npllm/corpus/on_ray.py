@@ -29,7 +29,7 @@ from ..errors import NpllmError, UnavailableError
 from ..lm import LM
 from ..text.stderr import discarded
 from ..version import __version__
-from .memory import budget
+from .memory import budget, least_bytes
 from .processes import Model
 from .records import Task
 from .run import Limits, Numbered, computed
@@ -75,7 +75,7 @@ class Worker:
         node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
         total = self.setup.limits.memory or node.get("memory")
         count = max(1, min(self.setup.workers, int(node.get("CPU", 1)) // self.setup.cores))
-        return self.setup.limits._replace(memory=budget(total and int(total), count, peak_bytes() or 0))
+        return self.setup.limits._replace(memory=budget(total and int(total), count, peak_bytes() or 0, least_bytes(self.lm, self.setup.task)))
 
     def __call__(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The results of a block of records, or an error."""
