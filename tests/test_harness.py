@@ -104,7 +104,7 @@ def test_a_task_of_a_local_file_has_the_numbers_of_transformers(tmp_path, monkey
 
 
 def test_without_the_harness_there_is_one_line(monkeypatch):
-    monkeypatch.setattr("npllm.harness.INSTALLED", False)
+    monkeypatch.setattr("npllm.harness.adapter.INSTALLED", False)
     with pytest.raises(UnavailableError, match=r"npllm-reference\[eval\]"):
         NpllmLM(random_lm("llama"))
 

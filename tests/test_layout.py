@@ -36,6 +36,8 @@ ELSEWHERE = {
     "compiled/fit": "compiled_step",
     "compiled/cpu": "compiled_step",
     "corpus/names": "corpus_records",
+    "harness/adapter": "harness",
+    "harness/options": "harness",
     "corpus/vectors": "corpus_journal",
     "corpus/work": "corpus_run",
     "cuda/twins": "cuda_kernels",  # each twin beside its kernel

@@ -75,14 +75,14 @@ class Worker:
         node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
         total = self.setup.limits.memory or node.get("memory")
         count = max(1, min(self.setup.workers, int(node.get("CPU", 1)) // self.setup.cores))
-        return self.setup.limits._replace(memory=budget(total and int(total), count, peak_bytes() or 0, least_bytes(self.lm, self.setup.task)))
+        least = least_bytes(self.lm, self.setup.task)
+        return self.setup.limits._replace(memory=budget(total and int(total), count, peak_bytes() or 0, least))
 
     def __call__(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The results of a block of records, or an error."""
         try:
-            results: list[object] = [
-                *computed(self.lm, map(pickle.loads, rows["record"]), self.setup.task, self.limits)
-            ]
+            records = map(pickle.loads, rows["record"])
+            results: list[object] = [*computed(self.lm, records, self.setup.task, self.limits)]
         except (NpllmError, MemoryError) as error:
             results = [error]
         return {"result": np.array([pickle.dumps(result) for result in results], dtype=object)}

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from . import INSTALLED
+from .adapter import INSTALLED
 
 if __name__ == "__main__":
     if not INSTALLED:
