@@ -55,10 +55,10 @@ def test_records_that_fail_are_counted_by_the_exit_code(npllm, source, tmp_path)
     assert "6 records, 2 failed" in done.err
     errors = [one for one in results(tmp_path / "out.jsonl") if "error" in one]
     assert [(one["id"], one["line"]) for one in errors] == [(None, 5), (None, 7)]
-    assert "'r0', as in line 1" in errors[0]["error"]
+    assert "'r0', already used by line 1" in errors[0]["error"]
     done = npllm("batch", source, "-o", tmp_path / "strict.jsonl", "--strict")
     assert done.code == 6
-    assert done.err.splitlines()[-1].startswith("npllm: error: line 5: id: expected one that no other record has")
+    assert done.err.splitlines()[-1].startswith("npllm: error: line 5: id: expected a unique one")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_value_that_the_model_does_not_have_is_named(npllm, source, tmp_path):
 
 @pytest.mark.parametrize("words", [["--memory", "0.001"], ["--memory", "0.001", "--workers", "2"]])
 def test_a_run_in_which_no_record_fits_is_refused_and_leaves_no_file(npllm, source, tmp_path, words):
-    fails(npllm("batch", source, "-o", tmp_path / "out.jsonl", *words), 5, "for the model")
+    fails(npllm("batch", source, "-o", tmp_path / "out.jsonl", *words), 5, "x the model")
     assert [*tmp_path.iterdir()] == [source]
 
 
@@ -219,10 +219,9 @@ def test_inputs_that_are_none(npllm, tmp_path):
 def test_processes_are_started_where_there_is_work_and_memory_for_them(monkeypatch):
     monkeypatch.setattr(engines, "threads", lambda: 4)
     gigabyte, least = 10**9, 10**8
-    assert engines.workers_for(10, 64 * gigabyte, gigabyte, least, False) == 1
-    assert engines.workers_for(1000, 64 * gigabyte, gigabyte, least, False) == 4
-    assert engines.workers_for(1000, 5 * gigabyte, gigabyte, least, False) == 2
-    assert engines.workers_for(1000, gigabyte, gigabyte, least, False) == 1
-    assert engines.workers_for(1000, 5 * gigabyte, gigabyte, gigabyte, False) == 2
-    assert engines.workers_for(1000, 5 * gigabyte, gigabyte, 2 * gigabyte, False) == 1
-    assert engines.workers_for(1000, 64 * gigabyte, gigabyte, least, True) == 1
+    assert engines.workers_for(10, 64 * gigabyte, gigabyte, least) == 1
+    assert engines.workers_for(1000, 64 * gigabyte, gigabyte, least) == 4
+    assert engines.workers_for(1000, 5 * gigabyte, gigabyte, least) == 2
+    assert engines.workers_for(1000, gigabyte, gigabyte, least) == 1
+    assert engines.workers_for(1000, 5 * gigabyte, gigabyte, gigabyte) == 2
+    assert engines.workers_for(1000, 5 * gigabyte, gigabyte, 2 * gigabyte) == 1

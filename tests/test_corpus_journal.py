@@ -63,7 +63,7 @@ def test_an_incomplete_line_among_results_is_refused_and_nothing_is_removed(tmp_
     wrote(out, {"id": "a"})
     before = out.read_bytes() + bad + b'{"id": "c"}\n'
     out.write_bytes(before)
-    with pytest.raises(UsageError, match="line 2: expected a result"):
+    with pytest.raises(UsageError, match="line 2: not a result"):
         opened(out)
     assert out.read_bytes() == before
 
@@ -94,7 +94,7 @@ def test_failed_records_are_removed_to_be_computed_again(tmp_path):
     with Journal(out, MADE_FROM, retry_failed=True) as journal:
         assert (journal.done, journal.failed, journal.removed) == ({"a", "d"}, set(), 2)
         if os.name == "posix":
-            with pytest.raises(UsageError, match="another npllm batch is writing to it"):
+            with pytest.raises(UsageError, match="another npllm batch is writing it"):
                 opened(out).close()
         journal.write([{"id": "b"}])
     assert out.read_text() == '{"id": "a"}\n{"id": "d"}\n{"id": "b"}\n'
@@ -162,6 +162,28 @@ def test_a_file_of_the_user_s_is_refused(tmp_path):
     assert (tmp_path / "out.jsonl").read_text() == "my own notes\n"
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_vectors_of_an_index_that_was_moved_are_not_replaced(tmp_path, ordered):
+    made_from = {"task": "embed", "ordered": ordered}
+    Journal(tmp_path / "out.jsonl", made_from).close()
+    (tmp_path / "out-00000.safetensors").touch()
+    Journal(tmp_path / "out.jsonl", made_from).close()  # it was killed before the first line
+    (tmp_path / "out-00001.safetensors").touch()
+    if ordered:  # whose lines may wait for another
+        Journal(tmp_path / "out.jsonl", made_from).close()
+    else:
+        with pytest.raises(UsageError, match=r"out-00001\.safetensors: already exists"):
+            Journal(tmp_path / "out.jsonl", made_from)
+
+
+def test_bytes_that_were_cut_are_counted_before_failed_records_are_removed(tmp_path):
+    wrote(tmp_path / "out.jsonl", {"id": "a"}, {"id": None, "error": "no", "line": 2})
+    with (tmp_path / "out.jsonl").open("a") as file:
+        file.write('{"id')
+    with Journal(tmp_path / "out.jsonl", MADE_FROM, retry_failed=True) as journal:
+        assert (journal.cut, journal.removed) == (4, 1)
+
+
 def test_a_broken_side_file_is_named(tmp_path):
     wrote(tmp_path / "out.jsonl", {"id": "a"})
     (tmp_path / "out.jsonl.run").write_text("{")
@@ -176,7 +198,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path):
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"open\n"
-        with pytest.raises(UsageError, match="another npllm batch is writing to it"):
+        with pytest.raises(UsageError, match="another npllm batch is writing it"):
             opened(tmp_path / "out.jsonl")
         other.kill()
     opened(tmp_path / "out.jsonl").close()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from checkpoints import write_folder
 from families import random_lm
+from safetensors.numpy import load_file
 
 import npllm
 from npllm.corpus import records, work
@@ -69,8 +70,9 @@ def test_the_cache_may_have_16_bits():
     assert scores["bfloat16"] == pytest.approx(scores["float32"], rel=0.05)
     with pytest.raises(UsageError, match="cache_dtype: --task embed has no such option"):
         npllm.batch(LM, [], "embed", tap="norm", cache_dtype="float16")
-    [refused] = npllm.batch(LM, [{"ids": [1], "cache_dtype": "float16"}])
-    assert "cache_dtype: not an option of a record" in refused["error"]
+    for task in ("generate", "score"):
+        [refused] = npllm.batch(LM, [{"ids": [1, 2], "cache_dtype": "float16"}], task)
+        assert "cache_dtype: not an option of a record" in refused["error"]
 
 
 def test_seeds_depend_on_the_id_and_the_run_s_seed_alone():
@@ -274,6 +276,26 @@ def test_results_come_in_the_order_of_the_input_if_asked_for(tmp_path):
     assert [result.line for result in results] == list(range(1, 8))
 
 
+def test_with_vectors_the_index_alone_is_in_the_order_of_the_input(tmp_path, monkeypatch):
+    monkeypatch.setattr("npllm.corpus.vectors.ROWS", 2)
+    task = Task("embed", tap="norm", at="last")
+    with Journal(tmp_path / "out.jsonl", {"task": "embed"}) as journal:
+        list(run(lines_of(RECORDS), lambda some: computed(LM, some, task, Limits()), journal, ordered=True))
+    index = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in index] == [record["id"] for record in RECORDS]
+    files = {one["file"]: load_file(tmp_path / one["file"])["vectors"] for one in index}
+    assert len(files) == 3
+    expected = by_id(npllm.batch(LM, RECORDS, "embed", tap="norm"))
+    for one in index:
+        np.testing.assert_array_equal(files[one["file"]][one["row"]], expected[one["id"]]["vectors"][0])
+
+
+@pytest.mark.parametrize("one", ["abc", {"prompt": "abc"}])
+def test_one_record_is_not_taken_for_several(one):
+    with pytest.raises(UsageError, match="records: expected several dicts or texts, got one"):
+        npllm.batch(LM, one)
+
+
 def test_an_input_of_errors_alone(tmp_path):
     journal = Journal(tmp_path / "out.jsonl", {})
     assert [result.line for result in run([Line(1, b"{"), Line(5, b"[]")], here, journal)] == [1, 5]
@@ -324,8 +346,8 @@ def test_ids_from_python_are_those_of_a_file():
     assert [one["id"] for one in made if "error" not in one] == [3, "3", 4]
     errors = {one["line"]: one for one in made if "error" in one}
     assert {one["id"] for one in errors.values()} == {None}
-    assert "got 3, as in line 1" in errors[3]["error"]
-    assert errors[5]["error"].endswith("got 4, as in line 4, whose number it is")
+    assert "got 3, already used by line 1" in errors[3]["error"]
+    assert errors[5]["error"].endswith("got 4, already used by line 4, whose number it is")
     assert errors[6]["error"] == "id: expected a text or a whole number, got 1.5"
     assert 7 in errors
 

@@ -88,7 +88,7 @@ def test_values_that_json_lacks_are_text():
 def test_a_column_of_bytes_is_text_in_utf8_and_else_an_error(tmp_path):
     first, second = rows_of(tmp_path / "a.parquet", [{"prompt": "ö".encode()}, {"prompt": b"\xff"}])
     assert first == {"prompt": "ö", "id": 1}
-    assert second == Bad(2, None, "expected UTF-8 in the row's columns of bytes, got other bytes")
+    assert second == Bad(2, None, "expected UTF-8 in binary columns, got other bytes")
 
 
 def test_missing_values_are_null_as_in_json(tmp_path):

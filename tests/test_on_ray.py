@@ -12,12 +12,13 @@ from test_processes import COMPILED
 
 from npllm.compiled.cpu import path_of
 from npllm.corpus.model_hash import model_hash
-from npllm.corpus.on_ray import OnRay, Setup, Worker, plain
+from npllm.corpus.on_ray import OnRay, Setup, Worker
 from npllm.corpus.processes import Model
 from npllm.corpus.records import Task
 from npllm.corpus.run import Limits, computed
 from npllm.devices.threads import set_threads, threads
 from npllm.errors import ModelFileError, NotEnoughMemoryError, UnavailableError
+from npllm.text.one_line import line_of
 from npllm.version import __version__
 
 npllm = importlib.import_module("npllm")
@@ -48,6 +49,7 @@ def test_a_worker_s_error_arrives_as_it_was_raised_and_vectors_as_they_are(setup
     """One Ray for all of it."""
     pytest.importorskip("ray", reason="pip install -e '.[ray]'")
     engine = OnRay(setup, None)
+    engine.start()
     try:
         engine.setup = setup._replace(model=setup.model._replace(hash="0" * 64))
         with pytest.raises(ModelFileError, match="tiny") as raised:
@@ -94,7 +96,7 @@ def test_without_ray_there_is_one_line(setup, monkeypatch):
 
 
 def test_the_line_of_a_long_message_that_says_what_is_wrong():
-    assert plain(ValueError("no memory\nabout it, see\n")) == "no memory"
+    assert line_of(ValueError("no memory\nabout it, see\n")) == "no memory"
     died = "The actor died: \x1b[36mray::Worker()\x1b[39m\n  File x\nModuleNotFoundError: No module named 'npllm'"
-    assert plain(ValueError(died)) == "ModuleNotFoundError: No module named 'npllm'"
-    assert plain(ValueError("")) == "ValueError"
+    assert line_of(ValueError(died)) == "ModuleNotFoundError: No module named 'npllm'"
+    assert line_of(ValueError("")) == "ValueError"

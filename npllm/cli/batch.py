@@ -22,7 +22,7 @@ from ..storage.ending import orderly_end
 from ..text.arguments import whole_number
 from ..version import __version__
 from . import options, report
-from .engines import ENGINES, engine_for, records
+from .engines import ENGINES, counted, engine_for
 
 SOME_FAILED = 6
 MOST_MEMORY = 1_000_000  # gigabytes
@@ -75,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ordered", action="store_true", help="write the results in the order of the input")
     parser.add_argument("--strict", action="store_true", help="stop at the first record that fails")
     parser.add_argument(
-        "--retry-failed", action="store_true", help="when resuming, compute records again that failed, e.g. for memory"
+        "--retry-failed",
+        action="store_true",
+        help="when resuming, recompute records that failed, e.g. for lack of memory",
     )
     parser.add_argument(
         "--logprobs",
@@ -84,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="generate: add log-probabilities and the K most likely tokens per step",
     )
     group = parser.add_argument_group(
-        "where it runs", "No result depends on it, except that a record which exceeds the memory fails."
+        "where it runs", "None of this affects results, except that a record that exceeds the memory limit fails."
     )
     group.add_argument("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: local)")
     group.add_argument(
@@ -98,8 +100,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=float,
         metavar="GB",
-        help="memory limit for all processes, with ray on each machine (default: half of what is free; ray: what Ray"
-        " reports)",
+        help="memory limit for all processes together; with ray, per machine (default: half of the free memory; with"
+        " ray, what Ray reports)",
     )
     group.add_argument(
         "--batch-size", type=int, metavar="N", help="texts per batch in each process (default: up to 32)"
@@ -119,7 +121,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run all records, and return the exit code."""
     check(args)
-    with opened(args.input) as source:
+    if args.input == "-":
+        with options.readable_stdin():
+            pass
+    with orderly_end(), opened(args.input) as source:
         total = sum(1 for _ in source.lines())
         lm = options.load_model(args)
         task = Task(
@@ -137,10 +142,10 @@ def run(args: argparse.Namespace) -> int:
             "format": args.format,
             "ordered": args.ordered,
         }
-        with orderly_end(), Journal(args.output, made_from, args.retry_failed) as journal, ExitStack() as stack:
+        with Journal(args.output, made_from, args.retry_failed) as journal, ExitStack() as stack:
             done = len(journal.done) + len(journal.failed)
             note_earlier(args, journal, done, total)
-            engine = engine_for(args, lm, model, task, total - done)
+            engine = engine_for(args, lm, model, task, total - done, total)
             del lm  # the engine of this process keeps it; others load their own
             stack.callback(engine.close)
             return run_source(args, source, engine, journal, total)
@@ -196,15 +201,15 @@ def command_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def note_earlier(args: argparse.Namespace, journal: Journal, done: int, total: int) -> None:
-    """Say what an earlier run has left."""
+    """Report what an earlier run left."""
     if journal.cut:
         report.note(f"npllm: {args.output}: removed {journal.cut} bytes of incomplete lines")
     if journal.removed:
-        last = "; their results come last" if args.ordered else ""
-        report.note(f"npllm: {args.output}: {records(journal.removed)} that failed will be computed again{last}")
+        last = "; their results come after those already written" if args.ordered else ""
+        report.note(f"npllm: {args.output}: {counted(journal.removed)} that failed will be computed again{last}")
     if done:
         failed = f", of which {len(journal.failed)} failed (see --retry-failed)" if journal.failed else ""
-        report.note(f"npllm: {args.output}: {done} of {records(total)} done{failed}; resuming")
+        report.note(f"npllm: {args.output}: {done} of {counted(total)} done{failed}; resuming")
 
 
 def run_source(args: argparse.Namespace, source: Source, engine: Any, journal: Journal, total: int) -> int:
@@ -222,10 +227,10 @@ def run_source(args: argparse.Namespace, source: Source, engine: Any, journal: J
             bar.update()
             if bar.disable and now - noted > PROGRESS:
                 noted = now
-                report.note(f"npllm: {done} of {records(total)}, {speed}")
+                report.note(f"npllm: {done} of {counted(total)}, {speed}")
     seconds = time.monotonic() - start
     report.note(
-        f"npllm: {records(total)}, {failed} failed; {total - before} in this run, {tokens} tokens in {seconds:.1f} s"
+        f"npllm: {counted(total)}, {failed} failed; {total - before} in this run, {tokens} tokens in {seconds:.1f} s"
         f" ({tokens / max(seconds, 1e-9):.0f} tokens/s)"
     )
     return SOME_FAILED if failed else 0

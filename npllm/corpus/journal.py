@@ -5,7 +5,7 @@ Rerunning the same command resumes; a different one is refused. The output is lo
 releases the lock when the process ends, however it ends.
 
 Each result is one line, written at once. kill -9 and a full disk may leave the last line incomplete; after a power
-failure, lines may be missing that had not reached the disk. On resuming, the file is truncated at the first incomplete
+failure, lines that had not reached the disk may be missing. On resuming, the file is truncated at the first incomplete
 line and the rest is recomputed.
 """
 
@@ -36,7 +36,7 @@ OURS = {"made_by": "npllm batch"}  # the first key of a side file
 def output_path(name: str | Path) -> Path:
     """The path of an output. Raises UsageError if it cannot be written, or another process writes it."""
     if str(name) == "-":
-        raise UsageError("-o -: expected the name of a file, because a run must be resumable; then: cat FILE")
+        raise UsageError("-o -: expected a file name, because a run must be resumable; cat the file afterwards")
     path = output_file(name, f"-o {name}", *SUFFIXES)
     if path.exists():
         if not path.is_file():
@@ -52,7 +52,7 @@ def lock(file: BinaryIO, path: Path) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"{path}: another npllm batch is writing to it; wait for it, or stop it") from error
+            raise UsageError(f"{path}: another npllm batch is writing it; wait for it, or stop it") from error
         except OSError:  # a file system without locks
             return
 
@@ -96,7 +96,7 @@ class Journal:
             self.file: Any = self.path.open("a+b", buffering=0)
         try:
             lock(self.file, self.path)
-            if not os.path.samestat(os.fstat(self.file.fileno()), self.path.stat()):
+            if not self.path.exists() or not os.path.samestat(os.fstat(self.file.fileno()), self.path.stat()):
                 raise UsageError(f"{self.path}: another npllm batch has just replaced it; try again")
         except BaseException:
             self.file.close()
@@ -116,8 +116,11 @@ class Journal:
                     raise ModelFileError(f"{self.side}: already exists and was not written by npllm batch")
             except ModelFileError as error:
                 raise UsageError(f"{error}; choose another name for the output than {self.path}") from error
-        if empty and before != now:
-            if files := self.vector_files():
+        if empty:
+            files = self.vector_files()
+            if before == now:  # killed before the first line: one file may be there, with --ordered several
+                files = [] if now.get("ordered") else files[1:]
+            if files:
                 raise UsageError(f"{files[0]}: already exists; move it, or choose another name for the output")
             write_file(self.side, [json_text(now).encode()])
             return
@@ -139,7 +142,7 @@ class Journal:
         self.done: set[str | int] = set()
         self.failed: set[int] = set()
         self.files = whole = 0
-        bad = 0  # the first line that is incomplete
+        bad = 0  # number of the first incomplete line
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 found = result_of(line)
@@ -148,8 +151,8 @@ class Journal:
                     continue
                 if bad:
                     raise UsageError(
-                        f"{self.path}: line {bad}: expected a result, as in the lines after it; delete this line, and"
-                        " its record is computed again"
+                        f"{self.path}: line {bad}: not a result, although later lines are; delete this line to"
+                        " recompute its record"
                     )
                 if "error" in found:
                     self.failed.add(found["line"])
@@ -164,7 +167,7 @@ class Journal:
 
     def remove_failed(self) -> None:
         """Remove the lines of failed records, so that these are computed again."""
-        self.removed = len(self.failed)
+        self.removed, cut = len(self.failed), self.cut
 
         def others() -> Iterator[bytes]:
             with self.path.open("rb") as lines:
@@ -176,6 +179,7 @@ class Journal:
         self.file.close()
         self.open()
         self.read()
+        self.cut = cut
 
     def write(self, results: list[Mapping[str, Any]]) -> None:
         """Append the lines of some results.

@@ -4,24 +4,28 @@ from ..cache import CACHE_DTYPES, kv_cache_bytes
 from ..compiled.step import LARGEST
 from ..config import Config
 from ..devices.memory import attention_bytes, check_memory
-from ..devices.units import format_bytes
 from ..families import family_of
 from ..flash import TILE
 from ..lm import LM
 from ..loop import PREFILL_CHUNK
-from .records import Job, Task
+from .records import LOGPROBS, OPTIONS, Job, Task
 from .vectors import BYTES
 from .work import ROWS
 
-# Bytes of a process beside its model and its arrays, measured: Python objects of a window of records and their results,
+# Bytes of a process besides its model and arrays, measured: Python objects of a window of records and their results,
 # the loops' machine code, and what allocators keep.
 OVERHEAD = 150_000_000
-VECTOR_BUFFER = 2 * BYTES  # embed: the vectors of a file, and for parquet the file
+VECTOR_BUFFER = 2 * BYTES  # embed: the vectors of one file and, for parquet, the encoded file
+RECORD = 300  # bytes in the main process for each record of the input: its id, in a dict and in a set
+LISTED = 2 * 120  # bytes of a token listed as likely, with its log-probability: in a step, and in the result
 REMEDY = "use a smaller model, raise --memory, or lower --workers"
 
 
-def needed(lm: LM, task: Task, texts: int, longest: int) -> dict[str, int]:
-    """Bytes, by component, to run `texts` texts of up to `longest` tokens, excluding weights."""
+def needed(lm: LM, task: Task, texts: int, longest: int, listed: int = 0) -> dict[str, int]:
+    """Bytes, by component, to run `texts` texts of up to `longest` tokens, excluding weights.
+
+    listed : the tokens listed as likely for a text (logprobs), in all its steps
+    """
     config = lm.config
     chunk = longest if task.name == "embed" else min(longest, PREFILL_CHUNK)
     whole = task.name == "embed" or family_of(config).full_scores
@@ -33,14 +37,17 @@ def needed(lm: LM, task: Task, texts: int, longest: int) -> dict[str, int]:
     # ROWS tokens at a time in float32, and up to five arrays in float64 (log_probabilities)
     logits = {"generate": texts * 4 + 6 * 8, "score": ROWS * (4 + 5 * 8)}[task.name]
     cached = longest * (1 if task.name == "score" else texts)
+    if CACHE_DTYPES[task.cache_dtype] < 4:
+        found["a layer of the KV cache in float32"] = kv_cache_bytes(config, cached) // config.num_hidden_layers
     return found | {
         "KV cache": kv_cache_bytes(config, cached, CACHE_DTYPES[task.cache_dtype]),
         "logits": logits * config.vocab_size,
+        "logprobs": LISTED * listed * texts,
     }
 
 
 def activation_bytes(config: Config, rows: int) -> int:
-    """What a pass over `rows` tokens holds at a time, apart from attention, in float32.
+    """Peak bytes of a pass over `rows` tokens, apart from attention, in float32.
 
     At most 8 arrays as wide as the hidden state (the residual stream, norms, sums), 3 as wide as q, k and v together
     (before and after RoPE), and 5 as wide as the feedforward's hidden layer (gate, up, activation, product).
@@ -54,13 +61,13 @@ def most_texts(task: Task) -> int:
     return LARGEST if task.name == "generate" else 1
 
 
-def texts_within(lm: LM, task: Task, longest: int, budget: int | None) -> int:
+def texts_within(lm: LM, task: Task, longest: int, budget: int | None, listed: int = 0) -> int:
     """How many texts run at once: as many as a compiled step takes, or fewer if memory is short. 0 if not even one
     fits."""
     fitting = (
         n
         for n in range(most_texts(task), 0, -1)
-        if budget is None or sum(needed(lm, task, n, longest).values()) <= budget
+        if budget is None or sum(needed(lm, task, n, longest, listed).values()) <= budget
     )
     return next(fitting, 0)
 
@@ -68,7 +75,8 @@ def texts_within(lm: LM, task: Task, longest: int, budget: int | None) -> int:
 def most_bytes(lm: LM, task: Task, budget: int | None, batch_size: int | None = None) -> int:
     """Upper bound, excluding weights, for any record length."""
     texts = min(most_texts(task), batch_size or LARGEST)
-    bound = sum(needed(lm, task, texts, lm.config.max_position_embeddings).values())
+    top, new = task.options.get(LOGPROBS) or 0, task.options.get("max_new_tokens", OPTIONS["max_new_tokens"])
+    bound = sum(needed(lm, task, texts, lm.config.max_position_embeddings, top * new).values())
     return bound if budget is None else min(budget, bound)
 
 
@@ -84,7 +92,7 @@ def budget(total: int | None, processes: int, own: int, least: int = OVERHEAD) -
     """
     if total is None:
         return None
-    parts = {f"{processes} x {format_bytes(own)} for the model": processes * own, "records": processes * least}
+    parts = {f"for {processes} x the model": processes * own, "for the shortest record in each": processes * least}
     check_memory(parts, total, REMEDY)
     return total // processes - own
 
@@ -94,7 +102,12 @@ def length(job: Job) -> int:
     return len(job.ids) + job.options.get("max_new_tokens", 0)
 
 
+def listed(job: Job) -> int:
+    """The tokens listed as likely for a text, in all its steps."""
+    return job.options.get("top_logprobs", 0) * job.options.get("max_new_tokens", 0)
+
+
 def check_fits(lm: LM, task: Task, job: Job, budget: int | None) -> None:
     """Raise NotEnoughMemoryError for a record that does not fit even alone."""
     if budget is not None:
-        check_memory(needed(lm, task, 1, length(job)), budget, REMEDY)
+        check_memory(needed(lm, task, 1, length(job), listed(job)), budget, REMEDY)

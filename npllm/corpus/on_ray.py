@@ -8,8 +8,7 @@ Source: Moritz et al. 2018, "Ray: A distributed framework for emerging AI applic
 import importlib
 import logging
 import os
-import pickle
-import re
+import pickle  # nosec B403 - what this run sends to its own workers, by Ray, which pickles everything itself
 import socket
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +26,7 @@ from ..devices.memory import peak_bytes
 from ..devices.threads import set_threads
 from ..errors import NpllmError, UnavailableError
 from ..lm import LM
+from ..text.one_line import line_of
 from ..text.stderr import discarded
 from ..version import __version__
 from .memory import budget, least_bytes
@@ -36,27 +36,30 @@ from .run import Limits, Numbered, computed
 from .work import Result
 
 PART, PER_WORKER = 100_000, 1024  # records given to Ray at a time, at least: its object store holds them
+RETRIES = {"max_restarts": 3, "max_task_retries": 3}  # if a worker dies more often, its records may be the reason
 
 
 class Setup(NamedTuple):
+    """What each worker needs to know."""
+
     model: Model
     task: Task
     limits: Limits  # memory: bytes for all workers of a machine; None: what Ray lets them have
     workers: int  # on all machines
     cores: int  # of each
-    path: str | None  # what computes: `path_of` the model
+    path: str | None  # the backend, see `path_of`
     version: str = __version__
 
 
 class Worker:
-    """What each of Ray's actors runs. An error is a result, too: Ray would raise it as pages of text."""
+    """What each of Ray's actors runs. Errors are returned as results, because Ray would raise them as pages of text."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
     @cached_property
     def lm(self) -> LM:
-        """The model. Raises UnavailableError if other software than the command's computes it."""
+        """The model. Raises UnavailableError if this node has other software than the command's."""
         set_threads(self.setup.cores)
         lm = self.setup.model.load()
         if (path_of(lm), __version__) != (self.setup.path, self.setup.version):
@@ -67,21 +70,21 @@ class Worker:
 
     @cached_property
     def limits(self) -> Limits:
-        """With the bytes for records, beside the model: its machine's workers share the memory equally."""
+        """This worker's limits: the workers on a machine share its memory equally."""
         if self.setup.path is None and (free := free_bytes(self.lm.weights.norm)) is not None:
             return self.setup.limits._replace(memory=free // 2)
         ray = importlib.import_module("ray")
         here = ray.get_runtime_context().get_node_id()
-        node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
-        total = self.setup.limits.memory or node.get("memory")
-        count = max(1, min(self.setup.workers, int(node.get("CPU", 1)) // self.setup.cores))
-        least = least_bytes(self.lm, self.setup.task)
-        return self.setup.limits._replace(memory=budget(total and int(total), count, peak_bytes() or 0, least))
+        resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+        total = self.setup.limits.memory or resources.get("memory")
+        count = max(1, min(self.setup.workers, int(resources.get("CPU", 1)) // self.setup.cores))
+        share = budget(total and int(total), count, peak_bytes() or 0, least_bytes(self.lm, self.setup.task))
+        return self.setup.limits._replace(memory=share)
 
     def __call__(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The results of a block of records, or an error."""
+        records = map(pickle.loads, rows["record"])
         try:
-            records = map(pickle.loads, rows["record"])
             results: list[object] = [*computed(self.lm, records, self.setup.task, self.limits)]
         except (NpllmError, MemoryError) as error:
             results = [error]
@@ -112,19 +115,20 @@ class OnRay:
             self.ray.init(self.address or "local", include_dashboard=False, logging_level=logging.ERROR, **options)
         except Exception as error:
             what = f"--address {self.address}: no Ray cluster" if self.address else "Ray cannot start"
-            raise UnavailableError(f"{what}: {plain(error)}") from error
+            raise UnavailableError(f"{what}: {line_of(error)}") from error
         warnings.filterwarnings("ignore", module=r"ray\.")
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         self.data.DataContext.get_current().enable_progress_bars = False
+        needs = {"CPU": self.setup.cores, "GPU": int(self.setup.path is None)}
+        if not any(all(node["Resources"].get(k, 0) >= n for k, n in needs.items()) for node in self.ray.nodes()):
+            raise UnavailableError(f"--engine ray: expected a machine that has {needs} for a worker, got none")
 
     def __call__(self, records: Iterable[Numbered]) -> Iterator[Result]:
         """The results, as they come."""
-        rest, workers, window = iter(records), self.setup.workers, self.setup.limits.window
+        rest, workers = iter(records), self.setup.workers
         while part := list(islice(rest, max(PART, PER_WORKER * workers))):
-            if not self.ray.is_initialized():
-                self.start()
             rows = [{"record": pickle.dumps(record)} for record in part]
-            size = min(window, max(LARGEST, len(rows) // (4 * workers)))  # of a block: four for each worker, or more
+            size = min(self.setup.limits.window, max(LARGEST, len(rows) // (4 * workers)))  # records per block
             dataset = self.data.from_items(rows, override_num_blocks=max(workers, -(-len(rows) // size)))
             results = dataset.map_batches(
                 Worker,
@@ -133,17 +137,13 @@ class OnRay:
                 compute=self.data.ActorPoolStrategy(size=workers),
                 num_cpus=self.setup.cores,
                 num_gpus=int(self.setup.path is None),
+                **RETRIES,
             )
             try:
-                for result in (pickle.loads(row["result"]) for row in results.iter_rows()):
+                for row in results.iter_rows():
+                    result = pickle.loads(row["result"])  # nosec B301 - as above
                     if isinstance(result, Exception):
                         raise result
                     yield result
             except self.ray.exceptions.RayError as error:
-                raise UnavailableError(f"--engine ray: {plain(error)}") from error
-
-
-def plain(error: BaseException) -> str:
-    """The line of Ray's message that says what is wrong: the first, or below a traceback the last."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
-    return lines[-1 if any(line.startswith("Traceback") or "ray::" in line for line in lines) else 0]
+                raise UnavailableError(f"--engine ray: {line_of(error)}") from error

@@ -1,10 +1,10 @@
 """Several worker processes on this machine, each with the model and a share of the threads.
 
-The threads of one step wait for each other after every product, and are idle while one of them chooses the tokens;
-separate processes are not. No result depends on how many there are.
+Threads that share a step synchronize after every product and idle while one of them samples. Separate processes do
+neither. No result depends on how many there are.
 
 Each worker gets some of the records and sends back every result as it is finished. However the main process ends, the
-workers see their pipe close, and end as well.
+workers see their pipe close and exit.
 """
 
 import multiprocessing
@@ -44,7 +44,8 @@ class Model(NamedTuple):
         """The model. Raises ModelFileError if it is not the one that the main process has loaded."""
         lm = load(self.name, **self.how)
         if model_hash(lm) != self.hash:
-            raise ModelFileError(f"{self.name}: expected the model that the main process has loaded, got another one")
+            name = self.name or "the default model"
+            raise ModelFileError(f"{name}: expected the model that the main process has loaded, got another one")
         return lm
 
 
@@ -52,7 +53,7 @@ def serve(pipe: Connection, model: Model, task: Task, limits: Limits, threads: i
     """What a worker runs: sends its memory, then a result for each record, and None after each list of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `uninterrupted` does nothing
     warnings.simplefilter("ignore")  # the main process has shown them
-    tqdm.set_lock(threading.RLock())  # its default is a semaphore of the system, which a killed process leaves there
+    tqdm.set_lock(threading.RLock())  # the default is a system semaphore, which leaks when the process is killed
     try:
         try:
             set_threads(threads)
@@ -70,11 +71,11 @@ def serve(pipe: Connection, model: Model, task: Task, limits: Limits, threads: i
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A context in which Ctrl-C waits. Processes started in it never get it; the main process ends them."""
+    """Defers Ctrl-C. Processes started within inherit the blocked signal; the main process ends them."""
     if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # its start, at the latest with the first process, would end the wait
+    resource_tracker.ensure_running()  # else it starts with the first process, and that unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -86,7 +87,7 @@ class Processes:
     """An engine for `run`: the results of the records, as the workers finish them.
 
     bytes : an upper bound for the memory of all workers
-    texts : of a batch: all have the same size, so that the workers finish at about the same time
+    texts : of a batch; equal batches let the workers finish at about the same time
     """
 
     def __init__(self, model: Model, task: Task, limits: Limits, count: int, threads: int, records: int) -> None:
@@ -114,19 +115,25 @@ class Processes:
             raise
 
     def receive(self, pipe: Any) -> Any:
-        """The next message; raises it if it is an error. Raises UnavailableError if the worker has died."""
-        try:
+        """The next message; raises it if it is an error."""
+        with self.connected(pipe):
             message = pipe.recv()
+        if isinstance(message, BaseException):
+            raise message
+        return message
+
+    @contextmanager
+    def connected(self, pipe: Any) -> Iterator[None]:
+        """Raise UnavailableError if the worker at the other end of a pipe has died."""
+        try:
+            yield
         except (EOFError, ConnectionError) as error:
             self.pipes[pipe].join(1)
             code = self.pipes[pipe].exitcode
             raise UnavailableError(
-                f"a worker ended with exit code {code}; run the same command again to go on where it stopped, with"
-                " --workers 1 if memory was short"
+                f"a worker ended with exit code {code}; rerun the command to resume, with --workers 1 if memory was"
+                " short"
             ) from error
-        if isinstance(message, BaseException):
-            raise message
-        return message
 
     def feed(self, pipe: Any, records: Iterator[Numbered]) -> bool:
         """Send the worker its next records: as many full batches as a window holds, fewer towards the end. Returns
@@ -136,7 +143,8 @@ class Processes:
         part = list(islice(records, size))
         self.left -= len(part)
         if part:
-            pipe.send(part)
+            with self.connected(pipe):
+                pipe.send(part)
         return bool(part)
 
     def __call__(self, records: Iterable[Numbered]) -> Iterator[Result]:

@@ -21,10 +21,10 @@ from ..options import check_options, check_prompt
 from ..storage.json_file import parse_json
 from ..text.arguments import check_ids, check_model, check_writes, checked, plain, shown, token_ids, whole_number
 from ..text.chat_ids import check_messages
-from .names import check_foreign, warn_of_names
+from .names import check_foreign, check_of_run, warn_of_names
 
 PROMPTS = ("prompt", "messages", "ids")
-# What a record may choose for itself, and the defaults of `npllm.generate`.
+# Options a record may set, with the defaults of `npllm.generate`.
 OPTIONS: dict[str, Any] = {
     "max_new_tokens": 100,
     "temperature": 0.0,
@@ -86,7 +86,7 @@ class Bad(NamedTuple):
     """A record that cannot be computed."""
 
     line: int
-    id: str | int | None  # None: it has none that is valid, or another record has it
+    id: str | int | None  # None: missing, invalid or a duplicate
     error: str
 
     def result(self) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def id_of(record: Mapping[str, Any], line: int) -> str | int:
 
 
 def whole(value: Any) -> Any:
-    """A float without a fraction as an int, while float64 has every whole number; any other value unchanged."""
+    """A whole float as an int, if float64 represents it exactly; any other value unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
@@ -169,11 +169,11 @@ def job_of(lm: LM, record: Mapping[str, Any], line: int, task: Task) -> Job | Ba
     except UsageError as error:
         return Bad(line, None, str(error))
     given = {name: whole(plain(value)) if name in WHOLE else value for name, value in record.items()}
-    given = {name: value for name, value in given.items() if value is not None or name not in KNOWN}
+    given = {name: value for name, value in given.items() if value is not None or name not in KNOWN - {"completion"}}
     warn_of_names(given, KNOWN)
     try:
-        for name in sorted({*ANSWERS[task.name], "error", "line"} & given.keys()):
-            raise UsageError(f"{name}: reserved for results; rename this key")
+        if taken := {*ANSWERS[task.name], "error", "line"} & given.keys():
+            raise UsageError(f"{min(taken)}: reserved for results; rename this key")
         return MAKERS[task.name](lm, given | {"id": identifier}, line, task)
     except NpllmError as error:
         return Bad(line, identifier, str(error))
@@ -181,6 +181,7 @@ def job_of(lm: LM, record: Mapping[str, Any], line: int, task: Task) -> Job | Ba
 
 def to_generate(lm: LM, record: Mapping[str, Any], line: int, task: Task) -> Job:
     """A prompt to continue, with all its options."""
+    check_of_run(record)
     check_foreign(record)
     ids = check_prompt(prompt_ids(lm, record), lm.config)
     options = {**OPTIONS, **task.options, **{name: record[name] for name in TASKS["generate"] if name in record}}
@@ -189,24 +190,25 @@ def to_generate(lm: LM, record: Mapping[str, Any], line: int, task: Task) -> Job
     options["max_new_tokens"] = min(options["max_new_tokens"], lm.config.max_position_embeddings - len(ids))
     if logprobs is not None:
         options["top_logprobs"] = whole_number(LOGPROBS, logprobs, 0, MOST_LOGPROBS)
-    return Job(line, record["id"], ids, options | {"cache_dtype": task.cache_dtype}, extra(record, task))
+    return Job(line, record["id"], ids, options | {"cache_dtype": task.cache_dtype}, own_keys(record, task))
 
 
 def to_score(lm: LM, record: Mapping[str, Any], line: int, task: Task) -> Job:
     """A text whose tokens are scored: "completion", given the prompt; without one, all tokens but the first."""
+    check_of_run(record)
     ids = prompt_ids(lm, record)
-    completion, text, first = record.get("completion"), record.get("prompt"), len(ids)
-    if completion is not None:
-        text = checked("completion", completion, str, bool, "a text that is not empty")
+    text, first, has_completion = record.get("prompt"), len(ids), "completion" in record
+    if has_completion:
+        text = checked("completion", record["completion"], str, bool, "a text that is not empty")
         ids = joined_ids(lm, record, ids, text)
-    whole_text = completion is None or first == 0
+    whole_text = not has_completion or first == 0
     first = 1 if whole_text else first
     if len(ids) <= first:
         raise UsageError(f"expected at least {first + 1} tokens, of which the first is not predicted, got {len(ids)}")
     check_prompt(ids[:-1], lm.config, new=0)
     ids = check_ids(ids, lm.config.vocab_size)
     size = 0 if text is None else bytes_after_first(lm, ids, text) if whole_text else len(text.encode())
-    return Job(line, record["id"], ids, {}, extra(record, task), first, size)
+    return Job(line, record["id"], ids, {}, own_keys(record, task), first, size)
 
 
 def bytes_after_first(lm: LM, ids: list[int], text: str) -> int:
@@ -232,7 +234,7 @@ def joined_ids(lm: LM, record: Mapping[str, Any], prompt: list[int], completion:
 def to_embed(lm: LM, record: Mapping[str, Any], line: int, task: Task) -> Job:
     """A text whose values are collected."""
     ids = check_prompt(prompt_ids(lm, record), lm.config, new=0)
-    return Job(line, record["id"], ids, {}, extra(record, task))
+    return Job(line, record["id"], ids, {}, own_keys(record, task))
 
 
 MAKERS = {"generate": to_generate, "score": to_score, "embed": to_embed}
@@ -256,7 +258,7 @@ def prompt_ids(lm: LM, record: Mapping[str, Any]) -> list[int]:
     return lm.tokenizer.chat_ids(value)
 
 
-def extra(record: Mapping[str, Any], task: Task) -> dict[str, Any]:
+def own_keys(record: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """Keys the task does not use: the user's own."""
     used = {*PROMPTS, *TASKS[task.name], "id"}
     return {name: value for name, value in record.items() if name not in used}

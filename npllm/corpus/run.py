@@ -4,15 +4,16 @@ A window is a few hundred records. They are sorted by length, longest first: tex
 of about the same length, and if one does not fit into memory, it fails early.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from ..errors import NotEnoughMemoryError, NpllmError, UsageError
 from ..lm import LM
 from ..text.arguments import whole_number
 from .journal import Journal
-from .memory import check_fits, length, texts_within
+from .memory import check_fits, length, listed, texts_within
 from .records import LOGPROBS, OPTIONS, Bad, Job, Line, Task, check_task, id_of, job_of, parsed
 from .vectors import indexed
 from .work import Result, results
@@ -91,12 +92,16 @@ def batch(
     options |= {} if logprobs is None else {LOGPROBS: logprobs}
     chosen = check_task(Task(task, options, seed, tap, at, cache_dtype), lm)
     limits = check_limits(Limits(batch_size, window, memory))
-    found = all_results(lambda jobs: computed(lm, jobs, chosen, limits), identified(records), [])
+    if isinstance(records, Mapping | str):
+        raise UsageError(
+            f"records: expected several dicts or texts, got one {type(records).__name__}: put it in a list"
+        )
+    found = all_results(lambda jobs: computed(lm, jobs, chosen, limits), identified(records))
     return (each.answer if each.vectors is None else each.answer | {"vectors": each.vectors} for each in found)
 
 
 def identified(records: Iterable[Mapping[str, Any] | str]) -> Iterator[Numbered | Bad]:
-    """The records of `batch`, each with an id that no other has."""
+    """The records of `batch`, each with a unique id."""
     first: dict[str | int, int] = {}
     for number, given in enumerate(records, 1):
         if not isinstance(given, Mapping | str):
@@ -131,7 +136,7 @@ def computed(lm: LM, records: Iterable[Numbered], task: Task, limits: Limits) ->
                 jobs.append(job)
         jobs.sort(key=length, reverse=True)
         if jobs:
-            texts = texts_within(lm, task, length(jobs[0]), limits.memory)
+            texts = texts_within(lm, task, length(jobs[0]), limits.memory, max(map(listed, jobs)))
             yield from results(lm, jobs, task, texts if limits.batch_size is None else min(texts, limits.batch_size))
 
 
@@ -169,20 +174,21 @@ def repeated(first: dict[str | int, int], name: str | int, line: int) -> Bad | N
     if earlier == line:
         return None
     number = ", whose number it is" if name == earlier else ""  # the id of a record without one
-    return Bad(line, None, f"id: expected one that no other record has, got {name!r:.60}, as in line {earlier}{number}")
+    return Bad(line, None, f"id: expected a unique one, got {name!r:.60}, already used by line {earlier}{number}")
 
 
-def all_results(engine: Engine, records: Iterable[Numbered | Bad], order: list[int]) -> Iterator[Result]:
-    """The results of the engine, and between them the errors of the records that it does not get.
+def all_results(engine: Engine, records: Iterable[Numbered | Bad], order: deque[int] | None = None) -> Iterator[Result]:
+    """The engine's results, interleaved with errors for records that never reach it.
 
-    order : is filled with the lines of all records, before their results come
+    order : filled with each record's line number before its result is yielded
     """
     bad: list[Result] = []
 
     def good() -> Iterator[Numbered]:  # the engine draws from it
         for one in records:
             number = one.line if isinstance(one, Bad) else one[0]
-            order.append(number)
+            if order is not None:
+                order.append(number)
             if isinstance(one, Bad):
                 bad.append(Result(number, one.result()))
             else:
@@ -203,9 +209,9 @@ def run(
     strict: bool = False,
     kind: str = "safetensors",
 ) -> Iterator[Result]:
-    """Compute all records without a result, and write the results; yields each when it is in the output.
+    """Compute all records without a result, and write the results; yields each once it is in the output.
 
-    ordered : write them in the order of the input; a result then waits for those before it
+    ordered : write them in the order of the input; a result then waits for those before it. Vectors do not wait
     strict : raise RecordError for the first record that fails, or if one has failed before
     kind : of the files of vectors, "safetensors" or "parquet"
     """
@@ -213,11 +219,12 @@ def run(
         raise RecordError(
             f"{journal.path}: {len(journal.failed)} of its records failed; --retry-failed computes them again"
         )
-    order: list[int] = []
+    order = deque[int]() if ordered else None
     found = all_results(engine, pending(lines, journal), order)
-    found = in_order(found, order) if ordered else found
-    found = until_error(found) if strict else found
-    for group in indexed(found, journal.path, journal.files, kind):
+    groups = indexed(until_error(found) if strict else found, journal.path, journal.files, kind)
+    if order is not None:
+        groups = ([result] for result in in_order(chain.from_iterable(groups), order))
+    for group in groups:
         journal.write([result.answer for result in group])
         yield from group
 
@@ -230,12 +237,10 @@ def until_error(results: Iterable[Result]) -> Iterator[Result]:
         yield result
 
 
-def in_order(results: Iterable[Result], order: list[int]) -> Iterator[Result]:
+def in_order(results: Iterable[Result], order: deque[int]) -> Iterator[Result]:
     """The results in the order of their lines, each held until those before it have come."""
     waiting: dict[int, Result] = {}
-    position = 0  # in `order`, of the next one
     for result in results:
         waiting[result.line] = result
-        while position < len(order) and order[position] in waiting:
-            yield waiting.pop(order[position])
-            position += 1
+        while order and order[0] in waiting:
+            yield waiting.pop(order.popleft())

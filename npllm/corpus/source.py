@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import UsageError
+from ..errors import UnavailableError, UsageError
+from ..storage.files import write_errors
 from ..storage.json_file import LARGEST_JSON
 from ..storage.paths import input_path
 from .records import Line
 
+ROWS = 1024  # of a parquet file, read at a time
 JSON_LINES, TEXT, PARQUET = (".jsonl", ".ndjson"), (".txt",), (".parquet",)
 
 
@@ -71,22 +73,22 @@ def parquet_rows(path: Path) -> Iterator[Line]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UsageError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
+        raise UnavailableError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
     number = 0
     try:
-        for group in parquet.ParquetFile(path).iter_batches():
+        for group in parquet.ParquetFile(path).iter_batches(ROWS):
             for row in group.to_pylist():
                 number += 1
                 try:
                     yield Line(number, json.dumps(row, default=as_text).encode())
                 except UnicodeDecodeError:
-                    yield Line(number, b"", "expected UTF-8 in the row's columns of bytes, got other bytes")
+                    yield Line(number, b"", "expected UTF-8 in binary columns, got other bytes")
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise UsageError(f"{path}: expected a parquet file, got: {str(error).splitlines()[0]:.200}") from error
 
 
 def as_text(value: Any) -> str:
-    """A value of parquet that JSON lacks, as text: bytes as UTF-8; a date, say, as Python prints it."""
+    """A parquet value that JSON cannot hold, as text: bytes as UTF-8; a date, say, as Python prints it."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -97,13 +99,14 @@ def opened(name: str) -> Iterator[Source]:
     Raises
     ------
     UsageError : it cannot be read, or its suffix is not one of a format that npllm reads
+    UnavailableError : it is a parquet file, and pyarrow is not installed
     """
     if name == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("-: expected records on stdin; pipe them in, or give a file")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "stdin.jsonl"
-            with path.open("wb") as file:
+            with write_errors(path), path.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
             yield Source(path, ".jsonl")
         return

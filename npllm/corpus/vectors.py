@@ -18,7 +18,7 @@ from ..storage.files import write_file
 from ..storage.safetensors_file import Entry, header
 from .work import Result
 
-# Approximate limits of a file. After so many seconds it is written with what there is: kill -9 loses no more.
+# Approximate limits of a file. One is written when its first result is about SECONDS old: kill -9 loses no more.
 ROWS, BYTES, SECONDS = 2000, 2**26, 30
 
 
@@ -55,7 +55,7 @@ def indexed(results: Iterable[Result], index: Path, number: int, kind: str = "sa
                 full, group, number = in_file(group, index, number, kind), [], number + 1
                 yield full
                 rows = size = 0
-    except GeneratorExit:
+    except GeneratorExit:  # whoever reads the results has failed: nobody would write them
         raise
     except BaseException:
         if group:
@@ -91,7 +91,7 @@ def safetensors(vectors: Named) -> list[Any]:
 
 def parquet(vectors: Named) -> list[Any]:
     """A parquet file with the columns "id", as text, and "vector", lists of one length (of lists, for a value of each
-    head). The ids 1 and "1" are one text; the index tells their rows apart."""
+    head). The ids 1 and "1" become the same text; the index tells their rows apart."""
     arrow, writer = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     parts = []
     for _, rows in vectors:

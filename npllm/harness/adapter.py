@@ -77,7 +77,12 @@ class NpllmLM(TemplateLM):
             if option not in (known := [*signature(load).parameters][1:]):
                 known = ["pretrained", "batch_size", "prefix_token_id", *known]
                 raise UsageError(f"model_args: expected {', '.join(known)}, got {option}")
-        return cls(load(name, **given), None if size in (None, "auto") else int(size), prefix)
+        automatic = size is None or str(size).partition(":")[0] == "auto"  # or "auto:N"
+        return cls(
+            load(name, **given),
+            None if automatic else whole_number("batch_size", int(size) if str(size).isdecimal() else size),
+            prefix,
+        )
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> "NpllmLM":

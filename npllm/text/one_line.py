@@ -33,3 +33,9 @@ def one_line(text: object, most: int = 500) -> str:
         return line
     end = most // 3
     return line[: most - end - 3] + "..." + line[-end:]
+
+
+def line_of(error: BaseException) -> str:
+    """The informative line of an error's text: the last if it is a traceback, perhaps one of Ray's, else the first."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if any(line.startswith("Traceback") or "ray::" in line for line in lines) else 0]
