@@ -455,7 +455,7 @@ class TestInChromium:
         assert tab.locator("#layer-after").is_disabled()
         tab.keyboard.press("Escape")
         assert not tab.evaluate("document.getElementById('map').open")
-        assert tab.evaluate(f"{focused}.getAttribute('aria-label')") == "layer 2, head 2: enlarge"
+        tab.wait_for_function(f"{focused}.getAttribute('aria-label') === 'layer 2, head 2: enlarge'")  # after its event
 
     def test_the_lens_says_what_pythons_says(self, show):
         tab, seen, _ = show(seen_by(tiny_lm(), "The dog"))

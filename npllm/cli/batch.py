@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         with options.readable_stdin():
             pass
     with orderly_end(), opened(args.input) as source:
-        total = sum(1 for _ in source.lines())
+        total = source.count()
         lm = options.load_model(args)
         task = Task(
             args.task, command_options(args), args.seed or 0, args.tap or "", args.at or PLACES[0], args.cache_dtype

@@ -36,6 +36,13 @@ class Source:
         with self.path.open("rb") as file:
             self.fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
 
+    def count(self) -> int:
+        """How many records there are."""
+        if self.kind in PARQUET:
+            with parquet_file(self.path) as file:
+                return int(file.metadata.num_rows)
+        return sum(1 for _ in self.lines())
+
     def lines(self) -> Iterator[Line]:
         """The records, as JSON."""
         if self.kind in PARQUET:
@@ -68,23 +75,30 @@ def read_lines(file: BinaryIO) -> Iterator[bytes]:
         yield data
 
 
-def parquet_rows(path: Path) -> Iterator[Line]:
-    """The rows of a parquet file, as JSON."""
+@contextmanager
+def parquet_file(path: Path) -> Iterator[Any]:
+    """An open parquet file. Raises UsageError if it, or what is read from it within the context, is broken."""
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise UnavailableError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
-    number = 0
     try:
-        for group in parquet.ParquetFile(path).iter_batches(ROWS):
-            for row in group.to_pylist():
-                number += 1
-                try:
-                    yield Line(number, json.dumps(row, default=as_text).encode())
-                except UnicodeDecodeError:
-                    yield Line(number, b"", "expected UTF-8 in binary columns, got other bytes")
+        with parquet.ParquetFile(path) as file:
+            yield file
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise UsageError(f"{path}: expected a parquet file, got: {str(error).splitlines()[0]:.200}") from error
+
+
+def parquet_rows(path: Path) -> Iterator[Line]:
+    """The rows of a parquet file, as JSON."""
+    with parquet_file(path) as file:
+        rows = (row for group in file.iter_batches(ROWS) for row in group.to_pylist())
+        for number, row in enumerate(rows, 1):
+            try:
+                line = Line(number, json.dumps(row, default=as_text).encode())
+            except UnicodeDecodeError:
+                line = Line(number, b"", "expected UTF-8 in binary columns, got other bytes")
+            yield line
 
 
 def as_text(value: Any) -> str:
