@@ -97,9 +97,10 @@ def test_text_files_and_stdin_are_read(npllm, tmp_path):
     assert all(one["sum"] < 0 for one in first)
 
 
+@pytest.mark.extra
 def test_parquet_is_read_where_pyarrow_is(npllm, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
     parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "in.parquet")
     assert npllm("batch", tmp_path / "in.parquet", "-o", tmp_path / "out.jsonl", "-n", 1).code == 0
     assert {one["id"] for one in results(tmp_path / "out.jsonl")} == {"r0", "r1", "r2", "r3"}

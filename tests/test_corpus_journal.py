@@ -300,6 +300,7 @@ def test_a_file_is_written_after_some_seconds_however_small_it_is(tmp_path, monk
     assert [[one.answer["row"] for one in group] for group in groups] == [[0, 1], [0, 1]]
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("width", [(3,), (2, 3)])
 def test_vectors_in_parquet_files_have_their_ids(tmp_path, width):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")

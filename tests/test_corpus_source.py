@@ -73,7 +73,10 @@ def test_other_files_are_refused(tmp_path):
 
 
 def rows_of(path, rows):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow, parquet = (
+        pytest.importorskip("pyarrow", reason="pip install pyarrow"),
+        pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow"),
+    )
     table = rows if isinstance(rows, pyarrow.Table) else pyarrow.Table.from_pylist(rows)
     parquet.write_table(table, path)
     return [parsed(line) for line in Source(path, ".parquet").lines()]
@@ -85,12 +88,14 @@ def test_values_that_json_lacks_are_text():
         module.as_text(b"\xff")
 
 
+@pytest.mark.extra
 def test_a_column_of_bytes_is_text_in_utf8_and_else_an_error(tmp_path):
     first, second = rows_of(tmp_path / "a.parquet", [{"prompt": "ö".encode()}, {"prompt": b"\xff"}])
     assert first == {"prompt": "ö", "id": 1}
     assert second == Bad(2, None, "expected UTF-8 in binary columns, got other bytes")
 
 
+@pytest.mark.extra
 def test_missing_values_are_null_as_in_json(tmp_path):
     found = rows_of(tmp_path / "a.parquet", [{"prompt": "a", "id": 2.0, "max_new_tokens": 5.0}, {"prompt": "b"}])
     assert found == [
@@ -99,12 +104,14 @@ def test_missing_values_are_null_as_in_json(tmp_path):
     ]
 
 
+@pytest.mark.extra
 def test_nan_in_a_column_is_an_error_of_its_row(tmp_path):
     first, second = rows_of(tmp_path / "a.parquet", [{"prompt": "a", "x": float("nan")}, {"prompt": "b", "x": 1.0}])
     assert "expected finite numbers" in first.error
     assert second["x"] == 1.0
 
 
+@pytest.mark.extra
 def test_dates_and_nested_columns_are_copied(tmp_path):
     day = datetime.date(2026, 11, 30)
     row = {"messages": [{"role": "user", "content": "a"}], "day": day, "of": {"a": [1, None]}}

@@ -149,6 +149,7 @@ class Asked(NamedTuple):
     args: tuple
 
 
+@pytest.mark.extra
 def test_requests_without_a_number_are_refused_and_without_a_context_computed(adapter):
     prefix = adapter.prefix_token_id
     [(alone, _)] = adapter._loglikelihood_tokens([(None, [], [7, 9])], disable_tqdm=True)
@@ -167,6 +168,7 @@ def test_requests_without_a_number_are_refused_and_without_a_context_computed(ad
         adapter.generate_until([Asked(("the", {"max_gen_toks": 64}))])
 
 
+@pytest.mark.extra
 def test_each_result_goes_into_the_harness_s_cache(adapter, monkeypatch):
     kept = {}
     hook = SimpleNamespace(add_partial=lambda kind, key, value: kept.update({(kind, str(key)): value}))
@@ -181,6 +183,7 @@ def test_each_result_goes_into_the_harness_s_cache(adapter, monkeypatch):
     assert adapter.tokenizer_name == f"npllm-{model_hash(adapter.model)}"
 
 
+@pytest.mark.extra
 def test_a_chat_becomes_the_ids_that_a_chat_has(adapter):
     messages = [{"role": "user", "content": "the cat"}]
     text = adapter.apply_chat_template(messages)
@@ -196,6 +199,7 @@ def test_a_chat_becomes_the_ids_that_a_chat_has(adapter):
         without.apply_chat_template(messages)
 
 
+@pytest.mark.extra
 def test_the_token_before_every_text_is_there_once(adapter):
     tokenizers = importlib.import_module("tokenizers")
     backend = tokenizers.Tokenizer.from_str(adapter.tokens.backend.to_str())
@@ -211,6 +215,7 @@ def test_the_token_before_every_text_is_there_once(adapter):
     assert lm.prefix_token_id == start
 
 
+@pytest.mark.extra
 def test_the_end_of_a_text_is_the_configuration_s_first_or_must_be_given(adapter):
     def token(*ids):
         config = dataclasses.replace(adapter.model.config, eos_token_id=ids)
@@ -222,6 +227,7 @@ def test_the_end_of_a_text_is_the_configuration_s_first_or_must_be_given(adapter
         token()
 
 
+@pytest.mark.extra
 def test_the_harness_makes_a_model_by_name(folder):
     pytest.importorskip("lm_eval", reason="pip install -e '.[eval]'")
     registered = importlib.import_module("lm_eval.api.registry").get_model("npllm")
